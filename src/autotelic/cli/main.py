@@ -1,0 +1,75 @@
+"""`autotelic COMMAND`: finds the command, runs it, and turns a user's error into one line and exit code 2.
+
+No command is imported before it is chosen, so that `autotelic --help` answers at once.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from autotelic import __version__
+from autotelic.errors import UserError, closest
+
+COMMANDS = {
+    "demo": "evaluate the carried model, train it six ways, write one page (about three minutes)",
+    "train": "train with grpo, empo, one_shot_em, ... on TRL's trainer",
+    "score": "cluster sampled answers by meaning: semantic entropy and label-free rewards",
+    "eval": "mean@k, pass@k, maj@k, greedy and entropy of a model or of a file of samples",
+    "forecast": "fit R = -a exp(H) + b to a training log: the ceiling, and what is left to gain",
+    "report": "one self-contained page for one or several runs",
+    "pretrain": "rebuild the small base model that the repository carries",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the top-level parser: it knows the commands' names, not their options."""
+    listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="autotelic",
+        description="Post-train language models and control policies without reward labels.",
+        epilog=f"commands:\n{listing}\n\n`autotelic COMMAND --help` describes one command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"autotelic {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    parser.add_argument("command", metavar="COMMAND")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 done, 2 bad input, 130 interrupted."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    debug = args.debug or "--debug" in args.arguments
+    arguments = [a for a in args.arguments if a != "--debug"]
+    try:
+        if args.command not in COMMANDS:
+            raise UserError(
+                f"unknown command {args.command!r}{closest(args.command, COMMANDS)} `autotelic --help` lists them."
+            )
+        return run_command(args.command, arguments)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"autotelic: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("autotelic: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `autotelic ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Import one command's module, parse its own arguments, and run it."""
+    module = importlib.import_module(f"autotelic.cli.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"autotelic {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(arguments))

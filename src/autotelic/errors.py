@@ -1,0 +1,17 @@
+"""The one error a user may cause.
+
+Everything that bad input can do ends here: the command line prints its message as one line and exits with code 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Input that cannot be used. The message says what is wrong, why, and what to do, in one line."""
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """Return a hint such as ``; did you mean 'learning_rate'?``, or an empty string when nothing is near."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
