@@ -1,0 +1,506 @@
+"""Accuracy with intervals: mean@k, pass@k, maj@k, greedy, and the exact entropy of a model.
+
+    mean@k = c / n                         pass@k = 1 - C(n - c, k) / C(n, k)
+    maj@k  = the expected correctness of the largest cluster, every tied largest cluster equally likely
+
+n samples of one prompt, c of them correct. Every figure is a mean over prompts with a percentile bootstrap
+interval over prompts.
+This module and the verifiers in `autotelic.rewards` are the only readers of labels; training code may not import it.
+
+Reference: pass@k is the unbiased estimator of Chen et al. 2021, arXiv:2107.03374v2, Eq. 1.
+Deviations: none.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from autotelic.errors import UserError
+
+NUM_RESAMPLES = 2000
+MAX_RESAMPLE_ELEMENTS = 4_000_000  # indices held at once by the bootstrap: 32 MB
+MAX_LOGIT_ELEMENTS = 64_000_000  # logits held at once while entropy is measured: 256 MB in float32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts with its percentile bootstrap interval; the bounds are NaN where one prompt leaves none."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return `{"value", "interval": [low, high]}`, with None for what is not finite, as JSON has no NaN."""
+        value, low, high = (x if math.isfinite(x) else None for x in (self.value, self.low, self.high))
+        return {"value": value, "interval": [low, high]}
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class PromptSamples:
+    """What one prompt gave: its responses, what was read from them, and whether that was right.
+
+    `entropy` is the mean over this prompt's response tokens, in nats a token; None where no model was at hand.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    responses: tuple[str, ...]
+    extracted: tuple[str | None, ...]
+    clusters: tuple[int, ...]
+    correct: tuple[bool, ...]
+    greedy: str | None = None
+    greedy_correct: bool | None = None
+    entropy: float | None = None
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Named estimates ("mean@8", "pass@1" ... "pass@8", "maj@8", "greedy", "entropy", "length") and their samples."""
+
+    metrics: dict[str, Estimate]
+    samples: tuple[PromptSamples, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Estimate:
+        """Return one estimate by its name."""
+        return self.metrics[name]
+
+    def as_dict(self, *, samples: bool = False) -> dict[str, Any]:
+        """Return what JSON can hold; `samples=True` adds every response."""
+        result: dict[str, Any] = {name: estimate.as_dict() for name, estimate in self.metrics.items()}
+        result["settings"] = dict(self.settings)
+        result["num_prompts"] = len(self.samples)
+        result["warnings"] = list(self.warnings)
+        if samples:
+            result["samples"] = [vars(sample) for sample in self.samples]
+        return result
+
+
+def mean_at_k(correct: Bool[np.ndarray, "P K"]) -> Float[np.ndarray, " P"]:
+    """Return the share of correct samples of each prompt."""
+    return correct.mean(axis=1)
+
+
+def pass_at_k(correct: Bool[np.ndarray, "P K"], k: int) -> Float[np.ndarray, " P"]:
+    """Return the chance that at least one of k samples drawn without replacement from the K is correct.
+
+    `1 - C(n - c, k) / C(n, k)` as the product `prod_{i=n-c+1..n} (1 - k / i)`, which neither overflows nor cancels.
+
+    Args:
+        correct: correctness of K samples of each prompt.
+        k: samples drawn, between 1 and K.
+    """
+    n = correct.shape[1]
+    if not 1 <= k <= n:
+        raise UserError(
+            f"pass@{k} needs 1 <= k <= {n}, the number of samples of a prompt; draw more samples or lower k"
+        )
+    i = np.arange(1, n + 1)
+    # factors of the product taken from the largest i down: failing[c] is their product over the c largest
+    factors = np.clip(1.0 - k / i, 0.0, None)[::-1]
+    failing = np.concatenate([[1.0], np.cumprod(factors)])
+    return 1.0 - failing[correct.sum(axis=1)]
+
+
+def majority_at_k(correct: Bool[np.ndarray, "P K"], clusters: Int[np.ndarray, "P K"]) -> Float[np.ndarray, " P"]:
+    """Return the expected correctness of the most frequent answer; tied clusters are equally likely to win.
+
+    A cluster counts by the share of its members that are correct (0 or 1 where equivalence is consistent).
+    A response without an answer (-1) never wins; a prompt without any answer scores 0.
+    """
+    scores = np.zeros(len(correct))
+    for p, (row, names) in enumerate(zip(correct, clusters, strict=True)):
+        labels, sizes = np.unique(names[names >= 0], return_counts=True)
+        if len(labels):
+            winners = labels[sizes == sizes.max()]
+            scores[p] = np.mean([row[names == label].mean() for label in winners])
+    return scores
+
+
+def bootstrap(
+    values: Float[np.ndarray, " P"],
+    weights: Float[np.ndarray, " P"] | None = None,
+    *,
+    level: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Return `sum(w v) / sum(w)` over prompts with its bootstrap interval, prompts resampled with replacement.
+
+    Args:
+        values: one value per prompt.
+        weights: for example the tokens of each prompt; None weighs every prompt the same.
+        level: coverage of the interval, in (0, 1).
+        num_resamples: bootstrap resamples.
+        seed: of the resampling; the same seed gives the same interval.
+    """
+    if not len(values):
+        raise UserError("no prompt to average over; give at least one")
+    weights = np.ones(len(values)) if weights is None else weights
+    value = float((values * weights).sum() / weights.sum())
+    if len(values) == 1:
+        return Estimate(value, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    rows = max(1, MAX_RESAMPLE_ELEMENTS // len(values))
+    means = []
+    for start in range(0, num_resamples, rows):
+        index = rng.integers(len(values), size=(min(rows, num_resamples - start), len(values)))
+        means.append((values * weights)[index].sum(axis=1) / weights[index].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def accuracy_estimates(
+    correct: Bool[np.ndarray, "P K"], clusters: Int[np.ndarray, "P K"], *, seed: int = 0
+) -> dict[str, Estimate]:
+    """Return mean@K, pass@1, pass@2, pass@4 ... pass@K and maj@K with their intervals."""
+    k = correct.shape[1]
+    powers = [2**i for i in range(k.bit_length()) if 2**i <= k]
+    estimates = {f"mean@{k}": bootstrap(mean_at_k(correct), seed=seed)}
+    estimates |= {f"pass@{j}": bootstrap(pass_at_k(correct, j), seed=seed) for j in sorted({*powers, k})}
+    estimates[f"maj@{k}"] = bootstrap(majority_at_k(correct, clusters), seed=seed)
+    return estimates
+
+
+def evaluate_model(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Mapping[str, Any]],
+    *,
+    k: int = 8,
+    temperature: float | int = 1.0,
+    top_p: float | int = 1.0,
+    max_new_tokens: int = 64,
+    batch_size: int = 256,
+    seed: int = 0,
+    greedy: bool = True,
+    chat: bool | None = None,
+) -> Evaluation:
+    """Sample k responses of every problem, and one greedy response, and score them.
+
+    Entropy is exact over the vocabulary, at temperature 1 whatever the sampling temperature, in nats a token: the mean
+    over all sampled response tokens up to and including the first end token. The global random state is left as it was.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer.
+        problems: rows with `prompt` (text, or a list of chat messages), `answer`, and optionally `id`.
+        k: samples of each prompt.
+        temperature: of the sampling, above 0.
+        top_p: nucleus of the sampling, in (0, 1].
+        max_new_tokens: longest response.
+        batch_size: sequences generated at once.
+        seed: of the sampling and of the bootstrap.
+        greedy: also decode greedily once.
+        chat: apply the chat template to text prompts; None: only to lists of messages.
+    """
+    if k < 1 or temperature <= 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or batch_size < 1:
+        raise UserError(
+            "evaluation needs k, max_new_tokens and batch_size of at least 1, temperature above 0 and top_p in (0, 1]; "
+            f"got {k}, {max_new_tokens}, {batch_size}, {temperature} and {top_p}"
+        )
+    answers = labels_of(problems)
+    prompts = [prompt_text(row["prompt"], tokenizer, chat) for row in problems]
+    sampled = sample_responses(
+        model,
+        tokenizer,
+        [prompt for prompt in prompts for _ in range(k)],
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    decoded = None
+    if greedy:
+        decoded = sample_responses(
+            model,
+            tokenizer,
+            prompts,
+            temperature=0,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            entropy=False,
+        )
+    samples = []
+    for p, row in enumerate(problems):
+        own = slice(p * k, (p + 1) * k)
+        tokens = int(sampled.num_tokens[own].sum())
+        samples.append(
+            score_prompt(
+                row,
+                answers[p],
+                sampled.texts[own],
+                index=p,
+                greedy=decoded.texts[p] if decoded else None,
+                entropy=float(sampled.entropy_sum[own].sum() / tokens),
+                num_tokens=tokens,
+            )
+        )
+    settings = {"k": k, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    return summarize(samples, settings=settings, seed=seed)
+
+
+def evaluate_samples(rows: Iterable[Mapping[str, Any]], *, seed: int = 0) -> Evaluation:
+    """Score recorded responses: rows `{prompt, responses: [...], answer}`, optionally `id` and `greedy`.
+
+    Rows with unequal numbers of responses are cut to the smallest, their first ones are kept, and a warning says so.
+    """
+    rows = list(rows)
+    answers = labels_of(rows)
+    for number, row in enumerate(rows, start=1):
+        responses = row.get("responses")
+        if not isinstance(responses, list | tuple) or not responses or not all(isinstance(r, str) for r in responses):
+            raise UserError(f"row {number} has no `responses`: give a list of at least one string")
+    k = min(len(row["responses"]) for row in rows)
+    most = max(len(row["responses"]) for row in rows)
+    warnings = [f"rows hold {k} to {most} responses: the first {k} of each are scored"] if most > k else []
+    samples = [
+        score_prompt(row, answers[p], list(row["responses"][:k]), index=p, greedy=row.get("greedy"))
+        for p, row in enumerate(rows)
+    ]
+    return summarize(samples, settings={"k": k}, seed=seed, warnings=warnings)
+
+
+def temperature_sweep(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Mapping[str, Any]],
+    temperatures: Sequence[float | int],
+    **settings: Any,
+) -> dict[float, Evaluation]:
+    """Evaluate once per sampling temperature, on the same problems and seed; greedy is decoded the first time only."""
+    results: dict[float, Evaluation] = {}
+    for number, temperature in enumerate(temperatures):
+        options = {**settings, "greedy": settings.get("greedy", True) and number == 0}
+        results[float(temperature)] = evaluate_model(model, tokenizer, problems, temperature=temperature, **options)
+    return results
+
+
+def labels_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return each row's answer as text; a row without one cannot be evaluated."""
+    if not rows:
+        raise UserError("nothing to evaluate: the source holds no problem")
+    answers = []
+    for number, row in enumerate(rows, start=1):
+        for name in ("prompt", "answer"):
+            if row.get(name) is None:
+                has = ", ".join(map(str, row)) or "no column"
+                raise UserError(
+                    f"row {number} has no `{name}` (it has {has}): evaluation compares responses with answers"
+                )
+        answers.append(str(row["answer"]))
+    return answers
+
+
+def score_prompt(
+    row: Mapping[str, Any],
+    answer: str,
+    responses: Sequence[str],
+    *,
+    index: int,
+    greedy: str | None = None,
+    entropy: float | None = None,
+    num_tokens: int | None = None,
+) -> PromptSamples:
+    """Read the answers of one prompt's responses, cluster them, and compare them with the label."""
+    from autotelic.answers import cluster, equivalent, extract
+
+    extracted = [extract(text) for text in responses]
+    final = None if greedy is None else extract(greedy)
+    verdicts = {text: bool(equivalent(text, answer)) for text in {*extracted, final} if text is not None}
+    return PromptSamples(
+        id=str(row.get("id", index)),
+        prompt=row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], ensure_ascii=False),
+        answer=answer,
+        responses=tuple(responses),
+        extracted=tuple(extracted),
+        clusters=tuple(int(c) for c in cluster(extracted)),
+        correct=tuple(text is not None and verdicts[text] for text in extracted),
+        greedy=greedy,
+        greedy_correct=None if greedy is None else final is not None and verdicts[final],
+        entropy=entropy,
+        num_tokens=num_tokens,
+    )
+
+
+def summarize(
+    samples: Sequence[PromptSamples], *, settings: Mapping[str, Any], seed: int = 0, warnings: Sequence[str] = ()
+) -> Evaluation:
+    """Turn scored prompts into estimates; greedy, entropy and length appear only where every prompt has them."""
+    correct = np.array([sample.correct for sample in samples], dtype=bool)
+    clusters = np.array([sample.clusters for sample in samples], dtype=np.int64)
+    metrics = accuracy_estimates(correct, clusters, seed=seed)
+    if all(sample.greedy_correct is not None for sample in samples):
+        metrics["greedy"] = bootstrap(np.array([float(bool(s.greedy_correct)) for s in samples]), seed=seed)
+    if all(sample.entropy is not None and sample.num_tokens for sample in samples):
+        tokens = np.array([float(s.num_tokens or 0) for s in samples])
+        metrics["entropy"] = bootstrap(np.array([float(s.entropy or 0.0) for s in samples]), tokens, seed=seed)
+        metrics["length"] = bootstrap(tokens / correct.shape[1], seed=seed)
+    metrics["parsed"] = bootstrap((clusters >= 0).mean(axis=1), seed=seed)
+    return Evaluation(metrics, tuple(samples), dict(settings), tuple(warnings))
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Generated texts with their token counts and summed token entropies (nats)."""
+
+    texts: list[str]
+    num_tokens: np.ndarray
+    entropy_sum: np.ndarray
+
+
+def prompt_text(prompt: Any, tokenizer: Any, chat: bool | None = None) -> str:
+    """Return the text to continue: the prompt itself, or its messages through the chat template."""
+    if isinstance(prompt, str) and not chat:
+        return prompt
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            "the prompt is a conversation but the tokenizer has no chat template; give plain text prompts or set one"
+        )
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def sample_responses(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    temperature: float | int,
+    max_new_tokens: int,
+    top_p: float | int = 1.0,
+    batch_size: int = 256,
+    seed: int = 0,
+    entropy: bool = True,
+) -> Responses:
+    """Continue every prompt once (temperature 0: greedily), with left padding, longest prompts first.
+
+    Args:
+        model: a causal language model of transformers; its training mode is restored.
+        tokenizer: its tokenizer.
+        prompts: texts, repeated where several samples are wanted.
+        temperature: of the sampling; 0 decodes greedily.
+        max_new_tokens: longest response.
+        top_p: nucleus of the sampling.
+        batch_size: sequences at once.
+        seed: of the sampling.
+        entropy: also measure the token entropies, by one forward pass over what was generated.
+    """
+    import torch
+
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    texts: list[str] = [""] * len(prompts)
+    num_tokens, entropy_sum = np.zeros(len(prompts)), np.zeros(len(prompts))
+    config = generation_config(model, tokenizer, temperature, top_p, max_new_tokens)
+    device = model.device
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(seed)
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                ids, attention = left_padded([prompts[i] for i in rows], tokenizer)
+                ids, attention = ids.to(device), attention.to(device)
+                output = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
+                completion = output[:, ids.shape[1] :]
+                mask = response_mask(completion, config.eos_token_id)
+                if entropy:
+                    attention = torch.cat([attention, mask.to(attention.dtype)], dim=1)
+                    entropy_sum[rows] = summed_entropy(model, output, attention, mask).cpu().numpy()
+                num_tokens[rows] = mask.sum(-1).cpu().numpy()
+                for i, tokens, kept in zip(rows, completion.tolist(), mask.sum(-1).tolist(), strict=True):
+                    texts[i] = tokenizer.decode(
+                        tokens[:kept], skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    )
+    finally:
+        model.train(was_training)
+    return Responses(texts, num_tokens, entropy_sum)
+
+
+def generation_config(model: Any, tokenizer: Any, temperature: float | int, top_p: float | int, length: int) -> Any:
+    """Return transformers' settings for plain sampling: nothing else (top-k, penalties) shapes the distribution."""
+    from transformers import GenerationConfig
+
+    eos = model.generation_config.eos_token_id
+    eos = tokenizer.eos_token_id if eos is None else eos
+    pad = tokenizer.pad_token_id
+    pad = pad if pad is not None else (eos[0] if isinstance(eos, list) else eos)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=length, eos_token_id=eos, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id, **sampling
+    )
+
+
+def left_padded(prompts: Sequence[str], tokenizer: Any) -> tuple[Any, Any]:
+    """Return token ids and attention mask `(B, T)`, padded on the left whatever the tokenizer's own side is."""
+    import torch
+
+    encoded = [
+        tokenizer(prompt, add_special_tokens=not starts_with_special(prompt, tokenizer))["input_ids"]
+        for prompt in prompts
+    ]
+    width = max(1, max(len(row) for row in encoded))
+    ids = torch.full((len(encoded), width), tokenizer.pad_token_id or 0, dtype=torch.long)
+    attention = torch.zeros_like(ids)
+    for i, row in enumerate(encoded):
+        if not row:
+            raise UserError("a prompt is empty: it has no token to continue from")
+        ids[i, width - len(row) :] = torch.tensor(row)
+        attention[i, width - len(row) :] = 1
+    return ids, attention
+
+
+def starts_with_special(prompt: str, tokenizer: Any) -> bool:
+    """Tell whether the text already begins with the begin token, as a chat template's output does."""
+    return bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
+
+
+def response_mask(completion: Any, eos: int | list[int] | None) -> Any:
+    """Return True on the tokens up to and including the first end token, `(B, T)`."""
+    import torch
+
+    if eos is None:
+        return torch.ones_like(completion, dtype=torch.bool)
+    ends = torch.isin(completion, torch.as_tensor(eos, device=completion.device))
+    return (ends.cumsum(-1) - ends.long()) == 0
+
+
+def summed_entropy(model: Any, ids: Any, attention: Any, mask: Any) -> Any:
+    """Return the sum of each response's token entropies at temperature 1, `(B,)`, in nats; few rows at once."""
+    import torch
+
+    from autotelic.functional import token_entropy
+
+    length = mask.shape[1]
+    vocabulary = model.config.get_text_config().vocab_size
+    rows = max(1, MAX_LOGIT_ELEMENTS // ((length + 1) * vocabulary))
+    sums = []
+    for start in range(0, len(ids), rows):
+        part = slice(start, start + rows)
+        positions = (attention[part].cumsum(-1) - 1).clamp(min=0)
+        logits = model(
+            input_ids=ids[part],
+            attention_mask=attention[part],
+            position_ids=positions,
+            logits_to_keep=length + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+        sums.append((token_entropy(logits) * mask[part]).sum(-1))
+    return torch.cat(sums)
