@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.functional.masking import compute_dtype, fill_outside
+from autotelic.functional.masking import compute_dtype, fill_outside, sequence_means
 
 
 def log_ratio(
@@ -71,3 +71,53 @@ def clipped_surrogate(
     if dual_clip is not None:
         loss = loss.where(a >= 0, loss.minimum(-dual_clip * a))
     return loss
+
+
+def gspo_surrogate(
+    logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    mask: Shaped[Tensor, "B T"],
+    *,
+    clip_low: float | int,
+    clip_high: float | int,
+    max_log_ratio: float | int = 10.0,
+) -> Float[Tensor, "B T"]:
+    """Return the loss of every token under the sequence ratio of GSPO, 0 outside the mask.
+
+        s_t = sg[(pi(y) / pi_old(y))^(1/|y|)] pi(y_t) / sg[pi(y_t)]      L_t = -min(s_t A_t, clip(s_t) A_t)
+
+    All tokens of a sequence share the value of s; each carries its own gradient. Reduce with ``sequence_means``.
+
+    Reference: Zheng et al. 2025, arXiv:2507.18071, GSPO-token.
+    Deviations: the log of s is bounded from above by ``max_log_ratio``, as in verl.
+    """
+    new = fill_outside(logprobs.to(compute_dtype(logprobs)), mask)
+    token_log_ratio = log_ratio(logprobs, old_logprobs, mask, max_log_ratio=None)
+    sequence_log_ratio = sequence_means(token_log_ratio.detach(), mask).unsqueeze(-1)
+    ratio = (new - new.detach() + sequence_log_ratio).clamp(max=max_log_ratio).exp()
+    a = fill_outside(advantages.detach().to(ratio.dtype), mask)
+    return fill_outside(-(ratio * a).minimum(ratio.clamp(1 - clip_low, 1 + clip_high) * a), mask)
+
+
+def cispo_surrogate(
+    logprobs: Float[Tensor, "*B"],
+    old_logprobs: Float[Tensor, "*B"],
+    advantages: Float[Tensor, "*B"],
+    *,
+    clip_low: float | int,
+    clip_high: float | int,
+    mask: Shaped[Tensor, "*B"] | None = None,
+    max_log_ratio: float | int | None = 20.0,
+) -> Float[Tensor, "*B"]:
+    """Return ``-sg[clip(r_t, 1 - clip_low, 1 + clip_high)] A_t logprobs_t``: every token keeps its gradient.
+
+    Reference: MiniMax 2025, arXiv:2506.13585, Eq. 4-5 (CISPO).
+    Deviations: none.
+    """
+    ratio = log_ratio(logprobs.detach(), old_logprobs, mask, max_log_ratio=max_log_ratio).exp()
+    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
+    new, a = logprobs.to(ratio.dtype), advantages.detach().to(ratio.dtype)
+    if mask is not None:
+        new, a = fill_outside(new, mask), fill_outside(a, mask)
+    return -weight * a * new
