@@ -1,8 +1,10 @@
-"""The policy losses of the authors' code and of verl, bug for bug: what a reference run is compared with, never a default.
+"""The policy losses of the authors' code and of verl, bug for bug: for comparison with reference runs, never a default.
 
-    clip_cov:  L = mean_t [ max(-r A, -clip(r) A) * (1 - selected) ]           selected: max(int(fraction N), 1) drawn at
-               random from  low < Cov < high  among the tokens that the PPO clip leaves alone
-    kl_cov:    L = mean_t [ -r A + selected * coef |log r| ]                   selected: the max(int(fraction N), 1) largest
+    clip_cov:  L = mean_t [ max(-r A, -clip(r) A) * (1 - selected) ]
+    kl_cov:    L = mean_t [ -r A + selected * coef |log r| ]
+
+clip_cov draws max(int(fraction N), 1) tokens at random from low < Cov < high, among those that the PPO clip leaves alone;
+kl_cov takes the max(int(fraction N), 1) tokens of largest covariance.
 
 Means, counts and choices belong to the micro-batch that is passed in; dropped tokens stay in the denominator; there is
 no dual clip in either, no PPO clip and no bound on the ratio in kl_cov.
