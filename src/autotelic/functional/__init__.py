@@ -21,7 +21,7 @@ from autotelic.functional.semantic import (
     weighted_semantic_entropy,
 )
 from autotelic.functional.surrogate import clipped_surrogate
-from autotelic.functional.token_advantages import clip_cov, kl_cov, quota
+from autotelic.functional.token_advantages import clip_cov, kl_cov, kl_penalised, quota
 
 __all__ = [
     "TokenMoments",
@@ -41,6 +41,7 @@ __all__ = [
     "kl_cov",
     "kl_estimate",
     "kl_gradient",
+    "kl_penalised",
     "masked_mean",
     "masked_sum",
     "quota",

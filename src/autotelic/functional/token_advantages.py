@@ -142,8 +142,26 @@ def kl_cov(
     count = quota(fraction, _num_tokens(mask, num_tokens, across_ranks, group), at_least_one=at_least_one)
     eligible = valid & (covariance > 0) if positive_only else valid
     selected = top_k_mask(covariance, eligible, count, token_ids=token_ids, across_ranks=across_ranks, group=group)
+    rewritten = kl_penalised(
+        fill_outside(advantages, mask), log_ratio, selected, coef=coef, form=form, max_log_ratio=max_log_ratio
+    )
+    return rewritten, selected
+
+
+def kl_penalised(
+    advantages: Float[Tensor, "B T"],
+    log_ratio: Float[Tensor, "B T"],
+    selected: Bool[Tensor, "B T"],
+    *,
+    coef: float | int,
+    form: KLForm = "abs",
+    max_log_ratio: float | int = 20.0,
+) -> Float[Tensor, "B T"]:
+    """Return A - coef k'(log r) / r on the selected tokens: ``kl_cov`` where the choice was made before.
+
+    The choice belongs to the whole update batch, the ratio to the micro-batch in hand.
+    """
     dtype = torch.promote_types(compute_dtype(advantages), compute_dtype(log_ratio))
     bounded = fill_outside(log_ratio.detach().to(dtype), selected).clamp(-max_log_ratio, max_log_ratio)
     penalty = coef * kl_gradient(bounded, form) * (-bounded).exp()
-    rewritten = fill_outside(advantages.to(dtype), mask)
-    return torch.where(selected, rewritten - penalty, rewritten), selected
+    return torch.where(selected, advantages.to(dtype) - penalty, advantages.to(dtype))

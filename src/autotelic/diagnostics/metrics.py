@@ -1,0 +1,142 @@
+"""The glossary: every metric that this library emits, with one unit, one formula and one source.
+
+`check_declared` is called wherever metrics are written, so a metric cannot appear in a log before it is described here.
+`docs/metrics.md` is generated from this table by ``python -m autotelic.diagnostics.metrics``.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+ENTROPY_MECHANISM = "arXiv:2505.22617"
+EMPO = "arXiv:2504.05812"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What one number in a log means."""
+
+    unit: str
+    formula: str
+    meaning: str
+    source: str = "autotelic"
+
+
+METRICS: dict[str, Metric] = {
+    # The policy, over the response tokens of the update batch.
+    "policy/entropy": Metric(
+        "nats per token",
+        "mean_t H(pi(.|y_<t)) over the vocabulary, token mean, at the sampling temperature",
+        "how undecided the policy is; measured by TRL on the tokens that it trains on",
+        f"{ENTROPY_MECHANISM}, Eq. 5 (token mean in place of its sequence mean)",
+    ),
+    "policy/surprisal": Metric(
+        "nats per token", "mean_t -log pi(y_t)", "an unbiased one-sample estimate of the entropy while on-policy"
+    ),
+    "policy/reference_kl": Metric("nats per token", "mean_t k3(pi || pi_ref)", "distance to the reference policy"),
+    "policy/abs_log_ratio": Metric("nats per token", "mean_t |log r_t|, r = pi / pi_old", "drift since the rollout"),
+    "policy/k1": Metric("nats per token", "mean_t -log r_t", "KL(pi_old || pi), one-sample, unbiased"),
+    "policy/k3": Metric("nats per token", "mean_t r_t - 1 - log r_t", "KL(pi_old || pi), one-sample, never negative"),
+    # Rewards and advantages.
+    "reward/mean": Metric("reward", "mean_i r_i", "mean reward of the rollouts"),
+    "reward/std": Metric("reward", "std_i r_i", "spread of the rewards over the batch"),
+    "reward/zero_std_share": Metric("share", "groups whose rewards are all equal", "prompts that teach nothing"),
+    "advantage/std": Metric("advantage", "std over response tokens of A_t", "zero when no group disagrees"),
+    # Responses.
+    "completions/mean_length": Metric("tokens", "mean_i |y_i|", "length of a response"),
+    "completions/truncated_share": Metric("share", "responses cut at max_completion_length", "unfinished responses"),
+    # Training.
+    "train/loss": Metric("loss", "the objective that was differentiated", "mean over the logging window"),
+    "train/grad_norm": Metric("norm", "||g||_2 before clipping", "size of the update"),
+    "train/learning_rate": Metric("rate", "the schedule's value", "step size"),
+    "train/step_time": Metric("seconds", "wall clock of an optimizer step", "without logging and evaluation"),
+    "train/epoch": Metric("epochs", "share of the data set seen", "position in the data"),
+    "train/entropy_coef": Metric("coefficient", "TRL's entropy_coef now", "fixed or adaptive entropy bonus"),
+    "train/em_loss": Metric(
+        "nats",
+        "reduction of the token entropy named in the run's configuration",
+        "the one-shot EM objective",
+        "arXiv:2505.20282",
+    ),
+    # Token covariance and what a control selects.
+    "covariance/mean": Metric(
+        "nats x advantage", "mean_t Cov(y_t)", "what drives the entropy down", f"{ENTROPY_MECHANISM}, Eq. 10"
+    ),
+    **{
+        f"covariance/top_{name}": Metric(
+            "nats x advantage",
+            f"mean of the largest {name.replace('_', '.')} % of Cov(y_t)",
+            "the tail that carries the collapse",
+            f"{ENTROPY_MECHANISM}, Table 1",
+        )
+        for name in ("0_02", "0_2", "2", "20", "50")
+    },
+    "selected/requested": Metric("tokens", "floor(fraction * N)", "the quota of one update, over all ranks"),
+    "selected/realised": Metric("tokens", "tokens chosen", "below the quota when there are too few candidates"),
+    "selected/share": Metric("share", "realised / N", "share of response tokens that the control touched"),
+    "selected/jaccard": Metric(
+        "share", "|S and S'| / |S or S'|", "agreement of the rollout's and the refreshed selection (refresh=True)"
+    ),
+    **{
+        f"selected/{sign}_{level}": Metric(
+            "share",
+            f"selected tokens with {sign} advantage and {level} probability (against the median) / selected tokens",
+            "which quadrant the control acts on",
+        )
+        for sign in ("positive", "negative")
+        for level in ("likely", "unlikely")
+    },
+    "clip/share": Metric("share", "tokens where the PPO clip removes the gradient", "TRL's clip_ratio/region_mean"),
+    # Meaning.
+    "semantic/entropy": Metric(
+        "nats", "mean over prompts of -sum_c p(c) log p(c)", "disagreement in meaning", f"{EMPO}"
+    ),
+    "semantic/majority_share": Metric("share", "mean over prompts of max_c p(c)", "how far the largest answer leads"),
+    "semantic/parse_rate": Metric("share", "responses with an answer", "None is never a cluster"),
+    "semantic/kept_share": Metric("share", "prompts within the entropy thresholds", "prompts that train", f"{EMPO}"),
+    "semantic/timeouts": Metric("answers", "comparisons stopped at the time limit", "never a silent zero"),
+    "semantic/modal_answer_share": Metric(
+        "share", "most common answer across prompts / responses", "one-answer collapse raises it"
+    ),
+    # Validation: labels reach these and nothing else.
+    "eval/mean_at_k": Metric("accuracy", "mean over prompts and k samples", "pass@1, sampled"),
+    "eval/pass_at_k": Metric("accuracy", "1 - C(n-c, k) / C(n, k)", "at least one of k is right", "arXiv:2107.03374"),
+    "eval/maj_at_k": Metric("accuracy", "the largest cluster is right", "majority vote"),
+    "eval/greedy": Metric("accuracy", "one greedy response", "temperature 0"),
+    "eval/entropy": Metric("nats per token", "mean_t H at temperature 1, on the evaluation samples", "token mean"),
+    # The law.
+    "law/a": Metric("accuracy", "R = -a exp(H) + b, least squares", "slope", f"{ENTROPY_MECHANISM}"),
+    "law/b": Metric("accuracy", "R = -a exp(H) + b, least squares", "intercept", f"{ENTROPY_MECHANISM}"),
+    "law/ceiling": Metric("accuracy", "b - a", "R where the entropy is spent", f"{ENTROPY_MECHANISM}"),
+    "law/ceiling_low": Metric("accuracy", "95 % interval of b - a, lower end", "Student t"),
+    "law/ceiling_high": Metric("accuracy", "95 % interval of b - a, upper end", "Student t"),
+}
+
+TRL_PREFIX = "trl/"
+"""Metrics of the engine that have no counterpart above keep TRL's own name behind this prefix."""
+
+
+def check_declared(names: Iterable[str]) -> None:
+    """Raise KeyError for a metric that the glossary does not describe (`trl/...` is TRL's own vocabulary)."""
+    for name in names:
+        if name not in METRICS and not name.startswith(TRL_PREFIX):
+            raise KeyError(f"metric {name!r} is not declared in autotelic.diagnostics.metrics.METRICS")
+
+
+def to_markdown() -> str:
+    """Return the glossary as a Markdown page."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated from `autotelic.diagnostics.metrics` by `python -m autotelic.diagnostics.metrics > docs/metrics.md`.",
+        "",
+        "| metric | unit | formula | meaning | source |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, metric in METRICS.items():
+        cells = [f"`{name}`", metric.unit, metric.formula, metric.meaning, metric.source]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(to_markdown(), end="")
