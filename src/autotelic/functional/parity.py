@@ -3,7 +3,7 @@
     clip_cov:  L = mean_t [ max(-r A, -clip(r) A) * (1 - selected) ]
     kl_cov:    L = mean_t [ -r A + selected * coef |log r| ]
 
-clip_cov draws max(int(fraction N), 1) tokens at random from low < Cov < high, among those that the PPO clip leaves alone;
+clip_cov draws max(int(fraction N), 1) tokens at random from low < Cov < high, among those that the PPO clip spares;
 kl_cov takes the max(int(fraction N), 1) tokens of largest covariance.
 
 Means, counts and choices belong to the micro-batch that is passed in; dropped tokens stay in the denominator; there is
