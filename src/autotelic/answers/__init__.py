@@ -1,1 +1,36 @@
+r"""Answers by meaning: extract them, compare them, cluster them. Importing this starts and imports nothing heavy.
 
+>>> extract(r"So the answer is \boxed{\frac{1}{2}}.")
+'\\frac{1}{2}'
+>>> equivalent("50\\%", "0.5")
+True
+>>> cluster(["1/2", "0.5", None, "2"])
+[0, 0, -1, 1]
+"""
+
+from autotelic.answers.canonical import Canonical, as_fraction, canonical
+from autotelic.answers.clustering import LINKAGES, Clustering, cluster, cluster_group, equivalent
+from autotelic.answers.equivalence import Equivalence, FunctionEquivalence, MathEquivalence
+from autotelic.answers.extraction import METHODS, extract, last_boxed, last_number
+from autotelic.answers.pool import Pool, PoolStats, default_pool
+
+__all__ = [
+    "LINKAGES",
+    "METHODS",
+    "Canonical",
+    "Clustering",
+    "Equivalence",
+    "FunctionEquivalence",
+    "MathEquivalence",
+    "Pool",
+    "PoolStats",
+    "as_fraction",
+    "canonical",
+    "cluster",
+    "cluster_group",
+    "default_pool",
+    "equivalent",
+    "extract",
+    "last_boxed",
+    "last_number",
+]

@@ -1,0 +1,191 @@
+"""Partition the answers of one group by meaning.
+
+The partition does not depend on the order of the answers: pairs are asked in sorted order of their strings, and every
+linkage works on the whole relation. Answers that are ``None`` stay out (-1): they are no cluster and win no vote.
+Equivalence that is not transitive, or not symmetric, is counted and reported instead of silently resolved.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autotelic.answers.canonical import canonical
+from autotelic.answers.equivalence import Equivalence, FunctionEquivalence, MathEquivalence
+
+Linkage = Literal["union_find", "greedy", "complete"]
+LINKAGES = ("union_find", "greedy", "complete")
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """One group's partition and how it came about.
+
+    Attributes:
+        clusters: An integer per answer, numbered in order of first appearance; -1 where there is no answer.
+        num_unique: Different strings among the answers.
+        num_pairs: Pairs that the equivalence was asked about.
+        num_undecided: Pairs on which it could not tell (they count as different).
+        num_intransitive: Triples a = b, b = c, a != c.
+        num_asymmetric: Pairs with a = b but not b = a (they count as equal for "union_find", different otherwise).
+    """
+
+    clusters: list[int]
+    num_unique: int = 0
+    num_pairs: int = 0
+    num_undecided: int = 0
+    num_intransitive: int = 0
+    num_asymmetric: int = 0
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+_math = MathEquivalence()
+
+
+def equivalent(first: str | None, second: str | None) -> bool:
+    """Return whether two answers are the same answer; an answer that is ``None`` equals nothing, not even ``None``."""
+    if first is None or second is None:
+        return False
+    return _math.compare([first, second], [(0, 1)])[0] is True
+
+
+def cluster(
+    answers: Sequence[str | None],
+    *,
+    equivalence: Equivalence | Callable[[str, str], bool] | None = None,
+    linkage: Linkage = "union_find",
+) -> list[int]:
+    """Return a cluster number per answer, -1 where the answer is ``None`` (see `cluster_group` for the details)."""
+    return cluster_group(answers, equivalence=equivalence, linkage=linkage).clusters
+
+
+def cluster_group(
+    answers: Sequence[str | None],
+    *,
+    equivalence: Equivalence | Callable[[str, str], bool] | None = None,
+    linkage: Linkage = "union_find",
+) -> Clustering:
+    """Partition one group's answers.
+
+    Args:
+        answers: One per response.
+        equivalence: A backend, or a function of two strings; mathematics by default.
+        linkage: "union_find": connected components. "greedy": each string joins the first cluster (in sorted order)
+            whose first member it equals. "complete": clusters in which every pair is equal.
+
+    Returns:
+        The partition with its counts.
+    """
+    if linkage not in LINKAGES:
+        raise ValueError(f"unknown linkage {linkage!r}: choose one of {LINKAGES}")
+    backend = _backend(equivalence)
+    present = [None if a is None or not a.strip() else a for a in answers]
+    representative: dict[str, str] = {}
+    if isinstance(backend, MathEquivalence):  # strings with one canonical key need no comparison
+        by_key: dict[str, str] = {}
+        for answer in sorted({a for a in present if a is not None}):
+            form = canonical(answer)
+            if form is not None:
+                representative[answer] = by_key.setdefault(form.key, answer)
+    else:
+        representative = {a: a for a in present if a is not None}
+    unique = sorted(set(representative.values()))
+    relation = _Relation(unique, backend)
+    labels = {"union_find": _components, "greedy": _greedy, "complete": _complete}[linkage](relation)
+    numbered: dict[int, int] = {}
+    clusters = []
+    for answer in present:
+        if answer is None or answer not in representative:
+            clusters.append(-1)
+        else:
+            label = labels[relation.index[representative[answer]]]
+            clusters.append(numbered.setdefault(label, len(numbered)))
+    return Clustering(
+        clusters=clusters,
+        num_unique=len({a for a in present if a is not None}),
+        num_pairs=relation.num_pairs,
+        num_undecided=relation.num_undecided,
+        num_intransitive=relation.count_intransitive(),
+        num_asymmetric=relation.num_asymmetric,
+    )
+
+
+def _backend(equivalence: Equivalence | Callable[[str, str], bool] | None) -> Equivalence:
+    if equivalence is None:
+        return _math
+    return equivalence if isinstance(equivalence, Equivalence) else FunctionEquivalence(equivalence)
+
+
+class _Relation:
+    """The equivalence of every pair of unique answers."""
+
+    def __init__(self, unique: list[str], backend: Equivalence) -> None:
+        self.size = len(unique)
+        self.index = {answer: i for i, answer in enumerate(unique)}
+        pairs = [(i, j) for i in range(self.size) for j in range(i + 1, self.size)]
+        asked = pairs if backend.symmetric else pairs + [(j, i) for i, j in pairs]
+        verdicts = backend.compare(unique, asked) if asked else []
+        self.num_pairs = len(asked)
+        self.num_undecided = sum(verdict is None for verdict in verdicts)
+        forward = dict(zip(asked, verdicts, strict=True))
+        self.either: set[tuple[int, int]] = set()
+        self.both: set[tuple[int, int]] = set()
+        self.num_asymmetric = 0
+        for i, j in pairs:
+            one, two = forward[i, j] is True, forward.get((j, i), forward[i, j]) is True
+            self.num_asymmetric += one != two
+            if one or two:
+                self.either.add((i, j))
+            if one and two:
+                self.both.add((i, j))
+
+    def equal(self, i: int, j: int) -> bool:
+        """Return whether both directions hold."""
+        return i == j or (min(i, j), max(i, j)) in self.both
+
+    def count_intransitive(self) -> int:
+        """Return the number of triples in which exactly two of the three pairs are equal."""
+        neighbours: dict[int, set[int]] = {i: set() for i in range(self.size)}
+        for i, j in self.either:
+            neighbours[i].add(j)
+            neighbours[j].add(i)
+        return sum(
+            (min(a, b), max(a, b)) not in self.either
+            for middle in neighbours
+            for a in neighbours[middle]
+            for b in neighbours[middle]
+            if a < b
+        )
+
+
+def _components(relation: _Relation) -> list[int]:
+    """Connected components, by union-find."""
+    parent = list(range(relation.size))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i, j in relation.either:
+        first, second = root(i), root(j)
+        parent[max(first, second)] = min(first, second)
+    return [root(i) for i in range(relation.size)]
+
+
+def _greedy(relation: _Relation) -> list[int]:
+    """Each answer, in sorted order, joins the first cluster whose first member it equals."""
+    labels: list[int] = []
+    for i in range(relation.size):
+        labels.append(next((j for j in range(i) if labels[j] == j and relation.equal(i, j)), i))
+    return labels
+
+
+def _complete(relation: _Relation) -> list[int]:
+    """Each answer, in sorted order, joins the first cluster of which it equals every member."""
+    labels: list[int] = []
+    for i in range(relation.size):
+        firsts = [j for j in range(i) if labels[j] == j]
+        fits = (j for j in firsts if all(relation.equal(i, k) for k in range(i) if labels[k] == j))
+        labels.append(next(fits, i))
+    return labels

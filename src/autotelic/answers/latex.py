@@ -1,0 +1,268 @@
+r"""A small recursive-descent parser from LaTeX (or plain) arithmetic to the exact ring. It evaluates nothing else.
+
+    sum     = [+-] product {[+-] product}
+    product = power {[* / \cdot] power | power}            juxtaposition multiplies
+    power   = atom {! | %} [^ atom]
+    atom    = number | variable | \frac{..}{..} | \sqrt[n]{..} | \binom{..}{..} | \pi | \infty | ( sum ) | { sum }
+"""
+
+import math
+import re
+from fractions import Fraction
+
+from autotelic.answers.exact import MAX_BITS, NotExact, Poly
+
+MAX_DEPTH = 40
+"""Nesting of brackets that is read; more is not an answer."""
+MAX_DIGITS = 1000
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4}(?![\d.]))?|\.\d+)|(?P<command>\\[A-Za-z]+|\\[{}%])"
+    r"|(?P<letters>[A-Za-z]+)|(?P<op>\*\*|[-+*/^_!%(){}\[\]|,'=<>&:;]))"
+)
+GREEK = frozenset(
+    """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon
+    phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar""".split()
+)
+
+
+class FormulaError(Exception):
+    """The text is not a formula."""
+
+
+def parse_expression(text: str) -> Poly:
+    """Return the exact value of a formula.
+
+    Raises:
+        NotExact: A formula (as far as can be seen) that the exact ring does not hold.
+        FormulaError: Not a formula at all.
+    """
+    tokens = _tokenize(text)
+    parser = _Parser(tokens)
+    value = parser.sum(0)
+    if parser.index != len(tokens):
+        raise NotExact("trailing text")
+    return value
+
+
+def _tokenize(text: str) -> list[tuple[str, str]]:
+    tokens: list[tuple[str, str]] = []
+    position = 0
+    text = text.rstrip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise FormulaError(f"unexpected character {text[position]!r}")
+        position = match.end()
+        kind = match.lastgroup or ""
+        value = match.group(kind)
+        if kind == "letters":
+            if len(value) > 2:
+                raise NotExact("a word")
+            tokens.extend(("letter", letter) for letter in value)
+        elif kind == "number" and len(value) > MAX_DIGITS:
+            raise NotExact("too many digits")
+        else:
+            tokens.append((kind, value))
+    return tokens
+
+
+class _Parser:
+    """One pass over the tokens."""
+
+    def __init__(self, tokens: list[tuple[str, str]]):
+        self.tokens = tokens
+        self.index = 0
+
+    def peek(self) -> tuple[str, str]:
+        return self.tokens[self.index] if self.index < len(self.tokens) else ("end", "")
+
+    def take(self) -> tuple[str, str]:
+        token = self.peek()
+        self.index += 1
+        return token
+
+    def expect(self, value: str) -> None:
+        if self.take()[1] != value:
+            raise NotExact(f"missing {value}")
+
+    def sum(self, depth: int) -> Poly:
+        if depth > MAX_DEPTH:
+            raise FormulaError("too deep")
+        negative = False
+        while self.peek()[1] in ("+", "-"):
+            negative ^= self.take()[1] == "-"
+        value = self.product(depth)
+        value = -value if negative else value
+        while self.peek()[1] in ("+", "-"):
+            negative = self.take()[1] == "-"
+            while self.peek()[1] in ("+", "-"):
+                negative ^= self.take()[1] == "-"
+            term = self.product(depth)
+            value = value - term if negative else value + term
+        return value
+
+    def product(self, depth: int) -> Poly:
+        start = self.index
+        value = self.power(depth)
+        while True:
+            kind, text = self.peek()
+            if text in ("*", "\\cdot"):
+                self.take()
+                value = value * self.signed_power(depth)
+            elif text in ("/", "\\div"):
+                self.take()
+                value = value / self.signed_power(depth)
+            elif self.starts_mixed_number(start):
+                value = value + self.power(depth)
+            elif kind in ("letter", "command", "number") or text in ("(", "{", "["):
+                if text in ("\\}", "\\%", "\\cup", "\\in") or (kind == "number" and self.tokens[self.index - 1][0] == "number"):
+                    if kind == "number" and self.starts_mixed_fraction(start):
+                        value = value + self.power(depth) / self.after_slash(depth)
+                        continue
+                    raise NotExact("not a product")
+                if text == "(" and self.tokens[self.index - 1][1] in ("f", "g", "h", "P", "p", "F"):
+                    raise NotExact("a function")
+                value = value * self.power(depth)
+            else:
+                return value
+
+    def starts_mixed_number(self, start: int) -> bool:
+        r"""Return whether an integer is followed by a proper fraction of integers: ``1\frac{4}{5}``."""
+        if self.index != start + 1 or not self.tokens[start][1].isdigit() or self.peek()[1] != "\\frac":
+            return False
+        shape = [text for _, text in self.tokens[self.index + 1 : self.index + 7]]
+        if len(shape) == 6 and shape[0] == shape[3] == "{" and shape[2] == shape[5] == "}":
+            digits = (shape[1], shape[4])
+        elif len(shape) >= 1 and shape[0].isdigit() and len(shape[0]) == 2:
+            digits = (shape[0][0], shape[0][1])
+        else:
+            return False
+        return all(d.isdigit() for d in digits) and int(digits[0]) < int(digits[1])
+
+    def starts_mixed_fraction(self, start: int) -> bool:
+        """Return whether an integer is followed by a proper plain fraction: ``1 4/5``."""
+        if self.index != start + 1 or not self.tokens[start][1].isdigit():
+            return False
+        following = [text for _, text in self.tokens[self.index : self.index + 3]]
+        return (
+            len(following) == 3 and following[1] == "/" and following[0].isdigit() and following[2].isdigit()
+            and int(following[0]) < int(following[2])
+        )  # fmt: skip
+
+    def after_slash(self, depth: int) -> Poly:
+        self.expect("/")
+        return self.power(depth)
+
+    def signed_power(self, depth: int) -> Poly:
+        negative = False
+        while self.peek()[1] in ("+", "-"):
+            negative ^= self.take()[1] == "-"
+        value = self.power(depth)
+        return -value if negative else value
+
+    def power(self, depth: int) -> Poly:
+        value = self.atom(depth)
+        while self.peek()[1] in ("!", "%", "\\%"):
+            value = _factorial(value) if self.take()[1] == "!" else value / Poly.number(100)
+        if self.peek()[1] in ("^", "**"):
+            self.take()
+            exponent = self.exponent(depth + 1)
+            if self.peek()[1] in ("^", "**"):
+                raise NotExact("a tower of powers")
+            value = value.power(exponent)
+        while self.peek()[1] in ("!", "%", "\\%"):
+            value = _factorial(value) if self.take()[1] == "!" else value / Poly.number(100)
+        return value
+
+    def exponent(self, depth: int) -> Poly:
+        if self.peek()[1] == "-":
+            self.take()
+            return -self.atom(depth)
+        kind, text = self.peek()
+        if kind == "number" and len(text) > 1 and self.tokens[self.index - 1][1] == "^" and text.isdigit():
+            pass  # ``x^10`` without braces: what people mean, though not what LaTeX sets
+        return self.atom(depth)
+
+    def atom(self, depth: int) -> Poly:
+        if depth > MAX_DEPTH:
+            raise FormulaError("too deep")
+        kind, text = self.take()
+        if kind == "number":
+            return Poly.number(_fraction(text))
+        if kind == "letter":
+            return Poly.atom(text + self.subscript())
+        if kind == "command":
+            return self.command(text[1:], depth)
+        closing = {"(": ")", "{": "}", "[": "]"}.get(text)
+        if closing is None:
+            raise NotExact("not an expression")
+        value = self.sum(depth + 1)
+        self.expect(closing)
+        return value
+
+    def subscript(self) -> str:
+        if self.peek()[1] != "_":
+            return ""
+        self.take()
+        kind, text = self.take()
+        if kind in ("letter", "number"):
+            return "_" + text
+        if text != "{":
+            raise NotExact("subscript")
+        inner = []
+        while self.peek()[1] not in ("}", ""):
+            inner.append(self.take()[1])
+        self.expect("}")
+        return "_" + "".join(inner)
+
+    def command(self, name: str, depth: int) -> Poly:
+        if name == "frac":
+            top = self.argument(depth + 1)
+            return top / self.argument(depth + 1)
+        if name == "sqrt":
+            degree = 2
+            if self.peek()[1] == "[":
+                self.take()
+                value = self.sum(depth + 1).rational()
+                self.expect("]")
+                if value is None or value.denominator != 1 or not 2 <= value <= 20:
+                    raise NotExact("degree of a root")
+                degree = int(value)
+            return self.argument(depth + 1).root(degree)
+        if name == "binom":
+            top, bottom = self.argument(depth + 1).rational(), self.argument(depth + 1).rational()
+            if top is None or bottom is None or top.denominator * bottom.denominator != 1 or not 0 <= bottom <= top <= 300:
+                raise NotExact("binomial")
+            return Poly.number(math.comb(int(top), int(bottom)))
+        if name == "infty":
+            return Poly.atom("infty")
+        if name == "pi":
+            return Poly.atom("pi")
+        if name in GREEK:
+            return Poly.atom("\\" + name + self.subscript())
+        raise NotExact(f"\\{name}")
+
+    def argument(self, depth: int) -> Poly:
+        r"""Read a command's argument: a group, or one character (``\frac12``)."""
+        kind, text = self.peek()
+        if kind == "number" and text.isdigit() and len(text) > 1:
+            self.tokens[self.index : self.index + 1] = [("number", text[0]), ("number", text[1:])]
+        if kind == "number" and text.isdigit():
+            return Poly.number(int(self.take()[1][0]))
+        return self.atom(depth)
+
+
+def _fraction(text: str) -> Fraction:
+    """Return a decimal literal exactly; an exponent beyond the size limit is refused before it is computed."""
+    mantissa, _, exponent = text.lower().partition("e")
+    if exponent and abs(int(exponent)) * 4 > MAX_BITS:
+        raise NotExact("too many digits")
+    return Fraction(mantissa) * Fraction(10) ** int(exponent or 0)
+
+
+def _factorial(value: Poly) -> Poly:
+    number = value.rational()
+    if number is None or number.denominator != 1 or not 0 <= number <= 300:
+        raise NotExact("factorial")
+    return Poly.number(math.factorial(int(number)))
