@@ -1,6 +1,6 @@
 """Rebuild the small base model that the repository carries: about 10 minutes on one core.
 
-    autotelic pretrain --config recipes/pretrain_tiny.yaml --output_dir runs/any_pair
+autotelic pretrain --config recipes/pretrain_tiny.yaml --output_dir runs/any_pair
 """
 
 import argparse
@@ -22,8 +22,11 @@ def run(args: argparse.Namespace) -> int:
     """Pretrain, and write the model."""
     from dataclasses import replace
 
+    from transformers.utils import logging
+
     from autotelic.tasks import pretraining
 
+    logging.disable_progress_bar()
     recipe = pretraining.load_recipe(args.config)
     if args.num_steps is not None:
         recipe = replace(recipe, num_steps=args.num_steps)

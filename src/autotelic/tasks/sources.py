@@ -11,7 +11,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from autotelic.errors import UserError, closest
 from autotelic.tasks.chain_sums import SPLITS, ChainSums, problems
@@ -19,6 +19,7 @@ from autotelic.tasks.chain_sums import SPLITS, ChainSums, problems
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ROLES = ("id", "prompt", "answer")
 DEFAULT_COUNT = 1000  # rows of a generated source when no limit is given
 
 
@@ -47,6 +48,9 @@ def load_problems(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}.")
+    for role in columns or {}:
+        if role not in ROLES:
+            raise UserError(f"columns: unknown role {role!r}{closest(role, ROLES)} Valid: {', '.join(ROLES)}.")
     name = str(source)
     kind, _, rest = name.partition(":")
     if kind == "chain_sums":
@@ -63,7 +67,12 @@ def load_problems(
 
 
 def to_dataset(rows: Sequence[Mapping[str, str]], columns: Sequence[str] | None = None) -> "Dataset":
-    """Return rows as a `datasets.Dataset`; `columns=("prompt", "id")` leaves the answers out, for label-free training."""
+    """Return rows as a `datasets.Dataset`.
+
+    Args:
+        rows: what `load_problems` returned.
+        columns: the columns to keep; `("prompt", "id")` leaves the answers out, for label-free training.
+    """
     from datasets import Dataset
 
     kept = list(columns) if columns is not None else list(rows[0])
@@ -100,7 +109,9 @@ def _read_file(path: Path) -> list[Mapping[str, Any]]:
                     continue
                 rows.append(_parse_row(line, f"{path}, line {number}"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8.") from error
+        raise UserError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
     return rows
@@ -131,8 +142,8 @@ def _hub(name: str) -> Iterable[Mapping[str, Any]]:
 
     repository, _, split = name.partition(":")
     try:
-        return datasets.load_dataset(repository, split=split or "train")
-    except Exception as error:  # noqa: BLE001  (the hub client raises many kinds; all mean that it cannot be read)
+        return cast("Iterable[Mapping[str, Any]]", datasets.load_dataset(repository, split=split or "train"))
+    except Exception as error:  # the hub client raises many kinds; all mean that it cannot be read
         first = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"cannot read {name!r}: there is no such file, and as a hub data set it failed with "
@@ -143,9 +154,6 @@ def _hub(name: str) -> Iterable[Mapping[str, Any]]:
 def _select(
     rows: Iterable[Mapping[str, Any]], name: str, columns: dict[str, str], limit: int | None, require_answer: bool
 ) -> list[dict[str, str]]:
-    for key in columns:
-        if key not in ("prompt", "answer", "id"):
-            raise UserError(f"unknown column role {key!r}{closest(key, ('prompt', 'answer', 'id'))}")
     required = {"prompt", *columns} | ({"answer"} if require_answer else set())
     selected: list[dict[str, str]] = []
     for number, row in enumerate(rows, start=1):
@@ -155,7 +163,7 @@ def _select(
             column = columns.get(role, role)
             if row.get(column) is None:
                 raise UserError(f"{name}, row {number}: no column {column!r}; present: {', '.join(row) or 'none'}.")
-        names = {role: columns.get(role, role) for role in ("id", "prompt", "answer")}
+        names = {role: columns.get(role, role) for role in ROLES}
         found = {role: row[column] for role, column in names.items() if row.get(column) is not None}
         selected.append({role: _text(value, f"{name}, row {number}, {names[role]}") for role, value in found.items()})
     if not selected:
