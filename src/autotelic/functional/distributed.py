@@ -39,6 +39,15 @@ def global_sum(x: Shaped[Tensor, "*A"], *, group: object = None) -> Shaped[Tenso
     return total
 
 
+def global_max(x: Shaped[Tensor, "*A"], *, group: object = None) -> Shaped[Tensor, "*A"]:
+    """Return the largest ``x`` over all ranks."""
+    if world_size(group) == 1:
+        return x
+    largest = x.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)  # pyright: ignore[reportArgumentType]
+    return largest
+
+
 def global_moments(
     logprobs: Float[Tensor, "B T"],
     advantages: Float[Tensor, "B T"],
