@@ -16,7 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.functional.masking import as_mask, compute_dtype, fill_outside
+from autotelic.functional.masking import as_mask, compute_dtype, fill_outside, wide
 
 
 def group_advantages(
@@ -48,8 +48,8 @@ def group_advantages(
     dtype = compute_dtype(rewards)
     keep = torch.ones_like(rewards, dtype=torch.bool) if mask is None else as_mask(mask)
     keep = keep if keep.ndim == 2 else keep.unsqueeze(-1).expand_as(rewards)
-    r = fill_outside(rewards.to(torch.float64), keep)
-    n = keep.sum(-1, keepdim=True).to(torch.float64)
+    r = fill_outside(wide(rewards), keep)
+    n = wide(keep.sum(-1, keepdim=True))
     centred = fill_outside(r - r.sum(-1, keepdim=True) / n.clamp(min=1), keep)
     spread = r.masked_fill(~keep, float("-inf")).amax(-1) > r.masked_fill(~keep, float("inf")).amin(-1)
     advantages = centred * n / (n - 1).clamp(min=1) if baseline == "leave_one_out" else centred

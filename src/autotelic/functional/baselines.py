@@ -12,8 +12,8 @@
 
 Each reads the whole update batch; ``across_ranks`` makes it the batch of all processes.
 
-References: Wang et al. 2025, arXiv:2506.01939 (80/20); arXiv:2603.11682 (REPO: no official code; the formula as given by
-independent reviews and re-implementations, coef |A| and the doubling controller by one review); arXiv:2510.10150
+References: Wang et al. 2025, arXiv:2506.01939 (80/20); arXiv:2603.11682 (REPO: no official code; the formula as given
+by independent reviews and re-implementations, coef |A| and the doubling controller by one review); arXiv:2510.10150
 (STEER: the code, zz-haooo/STEER, commit 08add1cc); arXiv:2511.15248 (EntroPIC: the code, yk7333/EntroPIC, commit
 2470730); arXiv:2602.03392 (discriminator clipping: the code, Trinity-RFT, clip_b and clip_v advantages);
 arXiv:2606.19236 (STARE: the code, hp-luo/STARE, commit 3ad99d9).
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from autotelic.errors import UserError
 from autotelic.functional.distributed import global_max, global_sum, top_k_mask
-from autotelic.functional.masking import as_mask, compute_dtype, fill_outside
+from autotelic.functional.masking import as_mask, compute_dtype, fill_outside, wide
 from autotelic.functional.token_advantages import quota
 
 
@@ -160,12 +160,12 @@ def _mean_and_std(x: Tensor, mask: Tensor, across_ranks: bool, group: object) ->
     """Return mean and population std over the mask (of all ranks)."""
 
     def total(values: Tensor) -> Tensor:
-        summed = fill_outside(values.double(), mask).sum()
+        summed = fill_outside(wide(values), mask).sum()
         return global_sum(summed, group=group) if across_ranks else summed
 
     count = total(torch.ones_like(x)).clamp(min=1)
     mean = total(x) / count
-    return mean, (total((x.double() - mean).square()) / count).sqrt()
+    return mean, (total((wide(x) - mean).square()) / count).sqrt()
 
 
 def clip_b(
@@ -183,7 +183,7 @@ def clip_b(
     Returns:
         The advantages, and the tokens that were zeroed.
     """
-    log_p, h = (fill_outside(x.detach().double(), mask) for x in (logprobs, entropy))
+    log_p, h = (fill_outside(wide(x.detach()), mask) for x in (logprobs, entropy))
     s = log_p.exp() * (h + log_p)
     mean, std = _mean_and_std(s, as_mask(mask), across_ranks, group)
     selected = as_mask(mask) & (advantages < 0) & (s - mean < -mu * std) & (std > 1e-12)
@@ -218,7 +218,7 @@ def clip_v(
     Returns:
         The advantages, and the tokens that were zeroed.
     """
-    gap = fill_outside((expected - sampled).detach().double(), mask)
+    gap = fill_outside(wide((expected - sampled).detach()), mask)
     _, std = _mean_and_std(gap, as_mask(mask), across_ranks, group)
     candidates = as_mask(mask) & (advantages < 0) & (gap > mu * std) & (std > 1e-12)
     count = quota(fraction, _count(as_mask(mask), across_ranks, group), at_least_one=True)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from autotelic.functional.masking import as_mask, compute_dtype, fill_outside
+from autotelic.functional.masking import as_mask, compute_dtype, fill_outside, wide
 
 
 class TokenMoments(NamedTuple):
@@ -28,8 +28,8 @@ def token_sums(
     logprobs: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], mask: Shaped[Tensor, "B T"]
 ) -> Float[Tensor, "3"]:
     """Return (sum of logprobs, sum of advantages, number of tokens) in float64, ready to be added over ranks."""
-    sums = [fill_outside(x.detach().to(torch.float64), mask).sum() for x in (logprobs, advantages)]
-    return torch.stack([*sums, as_mask(mask).sum().to(torch.float64)])
+    sums = [fill_outside(wide(x.detach()), mask).sum() for x in (logprobs, advantages)]
+    return torch.stack([*sums, wide(as_mask(mask).sum())])
 
 
 def moments_from_sums(sums: Float[Tensor, "3"], dtype: torch.dtype = torch.float64) -> TokenMoments:

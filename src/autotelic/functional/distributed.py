@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autotelic.errors import UserError
 from autotelic.functional.covariance import TokenMoments, moments_from_sums, token_sums
-from autotelic.functional.masking import as_mask, compute_dtype
+from autotelic.functional.masking import as_mask, compute_dtype, wide
 
 _HASH_MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 _HASH_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -111,14 +111,14 @@ def top_k_mask(
         raise UserError("a choice over several ranks needs token_ids: positions are not unique between ranks")
     mask = as_mask(eligible)
     ids = torch.arange(mask.numel(), device=mask.device).view(mask.shape) if token_ids is None else token_ids
-    offered, offered_ids = _best(values[mask].to(torch.float64), ids[mask].to(torch.int64), k)
+    offered, offered_ids = _best(wide(values[mask]), ids[mask].to(torch.int64), k)
     if many:
         offered, offered_ids = _best(*_gather_pairs(offered, offered_ids, group), k)
     if k == 0 or offered.numel() == 0:
         return torch.zeros_like(mask)
     threshold, last_id = offered[-1], offered_ids[-1]
-    wide = values.to(torch.float64)
-    return mask & ((wide > threshold) | ((wide == threshold) & (ids <= last_id)))
+    ranked = wide(values)
+    return mask & ((ranked > threshold) | ((ranked == threshold) & (ids <= last_id)))
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def hash_uniform(
     for key in (torch.tensor(seed), torch.tensor(step), row_ids.unsqueeze(-1), positions):
         state = _mix((state ^ key.to(device=row_ids.device, dtype=torch.int64)) + _HASH_INCREMENT)
     bits = (state >> 11) & ((1 << 53) - 1)
-    return bits.to(torch.float64) / float(1 << 53)
+    return wide(bits) / float(1 << 53)
 
 
 def response_positions(mask: Shaped[Tensor, "B T"]) -> Int[Tensor, "B T"]:

@@ -21,6 +21,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return ``x`` in float64, in which sums are taken (float32 on devices that have no float64)."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
 def as_mask(mask: Shaped[Tensor, "*A"]) -> Bool[Tensor, "*A"]:
     """Return a boolean mask from a boolean, integer or floating one (non-zero means true)."""
     return mask if mask.dtype == torch.bool else mask != 0
@@ -36,13 +41,13 @@ def masked_sum(x: Float[Tensor, "*A"], mask: Shaped[Tensor, "*A"]) -> Float[Tens
 
     Accumulation in float64 keeps the sum the same, to float32, for any order of the terms and any split of the batch.
     """
-    return fill_outside(x, mask).to(torch.float64).sum().to(compute_dtype(x))
+    return wide(fill_outside(x, mask)).sum().to(compute_dtype(x))
 
 
 def masked_mean(x: Float[Tensor, "*A"], mask: Shaped[Tensor, "*A"]) -> Float[Tensor, ""]:
     """Return the mean of ``x`` over the mask; an empty mask gives 0."""
     count = as_mask(mask).sum().clamp(min=1)
-    return (fill_outside(x, mask).to(torch.float64).sum() / count).to(compute_dtype(x))
+    return (wide(fill_outside(x, mask)).sum() / count).to(compute_dtype(x))
 
 
 def reduce_tokens(
@@ -63,8 +68,8 @@ def reduce_tokens(
         raise UserError(f"denominator must be one number, got shape {tuple(denominator.shape)}; reduce it first")
     if not isinstance(denominator, Tensor) and denominator < 0:
         raise UserError(f"denominator must not be negative, got {denominator}; pass the number of tokens to divide by")
-    total = fill_outside(per_token, mask).to(torch.float64).sum()
-    divisor = torch.as_tensor(denominator, dtype=torch.float64, device=total.device).reshape(())
+    total = wide(fill_outside(per_token, mask)).sum()
+    divisor = torch.as_tensor(denominator, dtype=total.dtype, device=total.device).reshape(())
     empty = ~as_mask(mask).any()
     divisor = torch.where(empty & (divisor == 0), torch.ones_like(divisor), divisor)
     return (total / divisor).to(compute_dtype(per_token))
@@ -73,4 +78,4 @@ def reduce_tokens(
 def sequence_means(per_token: Float[Tensor, "B T"], mask: Shaped[Tensor, "B T"]) -> Float[Tensor, " B"]:
     """Return each row's mean over its mask; a row without tokens gives 0."""
     count = as_mask(mask).sum(-1).clamp(min=1)
-    return (fill_outside(per_token, mask).to(torch.float64).sum(-1) / count).to(compute_dtype(per_token))
+    return (wide(fill_outside(per_token, mask)).sum(-1) / count).to(compute_dtype(per_token))

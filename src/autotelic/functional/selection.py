@@ -11,18 +11,19 @@ Deviations: the label-free form is ours; nobody ships one. An unparseable answer
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from autotelic.functional.masking import wide
 from autotelic.functional.semantic import cluster_sizes
 
 
 def outcome_variance(correct: Shaped[Tensor, "P G"]) -> Float[Tensor, " P"]:
     """Return p (1 - p) of each prompt, in float64; largest, 1/4, where half of the responses are correct."""
-    p = (correct != 0).double().mean(-1)
+    p = wide(correct != 0).mean(-1)
     return p * (1 - p)
 
 
 def majority_share(clusters: Int[Tensor, "P G"]) -> Float[Tensor, " P"]:
     """Return p_max, the share of the group in its largest cluster, in float64; 0 where nothing could be parsed."""
-    return cluster_sizes(clusters).amax(-1).double() / clusters.shape[-1]
+    return wide(cluster_sizes(clusters).amax(-1)) / clusters.shape[-1]
 
 
 def majority_variance(clusters: Int[Tensor, "P G"]) -> Float[Tensor, " P"]:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from autotelic.errors import UserError
+from autotelic.functional.masking import wide
 
 
 def cluster_sizes(clusters: Int[Tensor, "P G"]) -> Int[Tensor, "P G"]:
@@ -36,14 +37,14 @@ def semantic_entropy(
             ones only (0 where there are none).
     """
     parsed = clusters >= 0
-    sizes = cluster_sizes(clusters).to(torch.float64)
+    sizes = wide(cluster_sizes(clusters))
     if unparseable == "singleton":
         sizes, counted = sizes.clamp(min=1), torch.ones_like(parsed)
     elif unparseable == "drop":
         counted = parsed
     else:
         raise UserError(f"unknown treatment of unparseable answers {unparseable!r}: use 'singleton' or 'drop'")
-    n = counted.sum(-1, keepdim=True).to(torch.float64)
+    n = wide(counted.sum(-1, keepdim=True))
     # Each response carries 1/n of the mass, and -ln p of its cluster: the sum over responses is the sum over clusters.
     surprisal = torch.where(counted, n.clamp(min=1).log() - sizes.clamp(min=1).log(), torch.zeros_like(sizes))
     return surprisal.sum(-1) / n.squeeze(-1).clamp(min=1)
@@ -58,7 +59,7 @@ def consensus_reward(
         clusters: an integer per response, -1 where unparseable.
         denominator: the size of the group, or the number of its parseable answers.
     """
-    sizes = cluster_sizes(clusters).to(torch.float64)
+    sizes = wide(cluster_sizes(clusters))
     if denominator == "group":
         return sizes / clusters.shape[-1]
     if denominator == "parseable":
@@ -92,6 +93,6 @@ def weighted_semantic_entropy(
     """
     same = (clusters.unsqueeze(-1) == clusters.unsqueeze(-2)) & (clusters >= 0).unsqueeze(-1)
     same = same | torch.eye(clusters.shape[-1], dtype=torch.bool, device=clusters.device)
-    log_w = sequence_logprobs.to(torch.float64).log_softmax(-1)
+    log_w = wide(sequence_logprobs).log_softmax(-1)
     log_mass = log_w.unsqueeze(-2).masked_fill(~same, float("-inf")).logsumexp(-1)
     return -(log_w.exp() * log_mass.masked_fill(log_w == float("-inf"), 0.0)).sum(-1)
