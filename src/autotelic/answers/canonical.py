@@ -4,9 +4,9 @@ A form is `exact` when two exact forms are equivalent if and only if their keys 
 in the ring of `autotelic.answers.exact`, words, and tuples, sets, intervals and matrices of those. Other formulas
 (``\sin x``, ``2^n``, ``\frac{x^2-1}{x-1}``) are `symbolic` leaves, for the worker processes.
 
-Rules, in one place: ``50\% = 1/2``; units, currency and degree signs are dropped; ``x = 3`` is 3; a bare list ``1, 2`` is
-a set, ``(1, 2)`` an ordered pair or open interval; ``1 \pm \sqrt 2`` is a set of two; ``1\frac{1}{2}`` is a mixed number;
-words are compared without case. Text that does not parse is compared as written, never evaluated.
+Rules, in one place: ``50\% = 1/2``; units, currency and degree signs are dropped; ``x = 3`` is 3; a bare list
+``1, 2`` is a set, ``(1, 2)`` an ordered pair or open interval; ``1 \pm \sqrt 2`` is a set of two; ``1\frac{1}{2}`` is a
+mixed number; words are compared without case. Text that does not parse is compared as written, never evaluated.
 """
 
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from autotelic.answers.exact import NotExact, Poly
+from autotelic.answers.exact import NotExactError, Poly
 from autotelic.answers.latex import MAX_DEPTH, FormulaError, parse_expression
 from autotelic.answers.normalize import MAX_ANSWER, normalize, split_text, strip_plain_unit
 
@@ -78,7 +78,7 @@ def _leaf(text: str) -> Canonical:
         return Canonical("text", "text:", True)
     try:
         value = parse_expression(text)
-    except NotExact:
+    except NotExactError:
         return Canonical("symbolic", "symbolic:" + text.replace(" ", ""), False, latex=text)
     except FormulaError:
         return Canonical("text", "text:" + text.lower(), True)
@@ -113,13 +113,16 @@ def _words(text: str, depth: int) -> Canonical | None:
     return None
 
 
+_MATRIX = re.compile(
+    r"[(\[]?\s*\\begin\s*\{\s*([pbBvV]?matrix|array|smallmatrix)\s*\}(?:\s*\{[lcr| ]*\})?"
+    r"(.*?)\\end\s*\{\s*\1\s*\}\s*[)\]]?",
+    re.S,
+)
+
+
 def _matrix(text: str, depth: int) -> Canonical | None:
     """A matrix environment: rows of forms, with its shape in the key."""
-    match = re.fullmatch(
-        r"[(\[]?\s*\\begin\s*\{\s*([pbBvV]?matrix|array|smallmatrix)\s*\}(?:\s*\{[lcr| ]*\})?(.*?)\\end\s*\{\s*\1\s*\}\s*[)\]]?",
-        text,
-        re.S,
-    )
+    match = _MATRIX.fullmatch(text)
     if match is None or "\\begin" in match.group(2):
         return None
     rows = [row.split("&") for row in match.group(2).split("\\\\") if row.strip()]
@@ -196,7 +199,7 @@ def _equation(text: str, depth: int) -> Canonical | None:
         leading = max(difference.terms)
         scaled = difference * Poly.number(1 / difference.terms[leading])
         return Canonical("equation", "equation:" + scaled.key(), True)
-    except (NotExact, FormulaError):
+    except (NotExactError, FormulaError):
         return Canonical("symbolic", "symbolic:" + text.replace(" ", ""), False, latex=text)
 
 
@@ -204,7 +207,7 @@ _RELATION = re.compile(r"(\\leq|\\geq|\\neq|[<>]=?)")
 
 
 def _inequality(text: str, depth: int) -> Canonical | None:
-    """``x > 3`` and ``1 \\leq x < 3`` are intervals; other relations are compared as they are written."""
+    r"""``x > 3`` and ``1 \leq x < 3`` are intervals; other relations are compared as they are written."""
     pieces = _RELATION.split(text)
     if len(pieces) not in (3, 5):
         return None

@@ -1,7 +1,7 @@
 """Are two answers equivalent? One protocol, several backends; this module holds the protocol and the mathematical one.
 
-A backend compares the unique answers of one group: ``compare(answers, pairs) -> verdicts``, one verdict per ordered pair,
-``None`` where it could not tell. A user's own equivalence is any function of two strings (`FunctionEquivalence`).
+A backend compares the unique answers of one group: ``compare(answers, pairs) -> verdicts``, one verdict per ordered
+pair, ``None`` where it could not tell. A user's own equivalence is any function of two strings (`FunctionEquivalence`).
 """
 
 from collections import OrderedDict

@@ -5,7 +5,7 @@ r"""Exact arithmetic for answers: Laurent polynomials over the rationals with sq
     sum_k  q_k sqrt(n_k) prod_j a_j^{e_jk},   q_k rational, n_k square-free, e_jk integer,
 
 in which two expressions are equal if and only if their terms are (``\pi``, ``e`` and every variable are treated as
-independent). Whatever leaves this ring, or grows too large, raises `NotExact`: no operation here takes more than
+independent). Whatever leaves this ring, or grows too large, raises `NotExactError`: no operation here takes more than
 about a millisecond, on any input.
 """
 
@@ -21,7 +21,7 @@ Monomial = tuple[int, tuple[tuple[str, int], ...]]
 """A square-free radicand, and atoms with their exponents, sorted by name."""
 
 
-class NotExact(Exception):
+class NotExactError(Exception):
     """The expression is outside the ring, or too large for it."""
 
 
@@ -32,10 +32,10 @@ class Poly:
 
     def __init__(self, terms: dict[Monomial, Fraction]):
         if len(terms) > MAX_TERMS:
-            raise NotExact("too many terms")
+            raise NotExactError("too many terms")
         for value in terms.values():
             if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
-                raise NotExact("too many digits")
+                raise NotExactError("too many digits")
         self.terms = {m: q for m, q in terms.items() if q != 0}
 
     @classmethod
@@ -70,7 +70,7 @@ class Poly:
 
     def __mul__(self, other: "Poly") -> "Poly":
         if len(self.terms) * len(other.terms) > MAX_TERMS * 10:
-            raise NotExact("too many terms")
+            raise NotExactError("too many terms")
         terms: dict[Monomial, Fraction] = {}
         for first, p in self.terms.items():
             for second, q in other.terms.items():
@@ -81,7 +81,7 @@ class Poly:
     def inverse(self) -> "Poly":
         """Return 1 / self for a single term, or for a sum of two square roots (by the conjugate)."""
         if not self.terms:
-            raise NotExact("division by zero")
+            raise NotExactError("division by zero")
         if len(self.terms) == 1:
             [((radicand, atoms), value)] = self.terms.items()
             inverted = Poly({(radicand, tuple((a, -e) for a, e in atoms if a != "i")): 1 / (value * radicand)})
@@ -93,7 +93,7 @@ class Poly:
             norm = (self * conjugate).rational()
             if norm:
                 return conjugate * Poly.number(1 / norm)
-        raise NotExact("division by a sum")
+        raise NotExactError("division by a sum")
 
     def __truediv__(self, other: "Poly") -> "Poly":
         return self * other.inverse()
@@ -102,12 +102,12 @@ class Poly:
         """Return self ** exponent for a small integer or half-integer exponent."""
         value = exponent.rational()
         if value is None or abs(value) > MAX_BITS:
-            raise NotExact("exponent is not a small number")
+            raise NotExactError("exponent is not a small number")
         if value.denominator == 2:
             return self.root(2).power(Poly.number(value * 2))
         if value.denominator > 2:
             if value.denominator > 10:
-                raise NotExact("exponent is not a small fraction")
+                raise NotExactError("exponent is not a small fraction")
             return self.root(value.denominator).power(Poly.number(value.numerator))
         count = int(value)
         if count < 0:
@@ -115,10 +115,10 @@ class Poly:
         constant = self.rational()
         if constant is not None:
             if max(constant.numerator.bit_length(), constant.denominator.bit_length()) * count > MAX_BITS:
-                raise NotExact("too many digits")
+                raise NotExactError("too many digits")
             return Poly.number(constant**count)
         if count > MAX_POWER:
-            raise NotExact("exponent too large")
+            raise NotExactError("exponent too large")
         result = Poly.number(1)
         for _ in range(count):
             result = result * self
@@ -128,15 +128,17 @@ class Poly:
         """Return the `degree`-th root of a rational number (square roots always, others where they are rational)."""
         value = self.rational()
         if value is None:
-            raise NotExact("root of an expression")
+            raise NotExactError("root of an expression")
         if degree == 2:
             outside, radicand = _square_part(abs(value.numerator) * value.denominator)
             root = Poly({(radicand, ()): Fraction(outside, value.denominator)})
             return root * Poly.atom("i") if value < 0 else root
         if value < 0 and degree % 2 == 0:
-            raise NotExact("even root of a negative number")
+            raise NotExactError("even root of a negative number")
         sign = -1 if value < 0 else 1
-        return Poly.number(Fraction(sign * _integer_root(abs(value.numerator), degree), _integer_root(value.denominator, degree)))
+        return Poly.number(
+            Fraction(sign * _integer_root(abs(value.numerator), degree), _integer_root(value.denominator, degree))
+        )
 
     def key(self) -> str:
         """Return the normal form as text: equal exactly when the values are."""
@@ -155,7 +157,7 @@ def _multiply(first: Monomial, second: Monomial) -> tuple[Monomial, int]:
     common = math.gcd(first[0], second[0])
     radicand, factor = first[0] * second[0] // common**2, common
     if radicand.bit_length() > MAX_BITS:
-        raise NotExact("too many digits")
+        raise NotExactError("too many digits")
     exponents = dict(first[1])
     for name, power in second[1]:
         exponents[name] = exponents.get(name, 0) + power
@@ -163,7 +165,7 @@ def _multiply(first: Monomial, second: Monomial) -> tuple[Monomial, int]:
         exponents["i"] -= 2
         factor = -factor
     if any(abs(power) > MAX_POWER for power in exponents.values()):
-        raise NotExact("exponent too large")
+        raise NotExactError("exponent too large")
     return (radicand, tuple(sorted((a, e) for a, e in exponents.items() if e != 0))), factor
 
 
@@ -175,7 +177,7 @@ def _square_part(number: int) -> tuple[int, int]:
         root = math.isqrt(number)
         if root * root == number:
             return root, 1
-        raise NotExact("radicand too large")
+        raise NotExactError("radicand too large")
     outside, radicand, prime = 1, 1, 2
     while prime**3 <= number:
         count = 0
@@ -196,5 +198,5 @@ def _integer_root(number: int, degree: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if middle**degree <= number else (low, middle - 1)
     if low**degree != number:
-        raise NotExact("root is not rational")
+        raise NotExactError("root is not rational")
     return low

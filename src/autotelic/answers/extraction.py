@@ -5,6 +5,7 @@ length of the text, because the text is whatever a model wrote.
 """
 
 import re
+from collections import deque
 from collections.abc import Sequence
 
 METHODS = ("boxed", "answer_tag", "hashes", "phrase", "choice", "last_number")
@@ -22,7 +23,9 @@ _PHRASE = re.compile(
 _CHOICE = re.compile(r"\b(?:option|choice)(?:\s+is)?\s*[:=]?\s*\(?([A-Ja-j])\)?(?![A-Za-z0-9])", re.IGNORECASE)
 _BARE_CHOICE = re.compile(r"(?:^|\n)\s*\(?([A-J])\)?[.)]?\s*$")
 _NUMBER = re.compile(r"(?<![\d.])(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:/\d+(?![\d.]))?|(?<![\d.])\.\d+")
-_MATH = re.compile(r"\s*(?:\$\$?([^$]{1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\])", re.S)
+_MATH = re.compile(
+    r"\s*(?:\$\$?([^$]{1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\])", re.S
+)
 _SENTENCE_END = re.compile(r"\n|[.;!?](?=\s|$)|[.;!?]?</")
 
 
@@ -115,11 +118,14 @@ def _hashes(text: str) -> str | None:
     return lines[0] if lines else None
 
 
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Return the last match."""
+    return deque(pattern.finditer(text), maxlen=1).pop() if pattern.search(text) else None
+
+
 def _phrase(text: str) -> str | None:
     """Return what follows the last "the answer is": a formula in dollars, or the rest of the sentence."""
-    last = None
-    for last in _PHRASE.finditer(text):
-        pass
+    last = _last(_PHRASE, text)
     if last is None:
         return None
     rest = text[last.end() : last.end() + 1200].lstrip(" \t:=*\n")
@@ -133,9 +139,7 @@ def _phrase(text: str) -> str | None:
 
 def _choice(text: str) -> str | None:
     """Return the letter of "option B" or of a last line that is one letter."""
-    last = None
-    for last in _CHOICE.finditer(text):
-        pass
+    last = _last(_CHOICE, text)
     bare = _BARE_CHOICE.search(text[-200:])
     chosen = bare or last
     return chosen.group(1).upper() if chosen else None
@@ -143,9 +147,7 @@ def _choice(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     """Return the last number of a text, with its sign where the sign is not a subtraction."""
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
+    last = _last(_NUMBER, text)
     if last is None:
         return None
     start = last.start()

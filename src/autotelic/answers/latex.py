@@ -1,16 +1,16 @@
 r"""A small recursive-descent parser from LaTeX (or plain) arithmetic to the exact ring. It evaluates nothing else.
 
-    sum     = [+-] product {[+-] product}
-    product = power {[* / \cdot] power | power}            juxtaposition multiplies
-    power   = atom {! | %} [^ atom]
-    atom    = number | variable | \frac{..}{..} | \sqrt[n]{..} | \binom{..}{..} | \pi | \infty | ( sum ) | { sum }
+sum     = [+-] product {[+-] product}
+product = power {[* / \cdot] power | power}            juxtaposition multiplies
+power   = atom {! | %} [^ atom]
+atom    = number | variable | \frac{..}{..} | \sqrt[n]{..} | \binom{..}{..} | \pi | \infty | ( sum ) | { sum }
 """
 
 import math
 import re
 from fractions import Fraction
 
-from autotelic.answers.exact import MAX_BITS, NotExact, Poly
+from autotelic.answers.exact import MAX_BITS, NotExactError, Poly
 
 MAX_DEPTH = 40
 """Nesting of brackets that is read; more is not an answer."""
@@ -20,10 +20,9 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4}(?![\d.]))?|\.\d+)|(?P<command>\\[A-Za-z]+|\\[{}%])"
     r"|(?P<letters>[A-Za-z]+)|(?P<op>\*\*|[-+*/^_!%(){}\[\]|,'=<>&:;]))"
 )
-GREEK = frozenset(
-    """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon
-    phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar""".split()
-)
+_GREEK = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau
+    upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar"""
+GREEK = frozenset(_GREEK.split())
 
 
 class FormulaError(Exception):
@@ -34,14 +33,14 @@ def parse_expression(text: str) -> Poly:
     """Return the exact value of a formula.
 
     Raises:
-        NotExact: A formula (as far as can be seen) that the exact ring does not hold.
+        NotExactError: A formula (as far as can be seen) that the exact ring does not hold.
         FormulaError: Not a formula at all.
     """
     tokens = _tokenize(text)
     parser = _Parser(tokens)
     value = parser.sum(0)
     if parser.index != len(tokens):
-        raise NotExact("trailing text")
+        raise NotExactError("trailing text")
     return value
 
 
@@ -58,10 +57,10 @@ def _tokenize(text: str) -> list[tuple[str, str]]:
         value = match.group(kind)
         if kind == "letters":
             if len(value) > 2:
-                raise NotExact("a word")
+                raise NotExactError("a word")
             tokens.extend(("letter", letter) for letter in value)
         elif kind == "number" and len(value) > MAX_DIGITS:
-            raise NotExact("too many digits")
+            raise NotExactError("too many digits")
         else:
             tokens.append((kind, value))
     return tokens
@@ -84,7 +83,7 @@ class _Parser:
 
     def expect(self, value: str) -> None:
         if self.take()[1] != value:
-            raise NotExact(f"missing {value}")
+            raise NotExactError(f"missing {value}")
 
     def sum(self, depth: int) -> Poly:
         if depth > MAX_DEPTH:
@@ -116,13 +115,15 @@ class _Parser:
             elif self.starts_mixed_number(start):
                 value = value + self.power(depth)
             elif kind in ("letter", "command", "number") or text in ("(", "{", "["):
-                if text in ("\\}", "\\%", "\\cup", "\\in") or (kind == "number" and self.tokens[self.index - 1][0] == "number"):
+                if text in ("\\}", "\\%", "\\cup", "\\in") or (
+                    kind == "number" and self.tokens[self.index - 1][0] == "number"
+                ):
                     if kind == "number" and self.starts_mixed_fraction(start):
                         value = value + self.power(depth) / self.after_slash(depth)
                         continue
-                    raise NotExact("not a product")
+                    raise NotExactError("not a product")
                 if text == "(" and self.tokens[self.index - 1][1] in ("f", "g", "h", "P", "p", "F"):
-                    raise NotExact("a function")
+                    raise NotExactError("a function")
                 value = value * self.power(depth)
             else:
                 return value
@@ -169,7 +170,7 @@ class _Parser:
             self.take()
             exponent = self.exponent(depth + 1)
             if self.peek()[1] in ("^", "**"):
-                raise NotExact("a tower of powers")
+                raise NotExactError("a tower of powers")
             value = value.power(exponent)
         while self.peek()[1] in ("!", "%", "\\%"):
             value = _factorial(value) if self.take()[1] == "!" else value / Poly.number(100)
@@ -196,7 +197,7 @@ class _Parser:
             return self.command(text[1:], depth)
         closing = {"(": ")", "{": "}", "[": "]"}.get(text)
         if closing is None:
-            raise NotExact("not an expression")
+            raise NotExactError("not an expression")
         value = self.sum(depth + 1)
         self.expect(closing)
         return value
@@ -209,7 +210,7 @@ class _Parser:
         if kind in ("letter", "number"):
             return "_" + text
         if text != "{":
-            raise NotExact("subscript")
+            raise NotExactError("subscript")
         inner = []
         while self.peek()[1] not in ("}", ""):
             inner.append(self.take()[1])
@@ -227,13 +228,18 @@ class _Parser:
                 value = self.sum(depth + 1).rational()
                 self.expect("]")
                 if value is None or value.denominator != 1 or not 2 <= value <= 20:
-                    raise NotExact("degree of a root")
+                    raise NotExactError("degree of a root")
                 degree = int(value)
             return self.argument(depth + 1).root(degree)
         if name == "binom":
             top, bottom = self.argument(depth + 1).rational(), self.argument(depth + 1).rational()
-            if top is None or bottom is None or top.denominator * bottom.denominator != 1 or not 0 <= bottom <= top <= 300:
-                raise NotExact("binomial")
+            if (
+                top is None
+                or bottom is None
+                or top.denominator * bottom.denominator != 1
+                or not 0 <= bottom <= top <= 300
+            ):
+                raise NotExactError("binomial")
             return Poly.number(math.comb(int(top), int(bottom)))
         if name == "infty":
             return Poly.atom("infty")
@@ -241,7 +247,7 @@ class _Parser:
             return Poly.atom("pi")
         if name in GREEK:
             return Poly.atom("\\" + name + self.subscript())
-        raise NotExact(f"\\{name}")
+        raise NotExactError(f"\\{name}")
 
     def argument(self, depth: int) -> Poly:
         r"""Read a command's argument: a group, or one character (``\frac12``)."""
@@ -257,12 +263,12 @@ def _fraction(text: str) -> Fraction:
     """Return a decimal literal exactly; an exponent beyond the size limit is refused before it is computed."""
     mantissa, _, exponent = text.lower().partition("e")
     if exponent and abs(int(exponent)) * 4 > MAX_BITS:
-        raise NotExact("too many digits")
+        raise NotExactError("too many digits")
     return Fraction(mantissa) * Fraction(10) ** int(exponent or 0)
 
 
 def _factorial(value: Poly) -> Poly:
     number = value.rational()
     if number is None or number.denominator != 1 or not 0 <= number <= 300:
-        raise NotExact("factorial")
+        raise NotExactError("factorial")
     return Poly.number(math.factorial(int(number)))

@@ -32,14 +32,13 @@ TEXT_COMMANDS = {
     "text", "mbox", "textbf", "textit", "textrm", "textnormal", "mathrm", "mathbf", "mathit", "operatorname", "hbox",
     "textsf", "texttt", "mathsf", "boldsymbol", "bm", "emph", "underline",
 }  # fmt: skip
-UNIT_WORDS = frozenset(
-    """degree degrees deg radian radians unit units square sq cubic cu inch inches in foot feet ft yard yards yd mile
+_UNIT_WORDS = """degree degrees deg radian radians unit units square sq cubic cu inch inches in foot feet ft yard yards yd mile
     miles mi millimeter millimeters mm centimeter centimeters centimetre centimetres cm meter meters metre metres m
     kilometer kilometers kilometre kilometres km second seconds sec s minute minutes min hour hours hr hrs h day days
     week weeks month months year years dollar dollars cent cents usd euro euros pound pounds lb lbs ounce ounces oz
     gram grams g kilogram kilograms kg mg liter liters litre litres l ml mph kph gallon gallons quart quarts people
-    per hz watts joules newtons volts ohms amps kelvin celsius fahrenheit""".split()
-)
+    per hz watts joules newtons volts ohms amps kelvin celsius fahrenheit"""
+UNIT_WORDS = frozenset(_UNIT_WORDS.split())
 
 _OUTER_DOLLARS = re.compile(r"(?<!\\)\$")
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.S)
@@ -82,7 +81,7 @@ def _plain_unicode(text: str) -> str:
 
 def _strip_markup(text: str) -> str:
     """Remove bold and code marks around the whole answer."""
-    while len(text) > 1 and text[0] == text[-1] and text[0] in "*_`\"" and "{" not in text[:1]:
+    while len(text) > 1 and text[0] == text[-1] and text[0] in '*_`"' and "{" not in text[:1]:
         text = text[1:-1].strip()
     return text
 

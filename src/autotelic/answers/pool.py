@@ -1,7 +1,7 @@
 """The pool of worker processes, seen from the training process: started on first use, kept warm, never trusted.
 
-The supervisor process (`autotelic.answers.worker`) keeps time and memory; this side only writes a line and waits for one,
-with a limit of its own in case the supervisor itself is lost. Works from any thread.
+The supervisor process (`autotelic.answers.worker`) keeps time and memory; this side only writes a line and waits for
+one, with a limit of its own in case the supervisor itself is lost. Works from any thread.
 """
 
 import atexit
@@ -25,7 +25,7 @@ GRACE = 0.5
 """Seconds beyond the limit after which the supervisor itself is taken for lost."""
 
 
-class WorkerLost(RuntimeError):
+class WorkerLostError(RuntimeError):
     """A worker did not answer, or ended."""
 
 
@@ -62,7 +62,7 @@ class _Worker:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
         except OSError as error:
-            raise WorkerLost("the worker ended") from error
+            raise WorkerLostError("the worker ended") from error
         return self.read(limit)
 
     def read(self, limit: float) -> dict[str, list[bool | None] | int]:
@@ -73,10 +73,10 @@ class _Worker:
         while b"\n" not in self.buffer:
             wait = deadline - time.monotonic()
             if wait <= 0 or not select.select([descriptor], [], [], wait)[0]:
-                raise WorkerLost("no answer in time")
+                raise WorkerLostError("no answer in time")
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
-                raise WorkerLost("the worker ended")
+                raise WorkerLostError("the worker ended")
             self.buffer += chunk
         line, _, self.buffer = self.buffer.partition(b"\n")
         return json.loads(line)
@@ -120,7 +120,7 @@ class Pool:
             self.stats.comparisons += len(pairs)
             try:
                 reply = worker.ask(request, self.time_limit + GRACE)
-            except WorkerLost:
+            except WorkerLostError:
                 worker.process.kill()
                 worker.close()
                 self._worker = None

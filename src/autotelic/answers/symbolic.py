@@ -99,8 +99,8 @@ def compare(first: Parsed, second: Parsed) -> bool | None:
             return True
         if isinstance(first.expression, sympy.Expr) and isinstance(second.expression, sympy.Expr):
             return _vanishes(first, second)
-        pair = (first.expression, second.expression)
-        return verify(*pair, timeout_seconds=None) and verify(*reversed(pair), timeout_seconds=None)
+        one, two = first.expression, second.expression
+        return verify(one, two, timeout_seconds=None) and verify(two, one, timeout_seconds=None)
     except Exception:  # as in `parse`: whatever sympy raises on odd input means "cannot tell"
         return None
 

@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 STEP_LIMIT = 0.7
@@ -146,15 +147,15 @@ def _confine() -> None:
     """Bound memory and refuse side effects, whatever a library might be talked into."""
     import resource
 
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        mapped = int(statm.read().split()[0]) * resource.getpagesize()
+    mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_LIMIT, mapped + MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.setrecursionlimit(3000)
     refused = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir", "os.rmdir",
                "os.chmod", "os.chown", "os.link", "os.symlink", "os.truncate", "os.putenv", "os.kill",
-               "subprocess.Popen", "socket.", "shutil.", "ctypes.", "pty.spawn", "urllib.", "ftplib.", "http.")  # fmt: skip
+               "subprocess.Popen", "socket.", "shutil.", "ctypes.", "pty.spawn", "urllib.", "ftplib.",
+               "http.")  # fmt: skip
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
         if event.startswith(refused):

@@ -1,0 +1,110 @@
+"""Rewards from agreement within the group: EMPO, likelihood-weighted EMPO, majority vote, SRT."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from autotelic.errors import UserError
+from autotelic.functional import consensus_reward, entropy_threshold_mask, semantic_entropy, weighted_semantic_entropy
+from autotelic.rewards.base import Batch, LabelFreeReward
+from autotelic.rewards.formulas import Ties, keep_within, largest_share, majority_reward, weighted_consensus_reward
+
+Units = Literal["nats", "fraction_of_log_G", "p_max"]
+UNITS = ("nats", "fraction_of_log_G", "p_max")
+
+
+@dataclass(kw_only=True)
+class _Thresholded(LabelFreeReward):
+    """A reward that leaves out prompts on which the policy is sure, or hopelessly unsure: low < H(q) < high, strictly.
+
+    Attributes:
+        low: Lower bound; the default 0 masks unanimous groups.
+        high: Upper bound; the default masks groups in which all answers differ.
+        units: "nats", "fraction_of_log_G" (of the largest possible entropy), or "p_max" (then the bounds are on the
+            share of the largest cluster, which falls as entropy rises).
+    """
+
+    low: float | int = 0.0
+    high: float | int = 1.0
+    units: Units = "fraction_of_log_G"
+
+    def __post_init__(self) -> None:
+        """Refuse bounds between which nothing can lie."""
+        if self.units not in UNITS:
+            raise UserError(f"unknown units {self.units!r} for low and high: use one of {', '.join(UNITS)}")
+        if not self.low < self.high:
+            raise UserError(f"low must be below high, got low={self.low} and high={self.high}: no prompt would be kept")
+        if self.units != "nats" and self.low >= 1:
+            raise UserError(f"low={self.low} is not below 1, the largest value in units of {self.units}: lower it")
+
+    def prompt_mask(self, batch: Batch) -> Bool[Tensor, " P"]:
+        """Return the prompts strictly between the thresholds."""
+        if self.units == "p_max":
+            return keep_within(largest_share(batch.clusters), self.low, self.high)
+        scale = math.log(batch.clusters.shape[-1]) if self.units == "fraction_of_log_G" else 1.0
+        if scale == 0:  # a group of one has no entropy to bound
+            return semantic_entropy(batch.clusters) < 0
+        entropy = self.entropy(batch)
+        return entropy_threshold_mask(entropy, low=self.low * scale, high=self.high * scale)
+
+    def entropy(self, batch: Batch) -> Float[Tensor, " P"]:
+        """Return the semantic entropy of each prompt, in nats."""
+        return semantic_entropy(batch.clusters)
+
+
+@dataclass(kw_only=True)
+class EMPO(_Thresholded):
+    """Entropy-minimised policy optimisation: r_i = n_c(i) / G.
+
+    Reference: Zhang et al. 2025, arXiv:2504.05812, Eq. 8-9.
+    Deviations: an answer that cannot be parsed shares no cluster and earns 0.
+
+    Attributes:
+        denominator: "group" divides by G, "parseable" by the number of parseable answers.
+    """
+
+    name: ClassVar[str] = "empo"
+    denominator: Literal["group", "parseable"] = "group"
+
+    def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
+        """Return the share of the group that gave the same answer."""
+        return consensus_reward(batch.clusters, self.denominator)
+
+
+@dataclass(kw_only=True)
+class WeightedEMPO(_Thresholded):
+    """EMPO with clusters weighted by likelihood instead of counted; needs ``logprobs``.
+
+    Attributes:
+        length_normalized: Weigh responses by their mean log-probability per token, instead of their sum.
+    """
+
+    name: ClassVar[str] = "weighted_empo"
+    needs: ClassVar[tuple[str, ...]] = ("mean_logprobs", "sum_logprobs")
+    length_normalized: bool = True
+
+    def _weights(self, batch: Batch) -> Float[Tensor, "P G"]:
+        return batch.stat("mean_logprobs" if self.length_normalized else "sum_logprobs")
+
+    def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
+        """Return the likelihood-weighted mass of the answer's cluster."""
+        return weighted_consensus_reward(batch.clusters, self._weights(batch))
+
+    def entropy(self, batch: Batch) -> Float[Tensor, " P"]:
+        """Return the likelihood-weighted semantic entropy."""
+        return weighted_semantic_entropy(batch.clusters, self._weights(batch))
+
+
+@dataclass(kw_only=True)
+class MajorityVote(LabelFreeReward):
+    """TTRL's reward: 1 for the majority answer, 0 for the others. Ties share the win by `ties`."""
+
+    name: ClassVar[str] = "majority_vote"
+    ties: Ties = "share"
+
+    def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
+        """Return the majority vote."""
+        return majority_reward(batch.clusters, self.ties)

@@ -1,0 +1,73 @@
+"""Label-free rewards as functions of tensors. One equation, one function, one citation.
+
+`autotelic.functional` holds those of EMPO itself (`semantic_entropy`, `consensus_reward`, `entropy_threshold_mask`).
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from autotelic.errors import UserError
+from autotelic.functional import cluster_sizes
+
+Ties = Literal["share", "all", "none"]
+
+
+def largest_share(clusters: Int[Tensor, "P G"]) -> Float[Tensor, " P"]:
+    """Return p_max: the share of the group in its largest cluster, 0 where nothing is parseable."""
+    return cluster_sizes(clusters).max(-1).values.to(torch.float64) / clusters.shape[-1]
+
+
+def majority_reward(clusters: Int[Tensor, "P G"], ties: Ties = "share") -> Float[Tensor, "P G"]:
+    """Return the majority vote: r_i = 1[the answer is in the largest cluster].
+
+    Reference: Zuo et al. 2025 (TTRL), arXiv:2504.16084, Sec. 2.
+    Deviations: unparseable answers never win; k clusters tied for the largest share the win (1/k each, ``share``), win
+    fully (``all``) or not at all (``none``), where the authors' code lets the first one seen win.
+    """
+    sizes = cluster_sizes(clusters)
+    top = (sizes == sizes.max(-1, keepdim=True).values) & (sizes > 0)
+    members = top.sum(-1, keepdim=True)
+    tied = members // sizes.max(-1, keepdim=True).values.clamp(min=1)
+    if ties == "share":
+        return top.to(torch.float64) / tied.clamp(min=1)
+    if ties == "all":
+        return top.to(torch.float64)
+    if ties == "none":
+        return (top & (tied == 1)).to(torch.float64)
+    raise UserError(f"unknown rule for ties {ties!r}: use 'share', 'all' or 'none'")
+
+
+def weighted_consensus_reward(
+    clusters: Int[Tensor, "P G"], sequence_logprobs: Float[Tensor, "P G"]
+) -> Float[Tensor, "P G"]:
+    """Return the likelihood-weighted mass of the answer's cluster; 0 for an unparseable answer.
+
+        r_i = sum_{j in c(i)} w_j,   w = softmax(sequence_logprobs) over the group
+
+    Reference: the cluster mass of Kuhn et al. 2023, arXiv:2302.09664, Eq. 4, normalised over the sampled responses.
+    Deviations: none.
+    """
+    same = (clusters.unsqueeze(-1) == clusters.unsqueeze(-2)) & (clusters >= 0).unsqueeze(-1)
+    weights = sequence_logprobs.to(torch.float64).softmax(-1)
+    return (same * weights.unsqueeze(-2)).sum(-1)
+
+
+def self_certainty(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
+    """Return KL(U || p_t) for the uniform distribution U over the vocabulary, in nats.
+
+        KL(U || p) = logsumexp(z) - mean(z) - log V
+
+    Reference: Zhao et al. 2025 (Intuitor), arXiv:2505.19590, Eq. 4-5; the reward is its mean over response tokens.
+    Deviations: none.
+    """
+    wide = logits.float()
+    return wide.logsumexp(-1) - wide.mean(-1) - math.log(wide.shape[-1])
+
+
+def keep_within(value: Float[Tensor, " P"], low: float | int, high: float | int) -> Bool[Tensor, " P"]:
+    """Return low < value < high, where a value within 1e-9 of a bound is on it, hence outside."""
+    return (value > low + 1e-9) & (value < high - 1e-9)
