@@ -1,9 +1,9 @@
 """Adapters for TRL: entropy control for any GRPOTrainer, label-free trainers, callbacks and the run folder.
 
-    from trl import GRPOTrainer
-    from autotelic.trl import KLCov, with_entropy_control
+from trl import GRPOTrainer
+from autotelic.trl import KLCov, with_entropy_control
 
-    trainer = with_entropy_control(GRPOTrainer)(..., entropy_control=KLCov(fraction=2e-3))
+trainer = with_entropy_control(GRPOTrainer)(..., entropy_control=KLCov(fraction=2e-3))
 """
 
 from typing import TYPE_CHECKING, Any

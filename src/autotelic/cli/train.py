@@ -1,0 +1,248 @@
+"""Train a model on TRL's GRPOTrainer.
+
+    autotelic train grpo | empo | one_shot_em [--config RECIPE.yaml] [--FIELD VALUE ...]
+
+Fields are those of TRL's GRPOConfig and ModelConfig under their own names, and ours (`autotelic train grpo --help`).
+Values on the command line override the recipe, the recipe overrides the method's defaults (the paper's values).
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autotelic.errors import UserError, closest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The method comes first; everything after it belongs to TRL's parser."""
+    parser.add_argument("method", help="grpo | empo | one_shot_em")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="--config RECIPE.yaml and/or --FIELD VALUE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and print a summary."""
+    summary = train(args.method, args.options)
+    return 0 if summary["finished"] else 130
+
+
+def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
+    """Return (RunArguments, GRPOConfig, ModelConfig) from defaults, recipe and command line."""
+    from autotelic.trl.arguments import RunArguments, method_defaults
+
+    defaults = method_defaults(method)  # before TRL is imported: a misspelt method is answered at once
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl import GRPOConfig, ModelConfig, TrlParser
+
+    parser = TrlParser((RunArguments, GRPOConfig, ModelConfig), prog=f"autotelic train {method}")  # pyright: ignore[reportArgumentType]
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults_with_config(**{**machine_defaults(), **defaults, "output_dir": f"runs/{method}"})
+    recipe, options = split_recipe(list(options))
+    for key in recipe:
+        if key not in known:
+            raise UserError(f"the recipe has an unknown key {key!r}{closest(key, known)}")
+    for option in options:
+        name = option.removeprefix("--").split("=")[0].replace("-", "_")
+        if option.startswith("--") and name not in known | {"help"} and name.removeprefix("no_") not in known:
+            raise UserError(f"unknown option {option.split('=')[0]!r}{closest(name, known)}")
+    parser.set_defaults_with_config(**recipe)
+    parser.error = refuse  # type: ignore[method-assign]
+    try:
+        run_args, training_args, model_args = parser.parse_args_and_config(options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"this configuration cannot be used: {error}") from error
+    return run_args, training_args, model_args
+
+
+def machine_defaults() -> dict[str, Any]:
+    """Return what depends on the machine: bf16 where a GPU has it, TRL's memory savings where there is a GPU."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {"bf16": gpu and torch.cuda.is_bf16_supported(), "gradient_checkpointing": gpu, "use_cpu": not gpu}
+
+
+def split_recipe(options: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take `--config FILE` out of the options and read it."""
+    import yaml
+
+    if "--config" not in options:
+        return {}, options
+    place = options.index("--config")
+    if place + 1 == len(options):
+        raise UserError("--config needs a file name")
+    path = Path(options[place + 1])
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the recipe {path} is not YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"the recipe {path} must be a mapping of names to values")
+    return recipe, options[:place] + options[place + 2 :]
+
+
+def refuse(message: str) -> None:
+    """Turn argparse's own complaint into ours."""
+    raise UserError(message)
+
+
+def train(method: str, options: Sequence[str]) -> dict[str, Any]:
+    """Run one training job as the command line does; return its summary (keys `finished`, `step`, `metrics`)."""
+    run_args, training_args, model_args = parse(method, options)
+    from autotelic.trl.training import prepare_folder
+
+    folder = Path(training_args.output_dir)
+    checkpoint = prepare_folder(folder, run_args)
+    rows, labels = load_rows(method, run_args)
+    model, tokenizer = load_model(model_args, training_args)
+    from trl import get_peft_config
+
+    from autotelic.trl.training import build_trainer, fit, write_run_file
+
+    try:
+        trainer = build_trainer(
+            method,
+            run_args,
+            training_args,
+            model=model,
+            tokenizer=tokenizer,
+            rows=rows,
+            reward=build_reward(run_args, labels, training_args),
+            evaluate=build_evaluation(run_args, tokenizer, training_args),
+            peft_config=get_peft_config(model_args),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    write_run_file(folder, method, run_args, training_args)
+    try:
+        finished = fit(trainer, checkpoint)
+    except FloatingPointError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"writing to {folder} failed: {error.strerror or error}; free the space, then --resume"
+        ) from error
+    return report(method, folder, trainer, finished, run_args)
+
+
+def load_rows(method: str, run_args: Any) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Return the rows that training sees (prompt, id: never an answer) and, for a verifier, answers by prompt."""
+    from autotelic.tasks import load_problems
+
+    if run_args.prompt is not None:
+        return [{"prompt": run_args.prompt, "id": "prompt"}], {}
+    if run_args.dataset is None:
+        raise UserError("nothing to train on: give --dataset SOURCE or --prompt TEXT")
+    needs_labels = run_args.reward == "verifier"
+    columns = {"prompt": run_args.prompt_column}
+    if needs_labels:
+        columns["answer"] = run_args.answer_column
+    rows = load_problems(run_args.dataset, limit=run_args.dataset_limit, columns=columns, require_answer=needs_labels)
+    labels = {row["prompt"]: row["answer"] for row in rows} if needs_labels else {}
+    return [{"prompt": row["prompt"], "id": row.get("id", str(i))} for i, row in enumerate(rows)], labels
+
+
+def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
+    """Load a carried model by name, or any causal language model by path or hub name."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from autotelic.tasks import model_names, model_path
+
+    torch.manual_seed(training_args.seed)
+    name = model_args.model_name_or_path
+    if name is None:
+        raise UserError(
+            f"which model? give --model_name_or_path: a folder, a hub name, or one of {', '.join(model_names())}"
+        )
+    path = str(model_path(name)) if name in model_names() else name
+    dtype = model_args.dtype if model_args.dtype not in (None, "auto") else "auto"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model_args.trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, trust_remote_code=model_args.trust_remote_code, dtype="float32" if training_args.use_cpu else dtype
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load the model {name!r}: {first} Carried models: {', '.join(model_names())}."
+        ) from error
+    return model, tokenizer
+
+
+def build_reward(run_args: Any, labels: dict[str, str], training_args: Any) -> Any:
+    """Return the reward function that a run names."""
+    from autotelic import rewards
+
+    if run_args.reward == "verifier":
+        from autotelic.rewards.verifiers import VerifierReward
+
+        return VerifierReward(labels)
+    return rewards.by_name(
+        run_args.reward,
+        low=run_args.threshold_low,
+        high=run_args.threshold_high,
+        units=run_args.threshold_units,
+        num_generations=training_args.num_generations,
+        seed=training_args.seed,
+    )
+
+
+def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
+    """Return a function from model to metrics; the labels stay inside it."""
+    if not run_args.validation_steps:
+        return None
+    if run_args.validation_dataset is None:
+        raise UserError("--validation_steps needs --validation_dataset, a source with answers")
+    from autotelic.evaluation import evaluate_model
+    from autotelic.tasks import load_problems
+
+    problems = load_problems(run_args.validation_dataset, limit=run_args.validation_limit, require_answer=True)
+
+    def evaluate(model: Any) -> dict[str, float]:
+        result = evaluate_model(
+            model,
+            tokenizer,
+            problems,
+            k=run_args.validation_k,
+            max_new_tokens=training_args.max_completion_length,
+            seed=0,
+        )
+        k = run_args.validation_k
+        names = {"mean_at_k": f"mean@{k}", "pass_at_k": f"pass@{k}", "maj_at_k": f"maj@{k}"}
+        names |= {"greedy": "greedy", "entropy": "entropy"}
+        return {f"eval/{ours}": result[theirs].value for ours, theirs in names.items()}
+
+    return evaluate
+
+
+def report(method: str, folder: Path, trainer: Any, finished: bool, run_args: Any) -> dict[str, Any]:
+    """Print how the run ended, and what to do next."""
+    from autotelic.trl.callbacks import read_rows
+
+    rows = read_rows(folder / "metrics.jsonl")
+    last: dict[str, float] = {}
+    for row in rows:
+        last |= row
+    summary = {"finished": finished, "step": trainer.state.global_step, "output_dir": str(folder), "metrics": last}
+    if run_args.json:
+        print(json.dumps(summary))
+    elif not finished:
+        print(
+            f"stopped at step {trainer.state.global_step} with a checkpoint; continue with the same command and --resume",
+            file=sys.stderr,
+        )
+    elif not run_args.quiet:
+        shown = {
+            name: last[name]
+            for name in ("policy/entropy", "reward/mean", "eval/mean_at_k", "eval/greedy")
+            if name in last
+        }
+        numbers = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        print(f"{method}: {trainer.state.global_step} updates  {numbers}  ->  {folder}")
+    return summary

@@ -1,0 +1,164 @@
+"""Puts a run together: data without labels, reward, control, TRL's trainer, callbacks, and the run folder.
+
+output_dir/run.json       method, seed, configuration, versions
+output_dir/metrics.jsonl  one row per update
+output_dir/rollouts.jsonl sampled responses with token statistics, where asked for
+output_dir/checkpoint-*   TRL's; output_dir itself holds the final model
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autotelic.errors import UserError
+from autotelic.trl.arguments import CONTROL_NAMES, RunArguments
+
+Evaluate = Callable[[Any], dict[str, float]]
+
+
+def build_control(run: RunArguments, training_args: Any) -> Any:
+    """Return the `EntropyControl` of a run, or None; the baselines are settings of TRL's own and are written there."""
+    from autotelic.trl.controls import entropy_control
+
+    name, settings = run.entropy_control, run.control_settings()
+    if name in ("clip_cov", "kl_cov"):
+        return entropy_control(name, **settings)
+    allowed = {"none": (), "clip_higher": (), "entropy_bonus": ("coef",)}.get(name)
+    if allowed is None:
+        from autotelic.errors import closest
+
+        raise UserError(
+            f"unknown entropy_control {name!r}{closest(name, CONTROL_NAMES)}; there are {', '.join(CONTROL_NAMES)}"
+        )
+    unused = [key for key in settings if key not in allowed]
+    if unused:
+        raise UserError(
+            f"entropy_control {name} does not use {', '.join(unused)}: leave it out, or choose clip_cov or kl_cov"
+        )
+    if name == "clip_higher" and training_args.epsilon_high in (None, training_args.epsilon):
+        training_args.epsilon_high = 0.28  # arXiv:2505.22617, Section 4.2, after DAPO
+    if name == "entropy_bonus":
+        if settings.get("coef") is None:
+            raise UserError("entropy_bonus needs coef, for example --coef 1e-3 (the paper compares 1e-4 to 1e-2)")
+        training_args.entropy_coef = settings["coef"]
+    return None
+
+
+def build_trainer(
+    method: str,
+    run: RunArguments,
+    training_args: Any,
+    *,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict[str, str]],
+    reward: Any,
+    evaluate: Evaluate | None = None,
+    peft_config: Any = None,
+) -> Any:
+    """Return a TRL trainer with our mixins and callbacks, ready to train."""
+    from trl import GRPOTrainer
+
+    from autotelic.tasks import to_dataset
+    from autotelic.trl.callbacks import MetricsFile, Progress, StopCleanly, Validation
+    from autotelic.trl.label_free import with_prompt_masks
+    from autotelic.trl.mixin import updates_per_rollout, with_entropy_control
+    from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
+    from autotelic.trl.rollouts import with_rollout_log
+
+    folder = Path(training_args.output_dir)
+    control = build_control(run, training_args)
+    minimization = (
+        EntropyMinimization(run.em_coef, run.em_reduction, run.em_floor, run.em_positions, run.em_position_fraction)  # pyright: ignore[reportArgumentType]
+        if method == "one_shot_em"
+        else None
+    )
+    trainer_class = with_rollout_log(with_entropy_minimization(with_entropy_control(with_prompt_masks(GRPOTrainer))))
+    metrics_file = MetricsFile(folder / "metrics.jsonl")
+    callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
+    if evaluate is not None and run.validation_steps:
+        callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=reward,
+        args=training_args,
+        train_dataset=to_dataset(rows),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=callbacks,
+        entropy_control=control,
+        entropy_minimization=minimization,
+        rollout_log=(folder / "rollouts.jsonl", run.log_rollouts, run.log_rollouts_steps) if run.log_rollouts else None,
+    )
+    # TRL's own printing callback would repeat on stdout what Progress shows.
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    per_rollout = max(int(updates_per_rollout(trainer.args)), 1)
+    trainer.args.save_steps = -(-int(trainer.args.save_steps) // per_rollout) * per_rollout
+    trainer.add_callback(StopCleanly(per_rollout))
+    return trainer
+
+
+def prepare_folder(folder: Path, run: RunArguments) -> str | None:
+    """Check that the folder can be written and holds no other run; return the checkpoint to resume from, if asked."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write_test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}; choose another --output_dir or free the space"
+        ) from error
+    checkpoint = get_last_checkpoint(str(folder))
+    if run.resume:
+        if checkpoint is None:
+            raise UserError(f"nothing to resume: {folder} has no checkpoint; start without --resume")
+        return checkpoint
+    if (folder / "metrics.jsonl").exists() and not run.overwrite:
+        raise UserError(
+            f"{folder} already holds a run: --resume continues it, --overwrite starts anew, or choose another --output_dir"
+        )
+    return None
+
+
+def write_run_file(folder: Path, method: str, run: RunArguments, training_args: Any) -> None:
+    """Write run.json: what was asked for, and with which versions."""
+    import torch
+    import transformers
+    import trl
+
+    from autotelic import __version__
+
+    record = {
+        "method": method if run.entropy_control == "none" else f"{method}+{run.entropy_control}",
+        "seed": training_args.seed,
+        "config": {"run": asdict(run), "training": training_args.to_dict()},
+        "versions": {
+            "autotelic": __version__,
+            "trl": trl.__version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    temporary = folder / "run.json.tmp"
+    temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    temporary.replace(folder / "run.json")
+
+
+def fit(trainer: Any, checkpoint: str | None) -> bool:
+    """Train, save the final model, and return whether the run came to its end."""
+    trainer.train(resume_from_checkpoint=checkpoint)
+    finished = trainer.state.global_step >= trainer.state.max_steps
+    if finished:
+        trainer.save_model()
+    return finished
