@@ -38,9 +38,9 @@ class ChainSums:
     """
 
     strategies: tuple[str, ...] = ("any_pair",)
-    leap_probability: float = 0.1
-    slip_probability: float = 0.05
-    leap_slip_probability: float = 0.3
+    leap_probability: float = 0.15
+    slip_probability: float = 0.08
+    leap_slip_probability: float = 0.5
     max_slip: int = 9
     min_terms: int = 3
     max_terms: int = 5
