@@ -1,0 +1,487 @@
+"use strict";
+/* Draws the page from the JSON in #data. Text of a model or of a log enters the page through textContent only. */
+(() => {
+  const root = document.documentElement;
+  const fail = (message) => { root.dataset.errors = (root.dataset.errors ? root.dataset.errors + " | " : "") + message; };
+  window.addEventListener("error", (event) => fail(String(event.message)));
+  window.addEventListener("unhandledrejection", (event) => fail(String(event.reason)));
+
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const main = document.getElementById("main");
+  const groups = new Map(data.groups.map((g) => [g.key, g]));
+  const hidden = new Set();
+  const charts = [];
+
+  const store = {
+    get(key) { try { return sessionStorage.getItem("autotelic-" + key); } catch { return null; } },
+    set(key, value) { try { sessionStorage.setItem("autotelic-" + key, value); } catch { /* a browser without storage */ } },
+  };
+
+  /* Elements. Children that are strings become text nodes; attributes never hold model text except through setAttribute. */
+  function el(tag, attributes = {}, ...children) {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (name === "style") Object.assign(node.style, value);
+      else node.setAttribute(name, value === true ? "" : value);
+    }
+    for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+    return node;
+  }
+  const number = (v, digits = 3) => {
+    if (v === null || v === undefined || Number.isNaN(v)) return "–";
+    if (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5)) return v.toExponential(2);
+    return v.toFixed(Math.abs(v) >= 100 ? 1 : digits);
+  };
+  const signed = (v) => (v >= 0 ? "+" : "−") + number(Math.abs(v));
+  const plural = (n, word) => n + " " + word + (n === 1 ? "" : "s");
+  const label = (key) => (groups.has(key) ? groups.get(key).label : key);
+  const seeds = (n) => "n = " + n + (n === 1 ? " seed" : " seeds");
+  const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const rgba = (hex, alpha) => "rgba(" + [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",") + "," + alpha + ")";
+
+  /* Theme: what the system asks for, until the reader chooses. */
+  const system = window.matchMedia("(prefers-color-scheme: dark)");
+  function applyTheme() {
+    const chosen = store.get("theme");
+    root.dataset.theme = chosen || (system.matches ? "dark" : "light");
+    document.getElementById("theme").textContent = root.dataset.theme === "dark" ? "Light" : "Dark";
+    for (const chart of charts) chart.draw();
+  }
+  document.getElementById("theme").addEventListener("click", () => {
+    store.set("theme", root.dataset.theme === "dark" ? "light" : "dark");
+    applyTheme();
+    if (viewer) viewer.paint();
+  });
+  system.addEventListener("change", applyTheme);
+  window.addEventListener("beforeprint", () => { root.dataset.theme = "light"; for (const c of charts) c.draw(); });
+  window.addEventListener("afterprint", applyTheme);
+
+  /* Charts. `make` returns {traces, layout}; a trace with `method` follows the shared legend. */
+  function layout(extra) {
+    const axis = { gridcolor: css("--grid"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true, tickfont: { size: 12 } };
+    const titled = (own) => ({ ...axis, ...own, title: { standoff: 6, font: { size: 12, color: css("--muted") }, ...(own || {}).title } });
+    const { xaxis, yaxis, ...rest } = extra;
+    return {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: css("--fg") },
+      margin: { l: 52, r: 14, t: extra.showlegend ? 64 : 26, b: 42 }, showlegend: false, hovermode: "x unified", dragmode: window.innerWidth < 640 ? false : "zoom",
+      hoverlabel: { bgcolor: css("--bg"), bordercolor: css("--line"), font: { color: css("--fg"), size: 12 } },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: css("--accent") },
+      xaxis: titled(xaxis), yaxis: titled(yaxis), ...rest,
+    };
+  }
+  const legendAbove = { showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } } };
+  const config = { displaylogo: false, responsive: true, displayModeBar: window.innerWidth < 640 ? false : "hover", modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target, contentRect } of entries) {
+      if (target.dataset.drawn && contentRect.width && Math.abs(contentRect.width - target._fullLayout.width) > 1) Plotly.Plots.resize(target);
+    }
+  });
+  function addChart(parent, { title, help, make, tall, table, description }) {
+    const plot = el("div", { class: "chart" + (tall ? " tall" : ""), role: "img", "aria-label": title + ". " + (description || help || "") });
+    const caption = el("figcaption", {}, el("h3", {}, title), help ? el("span", { class: "small muted" }, help) : null);
+    const figure = el("figure", { class: "card" }, caption, plot);
+    if (table) figure.append(el("details", {}, el("summary", {}, "The numbers"), el("div", { class: "scroll" }, table)));
+    parent.append(figure);
+    const chart = {
+      figure, plot,
+      draw() {
+        const { traces, layout: extra } = make();
+        for (const t of traces) if (t.method !== undefined) { t.visible = !hidden.has(t.method); delete t.method; }
+        Plotly.react(plot, traces, layout(extra), config);
+        plot.dataset.drawn = "true";
+      },
+    };
+    charts.push(chart);
+    sizes.observe(plot);
+    return chart;
+  }
+  function lineTraces(series, key, options = {}) {
+    const g = groups.get(key) || series;
+    const color = series.color || g.color;
+    const dash = series.dash || g.dash;
+    const name = series.name || label(key);
+    const traces = [];
+    if (series.low && series.low.some((v) => v !== null)) {
+      const common = { x: series.x, mode: "lines", line: { width: 0, color }, hoverinfo: "skip", method: key };
+      traces.push({ ...common, y: series.low }, { ...common, y: series.high, fill: "tonexty", fillcolor: rgba(color, 0.18) });
+    }
+    const custom = series.low ? series.low.map((low, i) => [number(low), number(series.high[i])]) : null;
+    const range = custom ? " (%{customdata[0]} to %{customdata[1]})" : "";
+    const window_ = options.window || 1;
+    const y = smooth(series.y, window_);
+    if (window_ > 1) traces.push({ x: series.x, y: series.y, mode: "lines", line: { color, width: 1 }, opacity: 0.25, hoverinfo: "skip", method: key });
+    traces.push({
+      x: series.x, y, name: name + (series.n ? " (n = " + series.n + ")" : ""), mode: series.x.length < 30 ? "lines+markers" : "lines", marker: { size: 6, color },
+      line: { color, dash, width: 2.4 }, customdata: custom, hovertemplate: "%{y:.4g}" + range, method: key,
+    });
+    return traces;
+  }
+  function smooth(values, window_) {
+    if (window_ <= 1) return values;
+    return values.map((_, i) => {
+      const part = values.slice(Math.max(0, i - window_ + 1), i + 1).filter((v) => v !== null);
+      return part.length ? part.reduce((a, b) => a + b, 0) / part.length : null;
+    });
+  }
+  function table(head, rows, className = "compact") {
+    return el("table", { class: className },
+      el("thead", {}, el("tr", {}, head.map((h) => el("th", { scope: "col" }, h)))),
+      el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) => el(i ? "td" : "th", i ? {} : { scope: "row" }, cell))))));
+  }
+  function section(id, title, lead) {
+    const node = el("section", { id, "aria-labelledby": id + "-title" }, el("h2", { id: id + "-title" }, title), lead ? el("p", { class: "muted" }, lead) : null);
+    main.append(node);
+    document.getElementById("nav").append(el("a", { href: "#" + id }, title));
+    return node;
+  }
+  function select(text, options, value, onchange) {
+    const node = el("select", { onchange: () => onchange(node.value) }, options.map(([v, t]) => el("option", { value: v, selected: v === value }, t)));
+    return el("label", {}, text, node);
+  }
+
+  /* Header. */
+  const versions = Object.entries(data.versions).map(([k, v]) => k + " " + v).join(", ");
+  const what = data.groups.map((g) => g.label + " (" + seeds(g.n) + (g.steps ? ", " + plural(g.steps, "step") : "") + ")").join(" · ");
+  document.getElementById("what").append(el("span", {}, what), el("br"), el("span", { class: "small" }, "Written " + data.generated.replace("T", " ").replace("+00:00", " UTC") + (versions ? " · " + versions : "")));
+  if (data.absent.length) {
+    main.append(el("details", { class: "notice", open: data.absent.length < 4 }, el("summary", {}, plural(data.absent.length, "part") + " of the page missing, and why"), el("ul", {}, data.absent.map((t) => el("li", {}, t)))));
+  }
+
+  /* Legend: one for every figure. */
+  const legend = document.getElementById("legend");
+  for (const g of data.groups) {
+    const swatch = el("span", { class: "swatch", style: { borderTopColor: g.color, borderTopStyle: g.dash === "solid" ? "solid" : g.dash.startsWith("dot") ? "dotted" : "dashed" } });
+    const button = el("button", { type: "button", class: "key", "aria-pressed": "true", "data-method": g.key, title: "Show or hide in every figure: " + g.runs.join(", "), onclick: () => {
+      if (hidden.has(g.key)) hidden.delete(g.key); else hidden.add(g.key);
+      button.setAttribute("aria-pressed", String(!hidden.has(g.key)));
+      for (const chart of charts) chart.draw();
+    } }, swatch, g.label + " (n = " + g.n + ")");
+    legend.append(button);
+  }
+  document.getElementById("legend-bar").hidden = data.groups.length < 2;
+
+  /* The table. */
+  function percentLike(columns, name) { return /^(mean|pass|maj|greedy|parsed|eval)/.test(name); }
+  function resultsTable(t, columns) {
+    const bounds = {};
+    for (const name of columns) {
+      const values = t.rows.flatMap((r) => (r.cells[name] ? [r.cells[name].value, r.cells[name].low, r.cells[name].high] : [])).filter((v) => v !== null && v !== undefined);
+      bounds[name] = percentLike(columns, name) ? [0, 1] : [0, Math.max(...values, 1e-9) * 1.05];
+    }
+    const base = t.rows.find((r) => r.method === "base");
+    const rows = t.rows.map((row) => {
+      const style = groups.get(row.method) || { color: "#767676" };
+      const head = el("th", { scope: "row" }, row.label, row.n ? el("div", { class: "interval" }, seeds(row.n)) : null);
+      return el("tr", {}, head, columns.map((name) => {
+        const cell = row.cells[name];
+        if (!cell || cell.value === null) return el("td", {}, "–");
+        const [from, to] = bounds[name];
+        const place = (v) => Math.max(0, Math.min(100, (100 * (v - from)) / (to - from))) + "%";
+        const bar = el("div", { class: "whisker", "aria-hidden": "true" });
+        const known = cell.low !== null && cell.low !== undefined;
+        if (known) bar.append(el("span", { style: { left: place(cell.low), width: "calc(" + place(cell.high) + " - " + place(cell.low) + ")", background: style.color } }));
+        if (base && base.cells[name] && base.cells[name].value !== null) bar.append(el("b", { style: { left: place(base.cells[name].value) } }));
+        bar.append(el("i", { style: { left: place(cell.value), background: style.color } }));
+        const change = base && row !== base && base.cells[name] ? el("span", { class: "interval" }, " " + signed(cell.value - base.cells[name].value)) : null;
+        const interval = known ? el("div", { class: "interval" }, "[" + number(cell.low) + ", " + number(cell.high) + "]") : null;
+        return el("td", {}, el("span", { class: "value" }, number(cell.value)), change, interval, bar);
+      }));
+    });
+    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Results" }, el("table", { class: "results" },
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "method"), columns.map((c) => el("th", { scope: "col" }, c + (c === "entropy" ? " (nats per token)" : ""))))), el("tbody", {}, rows)));
+  }
+  if (data.table) {
+    const t = data.table;
+    const base = t.rows.some((r) => r.method === "base");
+    const node = section("results", "Results", "Brackets: " + t.interval + "." + (base ? " The upright mark is the base model; signed numbers are the change from it." : ""));
+    const ks = t.columns.filter((c) => c.startsWith("pass@")).map((c) => Number(c.slice(5)));
+    const best = "pass@" + Math.max(...ks);
+    const wanted = (c) => /^(mean|greedy|maj|entropy)/.test(c) || c === best || c === "pass@k";
+    const first = t.columns.filter(wanted);
+    const rest = t.columns.filter((c) => !wanted(c));
+    node.append(resultsTable(t, first.length ? first : t.columns));
+    if (first.length && rest.length) node.append(el("details", {}, el("summary", {}, "Further figures: " + rest.join(", ")), resultsTable(t, rest)));
+  }
+
+  /* Curves over steps. */
+  if (data.charts.length) {
+    const node = section("curves", "Over training", "Lines are means over seeds, bands run from the lowest to the highest seed; a line without a band is one seed. Drag to zoom, double-click to reset.");
+    const longest = Math.max(...data.charts.flatMap((c) => c.series.map((s) => s.x.length)));
+    let window_ = longest >= 60 ? 5 : 1;
+    const text = el("span", {}, "");
+    const describe = () => { text.textContent = window_ === 1 ? "Smoothing: none" : "Smoothing: mean of the last " + window_ + " points (thin line: as logged)"; };
+    describe();
+    const grid = el("div", { class: "grid" });
+    const own = [];
+    const range = el("input", { type: "range", min: "1", max: "40", value: String(window_), "aria-label": "Smoothing window in points", oninput: () => { window_ = Number(range.value); describe(); for (const c of own) c.draw(); } });
+    node.append(el("div", { class: "controls" }, el("label", {}, text, range)), grid);
+    for (const chart of data.charts) {
+      const rows = chart.series.map((s) => {
+        const values = s.y.filter((v) => v !== null);
+        return [label(s.method), String(s.n), number(values[0]), number(values[values.length - 1]), number(Math.min(...values)), number(Math.max(...values))];
+      });
+      own.push(addChart(grid, {
+        title: chart.title, help: chart.unit, description: chart.help,
+        table: el("div", {}, el("p", { class: "small muted" }, chart.metric + (chart.help ? ": " + chart.help : "") + (chart.absent.length ? ". Not logged by: " + chart.absent.join(", ") : "")), table(["method", "n", "first", "last", "lowest", "highest"], rows)),
+        make: () => {
+          const validation = chart.metric.startsWith("eval/");
+          return { traces: chart.series.flatMap((s) => lineTraces(s, s.method, { window: validation ? 1 : window_ })), layout: { xaxis: { title: { text: "optimizer step" } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
+        },
+      }));
+    }
+  }
+
+  /* The law. */
+  const fits = data.law.filter((l) => l.fit);
+  if (data.law.length) {
+    const node = section("law", "The entropy law", "R = −a exp(H) + b: reward against entropy, fitted by least squares; the band is the 95 % interval of the line, the diamond at H = 0 the ceiling b − a. All seeds of a method are fitted together.");
+    addChart(node, {
+      title: "Reward against entropy", tall: true, help: data.law[0].reward_metric + " against " + data.law[0].entropy_metric,
+      make: () => {
+        const traces = [];
+        for (const l of data.law) {
+          const g = groups.get(l.method);
+          const color = g.color;
+          if (l.fit) {
+            const common = { x: l.fit.h, mode: "lines", line: { width: 0, color }, hoverinfo: "skip", method: l.method };
+            traces.push({ ...common, y: l.fit.low }, { ...common, y: l.fit.high, fill: "tonexty", fillcolor: rgba(color, 0.12) });
+            traces.push({ x: l.fit.h, y: l.fit.r, mode: "lines", line: { color, dash: g.dash, width: 2 }, opacity: l.warnings.length ? 0.55 : 1, name: g.label + " fit", hoverinfo: "skip", method: l.method });
+            const [low, high] = l.fit.ceiling_interval;
+            traces.push({ x: [0], y: [l.fit.ceiling], mode: "markers", marker: { symbol: "diamond", size: 11, color, line: { color: css("--bg"), width: 1 } }, error_y: { type: "data", symmetric: false, array: [high - l.fit.ceiling], arrayminus: [l.fit.ceiling - low], color, thickness: 1.5 }, name: g.label + " ceiling", hovertemplate: "%{y:.3f}", method: l.method });
+          }
+          traces.push({ x: l.h, y: l.r, text: l.step.map((s) => "step " + s), mode: "markers", marker: { size: 7, color, opacity: 0.8, line: { color: css("--bg"), width: 0.5 } }, name: g.label, hovertemplate: "%{text}<br>H = %{x:.3f}, R = %{y:.3f}", method: l.method });
+        }
+        const all = data.law.filter((l) => !hidden.has(l.method)).flatMap((l) => l.r.concat(l.fit ? l.fit.r.concat([l.fit.ceiling]) : [])).filter((v) => v !== null);
+        const [low, high] = all.length ? [Math.min(...all), Math.max(...all)] : [0, 1];
+        const pad = 0.12 * (high - low || 0.1);
+        return { traces, layout: { hovermode: "closest", xaxis: { title: { text: "entropy H (nats per token)" }, rangemode: "tozero" }, yaxis: { title: { text: "reward R" }, range: [low - pad, high + pad] } } };
+      },
+    });
+    const interval = (v, i) => number(v) + " [" + number(i[0]) + ", " + number(i[1]) + "]";
+    const rows = data.law.map((l) => [label(l.method) + " (n = " + l.n + ")", ...(l.fit ? [interval(l.fit.a, l.fit.a_interval), interval(l.fit.b, l.fit.b_interval), interval(l.fit.ceiling, l.fit.ceiling_interval), number(l.fit.r_squared), String(l.fit.points)] : ["–", "–", "–", "–", String(l.h.length)]), l.warnings.length ? el("span", {}, l.warnings.map((w) => el("div", {}, "⚠ " + w))) : "none found"]);
+    node.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Fits of the law" }, table(["method", "a", "b", "ceiling b − a", "R²", "points", "why it may not hold"], rows)));
+  }
+
+  /* Covariance. */
+  if (data.covariance.length) {
+    const node = section("covariance", "Covariance", "Mean covariance of log-probability and advantage over the largest tokens, which drive the entropy down; and which tokens the control selected, by the sign of the advantage and the probability against the median.");
+    let current = (data.covariance.find((c) => c.quadrants.length) || data.covariance[0]).method;
+    const grid = el("div", { class: "grid" });
+    const palette = ["#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#767676"];
+    const own = [];
+    node.append(el("div", { class: "controls" }, select("Method", data.covariance.map((c) => [c.method, label(c.method)]), current, (v) => { current = v; for (const c of own) c.draw(); })), grid);
+    const entry = () => data.covariance.find((c) => c.method === current);
+    const lines = (series) => series.flatMap((s, i) => lineTraces({ ...s, color: palette[i % palette.length], dash: "solid" }, current)).map((t) => { delete t.method; return t; });
+    
+    const note = (text) => ({ annotations: [{ text, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }], xaxis: { visible: false }, yaxis: { visible: false } });
+    if (data.covariance.some((c) => c.ranks.length)) own.push(addChart(grid, { title: "Covariance by rank", help: "nats × advantage", make: () => {
+      const s = entry().ranks;
+      return s.length ? { traces: lines(s).map((t) => ({ ...t, showlegend: Boolean(t.name) })), layout: { ...legendAbove, xaxis: { title: { text: "optimizer step" } } } } : { traces: [], layout: note("not logged by " + label(current)) };
+    } }));
+    if (data.covariance.some((c) => c.quadrants.length)) own.push(addChart(grid, { title: "Selected tokens by quadrant", help: "share of the selected tokens", make: () => {
+      const s = entry().quadrants;
+      const colors = ["#0072B2", "#56B4E9", "#E69F00", "#D55E00"];
+      const shapes = ["", "/", ".", "x"];
+      return s.length ? {
+        traces: s.map((q, i) => ({ x: q.x, y: q.y, name: q.name, stackgroup: "q", mode: "lines", line: { width: 0.5, color: colors[i] }, fillcolor: rgba(colors[i], 0.75), fillpattern: { shape: shapes[i], fgcolor: css("--bg"), fgopacity: 0.5, size: 8 }, hovertemplate: "%{y:.2f}" })),
+        layout: { ...legendAbove, xaxis: { title: { text: "optimizer step" } }, yaxis: { range: [0, 1] } },
+      } : { traces: [], layout: note("no selection by " + label(current)) };
+    } }));
+  }
+
+  /* Semantic entropy. */
+  if (data.semantic.length) {
+    const node = section("semantic", "Semantic entropy", "Disagreement in meaning among the responses of one prompt, over the recorded prompts. 0: all agree; dashed: the thresholds between which a prompt trains.");
+    let current = data.semantic[0].method;
+    const entry = () => data.semantic.find((s) => s.method === current);
+    let chart = null;
+    node.append(el("div", { class: "controls" }, select("Method", data.semantic.map((s) => [s.method, label(s.method)]), current, (v) => { current = v; chart.draw(); })));
+    chart = addChart(node, { title: "Prompts by semantic entropy", help: "nats", make: () => {
+      const s = entry();
+      const color = (groups.get(current) || {}).color || "#0072B2";
+      const size = s.max / 12 || 0.2;
+      const shapes = s.thresholds ? s.thresholds.map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 2, color: css("--fg") } })) : [];
+      const annotations = s.thresholds ? s.thresholds.map((x, i) => ({ x, yref: "paper", y: 1, text: (i ? "high " : "low ") + number(x), showarrow: false, xanchor: "left", yanchor: "top", bgcolor: css("--panel"), font: { size: 11 } })) : [];
+      return {
+        traces: s.windows.map((w, i) => ({ type: "histogram", x: w.values, name: w.name + ": step" + (w.first === w.last ? " " + w.first : "s " + w.first + " to " + w.last) + ", " + plural(w.values.length, "group"), histnorm: "probability", xbins: { start: -size / 2, end: s.max + size, size }, marker: { color: i ? color : rgba(color, 0.35), line: { color, width: 1.2 } }, hovertemplate: "%{y:.2f}" })),
+        layout: { barmode: "group", bargap: 0.12, shapes, annotations, ...legendAbove, xaxis: { title: { text: "semantic entropy (nats)" }, range: [-size, s.max + size] }, yaxis: { title: { text: "share of prompts" } } },
+      };
+    } });
+  }
+
+  /* pass@k. */
+  if (data.pass.length) {
+    const node = section("passk", "pass@k, before and after", "At least one of k samples is right. Training that only sharpens lifts the left end; curves that cross below the base model have lost answers. Bands: 95 % bootstrap over prompts.");
+    addChart(node, { title: "pass@k", tall: true, help: "accuracy", table: table(["method", ...data.pass[0].k.map((k) => "k = " + k)], data.pass.map((p) => [p.label, ...p.y.map((v) => number(v))])), make: () => {
+      const traces = data.pass.flatMap((p) => lineTraces({ x: p.k, y: p.y, low: p.low, high: p.high, color: p.color, dash: p.dash, name: p.label }, p.method)).map((t) => ({ ...t, showlegend: Boolean(t.name) }));
+      return { traces, layout: { xaxis: { type: "log", title: { text: "k" }, tickvals: data.pass[0].k }, yaxis: { title: { text: "pass@k" } }, ...legendAbove } };
+    } });
+  }
+
+  /* Rollout viewer. */
+  const tip = document.getElementById("tip");
+  let viewer = null;
+  const modes = [["h", "entropy", "nats"], ["s", "surprisal", "nats"], ["c", "covariance", "nats × advantage"], ["x", "selected", ""]];
+  function buildViewer() {
+    const vocabulary = data.rollouts.vocabulary;
+    const runs = data.rollouts.runs;
+    const node = section("viewer", "Rollouts", "One prompt, its responses grouped by meaning. Move over a token, or focus a response and use the arrow keys, for its numbers.");
+    const state = { run: 0, prompt: 0, step: -1, mode: "h" };
+    try { Object.assign(state, JSON.parse(store.get("viewer") || "{}")); } catch { /* an old state */ }
+    const body = el("div", { id: "rollout-body", "aria-live": "off" });
+    const promptBox = el("div", { class: "prompt", tabindex: "0", role: "region", "aria-label": "Prompt" });
+    const runSelect = select("Run", runs.map((r, i) => [String(i), label(r.method) + (r.seed === null ? "" : ", seed " + r.seed) + " (" + r.run + ")"]), String(state.run), (v) => { state.run = Number(v); state.prompt = 0; state.step = -1; refresh(); });
+    const promptLabel = el("label", {}, "Prompt");
+    const promptSelect = el("select", { id: "prompt-select", onchange: () => { state.prompt = Number(promptSelect.value); refresh(); } });
+    promptLabel.append(promptSelect);
+    const slider = el("input", { type: "range", id: "step-slider", min: "0", step: "1", "aria-label": "Training step", oninput: () => { state.step = Number(slider.value); refresh(); } });
+    const stepText = el("span", {});
+    const radios = el("div", { class: "radios" });
+    const scale = el("div", { class: "scale" });
+    for (const [key, name] of modes) {
+      radios.append(el("label", {}, el("input", { type: "radio", name: "mode", value: key, onchange: () => { state.mode = key; refresh(); } }), el("span", {}, name)));
+    }
+    node.append(
+      el("div", { class: "controls" }, runSelect, promptLabel, el("label", { class: "stepper" }, stepText, slider), el("fieldset", {}, el("legend", {}, "Colour tokens by"), radios)),
+      scale, promptBox, body,
+      el("p", { class: "small muted" }, "Keys, while the focus is on a response: ", el("kbd", {}, "←"), " ", el("kbd", {}, "→"), " token, ", el("kbd", {}, "↑"), " ", el("kbd", {}, "↓"), " response, ", el("kbd", {}, "["), " ", el("kbd", {}, "]"), " training step, ", el("kbd", {}, "n"), " ", el("kbd", {}, "p"), " prompt."));
+
+    const ranges = new Map();
+    function rangeOf(run, key) {
+      const id = run + key;
+      if (!ranges.has(id)) {
+        const values = [];
+        for (const p of runs[run].prompts) for (const s of p.steps) for (const r of s.responses) if (r[key]) for (const v of r[key]) if (v !== null) values.push(Math.abs(v));
+        values.sort((a, b) => a - b);
+        ranges.set(id, values.length ? Math.max(values[Math.floor(0.99 * (values.length - 1))], 1e-6) : null);
+      }
+      return ranges.get(id);
+    }
+    const has = (run, key) => (key === "x" ? runs[run].prompts.some((p) => p.steps.some((s) => s.responses.some((r) => r.x))) : rangeOf(run, key) !== null);
+    function colorOf(key, value, top) {
+      if (value === null || value === undefined) return "";
+      const strength = Math.min(1, Math.abs(value) / top) * Number(css("--heat-max"));
+      return "rgba(" + css(value < 0 ? "--cool" : "--heat") + ", " + strength.toFixed(3) + ")";
+    }
+    function hide() { tip.hidden = true; for (const n of body.querySelectorAll(".current")) n.classList.remove("current"); }
+    function show(span, response, i) {
+      for (const n of body.querySelectorAll(".current")) n.classList.remove("current");
+      span.classList.add("current");
+      const lines = ["“" + vocabulary[response.t[i]] + "” · token " + (i + 1) + " of " + response.t.length];
+      if (response.h) lines.push("entropy " + number(response.h[i]) + " nats");
+      if (response.s) lines.push("surprisal " + number(response.s[i]) + " nats (p = " + number(response.s[i] === null ? null : Math.exp(-response.s[i])) + ")");
+      if (response.c) lines.push("covariance " + number(response.c[i]));
+      if (response.x) lines.push(response.x.includes(i) ? "selected by the control" : "not selected");
+      tip.textContent = lines.join("\n");
+      tip.hidden = false;
+      const box = span.getBoundingClientRect();
+      const width = tip.offsetWidth;
+      tip.style.left = Math.max(8, Math.min(window.scrollX + box.left, window.scrollX + root.clientWidth - width - 8)) + "px";
+      const above = box.top - tip.offsetHeight - 8;
+      tip.style.top = window.scrollY + (above > 60 ? above : box.bottom + 8) + "px";
+    }
+    function tokens(response, index) {
+      const top = state.mode === "x" ? null : rangeOf(state.run, state.mode);
+      const chosen = new Set(response.x || []);
+      const spans = response.t.map((id, i) => {
+        const text = vocabulary[id];
+        const span = el("span", {}, text === "" ? "∅" : text.replace(/\n/g, "↵\n"));
+        if (/^<[^>]*>$|^<\|.*\|>$/.test(text)) span.classList.add("special");
+        if (state.mode === "x") { if (chosen.has(i)) { span.classList.add("chosen"); span.style.background = "rgba(" + css("--heat") + ", " + css("--heat-max") + ")"; } }
+        else if (response[state.mode]) span.style.background = colorOf(state.mode, response[state.mode][i], top);
+        span.dataset.i = i;
+        return span;
+      });
+      let at = -1;
+      const box = el("div", { class: "tokens", tabindex: "0", role: "group", "aria-label": "Response " + (index + 1) + ": " + response.t.map((id) => vocabulary[id]).join("").slice(0, 300), "aria-describedby": "tip",
+        onmouseover: (event) => { const i = event.target.dataset && event.target.dataset.i; if (i !== undefined) show(spans[i], response, Number(i)); },
+        onmouseleave: hide,
+        onclick: (event) => { const i = event.target.dataset && event.target.dataset.i; if (i !== undefined) { at = Number(i); show(spans[i], response, at); } },
+        onblur: hide,
+        onkeydown: (event) => {
+          if (event.ctrlKey || event.metaKey || event.altKey) return;
+          const boxes = [...body.querySelectorAll(".tokens")];
+          const me = boxes.indexOf(box);
+          const move = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: spans.length - 1 }[event.key];
+          if (move !== undefined) { at = Math.max(0, Math.min(spans.length - 1, move)); show(spans[at], response, at); spans[at].scrollIntoView({ block: "nearest" }); }
+          else if (event.key === "ArrowDown" && boxes[me + 1]) boxes[me + 1].focus();
+          else if (event.key === "ArrowUp" && boxes[me - 1]) boxes[me - 1].focus();
+          else if (event.key === "Escape") hide();
+          else if (event.key === "]" || event.key === "[") step(event.key === "]" ? 1 : -1, me);
+          else if (event.key === "n" || event.key === "p") prompt(event.key === "n" ? 1 : -1, me);
+          else return;
+          event.preventDefault();
+        } }, spans);
+      return box;
+    }
+    const refocus = (i) => { const boxes = body.querySelectorAll(".tokens"); if (boxes.length) boxes[Math.min(i, boxes.length - 1)].focus(); };
+    function step(by, i) { const n = runs[state.run].prompts[state.prompt].steps.length; state.step = Math.max(0, Math.min(n - 1, state.step + by)); refresh(); refocus(i); }
+    function prompt(by, i) { const n = runs[state.run].prompts.length; state.prompt = (state.prompt + by + n) % n; refresh(); refocus(i); }
+
+    function refresh() {
+      hide();
+      state.run = Math.min(Math.max(0, state.run | 0), runs.length - 1);
+      const run = runs[state.run];
+      state.prompt = Math.min(Math.max(0, state.prompt | 0), run.prompts.length - 1);
+      const current = run.prompts[state.prompt];
+      if (state.step < 0 || state.step >= current.steps.length) state.step = current.steps.length - 1;
+      promptSelect.replaceChildren(...run.prompts.map((p, i) => el("option", { value: String(i), selected: i === state.prompt }, (p.prompt || p.id).slice(0, 70).replace(/\s+/g, " ") + " (" + plural(p.steps.length, "step") + ")")));
+      if (!has(state.run, state.mode)) state.mode = (modes.find(([key]) => has(state.run, key)) || ["h"])[0];
+      for (const input of radios.querySelectorAll("input")) {
+        input.disabled = !has(state.run, input.value);
+        input.checked = input.value === state.mode;
+        input.nextSibling.textContent = modes.find(([key]) => key === input.value)[1] + (input.disabled ? " (not recorded)" : "");
+      }
+      const now = current.steps[state.step];
+      slider.max = String(current.steps.length - 1);
+      slider.value = String(state.step);
+      slider.setAttribute("aria-valuetext", "step " + now.step);
+      slider.disabled = current.steps.length < 2;
+      stepText.textContent = "Training step " + now.step + " (" + (state.step + 1) + " of " + current.steps.length + " recorded)";
+      promptBox.textContent = current.prompt;
+      paintScale();
+      const clusters = new Map();
+      now.responses.forEach((r, i) => { const key = r.g < 0 ? -1 : r.g; if (!clusters.has(key)) clusters.set(key, []); clusters.get(key).push([r, i]); });
+      const ordered = [...clusters.entries()].sort((a, b) => (a[0] < 0) - (b[0] < 0) || b[1].length - a[1].length);
+      body.replaceChildren(...ordered.map(([key, members], place) => {
+        const rewards = members.map(([r]) => r.r).filter((v) => v !== undefined && v !== null);
+        const mean = rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : null;
+        const title = key < 0 ? "No answer could be read" : "Answer " + (place + 1);
+        const share = el("span", { class: "share", "aria-hidden": "true" }, el("i", { style: { width: (100 * members.length) / now.responses.length + "%" } }));
+        return el("article", { class: "cluster" },
+          el("header", {}, el("h3", {}, title), share, el("span", { class: "small" }, members.length + " of " + plural(now.responses.length, "response")), mean === null ? null : el("span", { class: "small muted" }, "mean reward " + number(mean))),
+          members.map(([r, i]) => el("div", { class: "response" },
+            el("div", { class: "facts" }, el("span", {}, "#" + (i + 1)), r.r === undefined ? null : el("span", {}, "reward " + number(r.r)), r.a === undefined ? null : el("span", {}, "advantage " + (r.a === null ? "–" : signed(r.a))), el("span", {}, plural(r.t.length, "token")), r.x ? el("span", {}, r.x.length + " selected") : null),
+            tokens(r, i))));
+      }));
+      store.set("viewer", JSON.stringify(state));
+    }
+    function paintScale() {
+      const [, name, unit] = modes.find(([key]) => key === state.mode);
+      if (state.mode === "x") { scale.replaceChildren(el("span", { class: "tokens" }, el("span", { class: "chosen", style: { background: "rgba(" + css("--heat") + ", " + css("--heat-max") + ")" } }, "token")), el("span", {}, "selected by the control in this update")); return; }
+      const top = rangeOf(state.run, state.mode);
+      if (top === null) { scale.replaceChildren(el("span", {}, "no token statistics recorded in this run")); return; }
+      const heat = "rgba(" + css("--heat") + ", " + css("--heat-max") + ")";
+      const cool = "rgba(" + css("--cool") + ", " + css("--heat-max") + ")";
+      const both = state.mode === "c";
+      scale.replaceChildren(el("span", {}, name + (unit ? " (" + unit + ")" : "")), el("span", {}, both ? number(-top, 2) : "0"), el("i", { "aria-hidden": "true", style: { background: "linear-gradient(90deg, " + (both ? cool + ", transparent, " : "transparent, ") + heat + ")" } }), el("span", {}, number(top, 2) + " and above"));
+    }
+    refresh();
+    viewer = { paint: refresh };
+  }
+  if (data.rollouts.runs.length) buildViewer();
+
+  /* The foot: settings, and what was left out. */
+  {
+    const node = section("about", "About these runs", null);
+    if (data.cuts.length) node.append(el("div", { class: "notice" }, el("ul", {}, data.cuts.map((t) => el("li", {}, t)))));
+    for (const c of data.configs) {
+      if (c.text) node.append(el("details", {}, el("summary", {}, c.run + (c.started ? ", started " + c.started : "")), el("pre", { tabindex: "0" }, c.text)));
+    }
+  }
+
+  applyTheme();
+  root.dataset.ready = "true";
+})();

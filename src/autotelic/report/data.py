@@ -1,0 +1,336 @@
+"""From runs to what the page draws: groups of seeds, curves with bands, tables, laws, histograms, bounded rollouts.
+
+Everything here returns plain lists and dictionaries that JSON can hold. What is left out for size is said in `notes`.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autotelic.diagnostics.logs import as_number
+from autotelic.report.load import Run
+from autotelic.report.methods import STYLES, style_of
+
+MAX_POINTS = 500
+MAX_CONFIG_CHARACTERS = 6000
+RUN_IDENTITY = {
+    "seed", "data_seed", "output_dir", "run_name", "logging_dir", "resume", "resume_from_checkpoint", "output", "out",
+}  # fmt: skip
+
+CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("entropy", "Token entropy", ("policy/entropy", "eval/entropy")),
+    ("accuracy", "Accuracy, sampled (mean@k)", ("eval/mean_at_k",)),
+    ("greedy", "Accuracy, greedy", ("eval/greedy",)),
+    ("pass", "pass@k", ("eval/pass_at_k",)),
+    ("reward", "Reward of the rollouts", ("reward/mean",)),
+    ("length", "Response length", ("completions/mean_length",)),
+    ("kl", "Drift from the rollout policy (k3)", ("policy/k3",)),
+    ("reference_kl", "KL to the reference policy", ("policy/reference_kl",)),
+    ("loss", "Training loss", ("train/loss",)),
+    ("em_loss", "Entropy objective", ("train/em_loss",)),
+    ("grad_norm", "Gradient norm", ("train/grad_norm",)),
+    ("clip", "Share of tokens clipped by PPO", ("clip/share",)),
+    ("selected", "Share of tokens selected by the control", ("selected/share",)),
+    ("majority", "Share of the largest answer", ("semantic/majority_share",)),
+    ("semantic_entropy", "Semantic entropy", ("semantic/entropy",)),
+    ("truncated", "Responses cut at the length limit", ("completions/truncated_share",)),
+)
+TABLE_FROM_RUNS = (
+    ("mean@k", "eval/mean_at_k"),
+    ("greedy", "eval/greedy"),
+    ("pass@k", "eval/pass_at_k"),
+    ("maj@k", "eval/maj_at_k"),
+    ("entropy", "eval/entropy"),
+)
+
+
+@dataclass
+class Group:
+    """Runs that differ in nothing but their seed."""
+
+    key: str
+    label: str
+    color: str
+    dash: str
+    runs: list[Run]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the page needs to name and draw it."""
+        return {
+            "key": self.key,
+            "label": self.label,
+            "color": self.color,
+            "dash": self.dash,
+            "n": len(self.runs),
+            "runs": [run.name for run in self.runs],
+            "steps": max((max(values) for run in self.runs for values in run.metrics.values() if values), default=0),
+        }
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Put runs of one method and one configuration together; other settings of a method get a group of their own."""
+    by_method: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        by_method.setdefault(run.method, {}).setdefault(settings_key(run), []).append(run)
+    order = {name: i for i, name in enumerate(STYLES)}
+    groups: list[Group] = []
+    for method in sorted(by_method, key=lambda m: (order.get(m, len(order)), m)):
+        variants = list(by_method[method].values())
+        for number, members in enumerate(variants):
+            key, label = method, style_of(method, len(groups)).label
+            if len(variants) > 1:
+                key = method if number == 0 else f"{method} {number + 1}"
+                label = f"{label} ({variant_label(members[0], variants)})"
+            style = style_of(key, len(groups))
+            groups.append(Group(key, label, style.color, style.dash, members))
+    return groups
+
+
+def settings_key(run: Run) -> str:
+    """Return the configuration as text, without what names the single run."""
+    config = run.description.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    return json.dumps({k: v for k, v in config.items() if k not in RUN_IDENTITY}, sort_keys=True, default=str)
+
+
+def variant_label(run: Run, variants: Sequence[Sequence[Run]]) -> str:
+    """Name a variant by at most two settings that differ between the variants, or by its folder."""
+    configs = [json.loads(settings_key(members[0])) for members in variants]
+    own = json.loads(settings_key(run))
+    names = sorted({name for config in configs for name in config})
+    differing = [n for n in names if len({json.dumps(c.get(n), sort_keys=True) for c in configs}) > 1]
+    if not differing or len(differing) > 2:
+        return run.name
+    return ", ".join(f"{name} = {own.get(name)}" for name in differing)
+
+
+def thin(steps: list[int]) -> list[int]:
+    """Keep at most `MAX_POINTS` of the steps, evenly, with the first and the last."""
+    if len(steps) <= MAX_POINTS:
+        return steps
+    index = np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).round().astype(int))
+    return [steps[i] for i in index]
+
+
+def band(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
+    """Return the mean over seeds at the steps that all of them have, with the smallest and the largest.
+
+    Seeds that share no step with the others are drawn at the steps of the first.
+    """
+    curves = [run.metrics[metric] for run in runs if run.metrics.get(metric)]
+    if not curves:
+        return None
+    shared = sorted(set(curves[0]).intersection(*curves[1:]))
+    if not shared:
+        curves, shared = curves[:1], sorted(curves[0])
+    steps = thin(shared)
+    values = np.array([[curve[s] for s in steps] for curve in curves])
+    result: dict[str, Any] = {"x": steps, "y": short(values.mean(axis=0)), "n": len(curves)}
+    if len(curves) > 1:
+        result |= {"low": short(values.min(axis=0)), "high": short(values.max(axis=0))}
+    return result
+
+
+def short(values: Any, digits: int = 5) -> list[float | None]:
+    """Round to significant digits: the page need not carry what no eye can see. None for what is not finite."""
+    return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in np.asarray(values, dtype=float).tolist()]
+
+
+def charts(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the curves over steps, and the titles of those for which no run has data."""
+    from autotelic.diagnostics.metrics import METRICS
+
+    drawn, missing = [], []
+    for key, title, names in CHARTS:
+        name = next((n for n in names if any(run.metrics.get(n) for g in groups for run in g.runs)), None)
+        if name is None:
+            missing.append(title)
+            continue
+        series = [{"method": g.key, **curve} for g in groups if (curve := band(g.runs, name))]
+        metric = METRICS.get(name)
+        drawn.append(
+            {
+                "key": key,
+                "title": title,
+                "metric": name,
+                "unit": metric.unit if metric else "",
+                "help": f"{metric.formula}: {metric.meaning}" if metric else "",
+                "series": series,
+                "absent": [g.label for g in groups if not any(run.metrics.get(name) for run in g.runs)],
+            }
+        )
+    return drawn, missing
+
+
+def table_from_results(results: Mapping[str, Any], groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the base -> after table of `results`: `{method: {metric: {value, interval}}}`."""
+    columns: list[str] = []
+    rows = []
+    labels = {g.key: g.label for g in groups}
+    for key, metrics in results.items():
+        if not isinstance(metrics, Mapping):
+            continue
+        cells = {}
+        for name, estimate in metrics.items():
+            if isinstance(estimate, Mapping) and (value := as_number(estimate.get("value"))) is not None:
+                low, high = bounds(estimate)
+                cells[name] = {"value": value, "low": low, "high": high}
+                if name not in columns:
+                    columns.append(name)
+        if cells:
+            label = labels.get(key, style_of(key, len(rows)).label)
+            rows.append({"method": key, "label": label, "n": None, "cells": cells})
+    rows.sort(key=lambda row: row["method"] != "base")
+    return {"columns": sorted(columns, key=column_order), "rows": rows, "interval": "95 % bootstrap over prompts"}
+
+
+def bounds(estimate: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return an estimate's interval, (None, None) where it has none."""
+    interval = estimate.get("interval")
+    if not isinstance(interval, list | tuple) or len(interval) != 2:
+        return None, None
+    low, high = as_number(interval[0]), as_number(interval[1])
+    return (None, None) if low is None or high is None else (low, high)
+
+
+def column_order(name: str) -> tuple[int, int]:
+    """Order columns as mean@k, greedy, maj@k, pass@1 ... pass@k, entropy, the rest."""
+    kinds = ("mean", "greedy", "maj", "pass", "entropy")
+    kind, _, k = name.partition("@")
+    return (kinds.index(kind) if kind in kinds else len(kinds), int(k) if k.isdigit() else 0)
+
+
+def table_from_runs(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Return first and last validation of each method, the mean over its seeds with their range."""
+    columns = [name for name, metric in TABLE_FROM_RUNS if any(r.metrics.get(metric) for g in groups for r in g.runs)]
+    if not columns:
+        return None
+    rows = []
+    for which, title in ((0, "first validation"), (-1, "last validation")):
+        for group in groups:
+            cells = {}
+            for name, metric in TABLE_FROM_RUNS:
+                values = [list(run.metrics[metric].values())[which] for run in group.runs if run.metrics.get(metric)]
+                if values:
+                    spread = (
+                        {"low": min(values), "high": max(values)} if len(values) > 1 else {"low": None, "high": None}
+                    )
+                    cells[name] = {"value": float(np.mean(values)), **spread}
+            if cells:
+                label = f"{group.label}, {title}"
+                rows.append({"method": group.key, "label": label, "n": len(group.runs), "cells": cells})
+    return {"columns": columns, "rows": rows, "interval": "range over seeds"}
+
+
+def pass_curves(results: Mapping[str, Any], groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return pass@k over k of every method in `results` that has it at two values of k or more."""
+    curves = []
+    labels = {g.key: g.label for g in groups}
+    for key, metrics in results.items():
+        if not isinstance(metrics, Mapping):
+            continue
+        points = sorted(
+            (int(name[5:]), estimate)
+            for name, estimate in metrics.items()
+            if name.startswith("pass@") and name[5:].isdigit() and isinstance(estimate, Mapping)
+        )
+        if len(points) > 1:
+            intervals = [bounds(e) for _, e in points]
+            style = style_of(key, len(curves))
+            curves.append(
+                {
+                    "method": key,
+                    "label": labels.get(key, style.label),
+                    "color": style.color,
+                    "dash": style.dash,
+                    "k": [k for k, _ in points],
+                    "y": [as_number(e.get("value")) for _, e in points],
+                    "low": [low for low, _ in intervals],
+                    "high": [high for _, high in intervals],
+                }
+            )
+    return curves
+
+
+def covariance(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the covariance's means by rank, and the selected share by quadrant, for methods that log them."""
+    result = []
+    for group in groups:
+        names = sorted(
+            {n for run in group.runs for n in run.metrics if n.startswith("covariance/")}, key=covariance_order
+        )
+        quadrants = [f"selected/{s}_{p}" for s in ("positive", "negative") for p in ("likely", "unlikely")]
+        ranks = [{"name": rank_label(n), **curve} for n in names if (curve := band(group.runs, n))]
+        shares = [{"name": quadrant_label(n), **curve} for n in quadrants if (curve := band(group.runs, n))]
+        if ranks or shares:
+            result.append({"method": group.key, "ranks": ranks, "quadrants": shares})
+    return result
+
+
+def covariance_order(name: str) -> float:
+    """Order covariance/top_0_02 before top_0_2 ... before the mean of all."""
+    rank = name.removeprefix("covariance/top_").replace("_", ".")
+    try:
+        return float(rank)
+    except ValueError:
+        return 100.0
+
+
+def rank_label(name: str) -> str:
+    """Return ``top 0.2 %`` for covariance/top_0_2, ``all tokens`` for the mean."""
+    rank = name.removeprefix("covariance/")
+    return f"top {rank[4:].replace('_', '.')} %" if rank.startswith("top_") else "all tokens"
+
+
+def quadrant_label(name: str) -> str:
+    """Return ``A > 0, likely`` for selected/positive_likely."""
+    sign, level = name.removeprefix("selected/").split("_")
+    return f"A {'>' if sign == 'positive' else '<'} 0, {level}"
+
+
+def semantic(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the semantic entropies of the recorded prompts, early and late in training, and EMPO's thresholds."""
+    result = []
+    for group in groups:
+        steps = sorted({row.step for run in group.runs for row in run.rollouts})
+        if not steps or not any(c >= 0 for run in group.runs for row in run.rollouts for c in row.clusters):
+            continue
+        fifth = max(1, len(steps) // 5)
+        parts = [("early", steps[:fifth]), ("late", steps[-fifth:])] if len(steps) > 1 else [("all", steps)]
+        windows = []
+        for name, window in parts:
+            values = [cluster_entropy(r.clusters) for run in group.runs for r in run.rollouts if r.step in set(window)]
+            windows.append({"name": name, "first": window[0], "last": window[-1], "values": short(values[:4000], 4)})
+        groups_of = max(len(row.clusters) for run in group.runs for row in run.rollouts)
+        result.append(
+            {
+                "method": group.key,
+                "windows": windows,
+                "thresholds": thresholds(group.runs[0]),
+                "max": math.log(groups_of),
+            }
+        )
+    return result
+
+
+def cluster_entropy(clusters: Sequence[int]) -> float:
+    """Return one prompt's semantic entropy in nats, by the library's own definition."""
+    import torch
+
+    from autotelic.functional import semantic_entropy
+
+    return float(semantic_entropy(torch.tensor([list(clusters)], dtype=torch.long))[0])
+
+
+def thresholds(run: Run) -> list[float] | None:
+    """Return EMPO's entropy thresholds (nats) from the run's settings, where they are written there."""
+    config = run.description.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    for low, high in (("entropy_low", "entropy_high"), ("semantic_entropy_low", "semantic_entropy_high")):
+        if isinstance(config.get(low), int | float) and isinstance(config.get(high), int | float):
+            return [float(config[low]), float(config[high])]
+    return None

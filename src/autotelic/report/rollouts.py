@@ -1,0 +1,108 @@
+"""The rollouts that the page carries: a bounded choice of prompts and steps, tokens by number, three digits a value."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from autotelic.report.data import Group, short
+from autotelic.report.load import RolloutRow, Run, read_rollout
+
+MAX_RUNS = 12
+MAX_PROMPTS = 12
+MAX_STEPS = 12
+MAX_RESPONSES = 16
+MAX_RESPONSE_TOKENS = 1200
+MAX_TOKENS = 200_000  # over the whole page: about 6 MB of JSON
+
+
+def rollouts(groups: Sequence[Group]) -> tuple[dict[str, Any], list[str]]:
+    """Return what the viewer shows, and notes on what was left out for size.
+
+    The first seed of every method comes before second seeds. Of a run, the prompts recorded most often are kept, and
+    of a prompt, evenly spaced steps with the first and the last.
+    """
+    depth = max((len(g.runs) for g in groups), default=0)
+    order = [(g, g.runs[i]) for i in range(depth) for g in groups if i < len(g.runs) and g.runs[i].rollouts]
+    notes = [f"rollouts of {len(order) - MAX_RUNS} further runs are not embedded"] if len(order) > MAX_RUNS else []
+    order = order[:MAX_RUNS]
+    pool: dict[str, int] = {}
+    entries, cut = [], {"rows": 0, "responses": 0, "tokens": 0}
+    for group, run in order:
+        entry = embed_run(group, run, pool, MAX_TOKENS // len(order), cut)
+        if entry["prompts"]:
+            entries.append(entry)
+    if cut["rows"]:
+        notes.append(
+            f"{cut['rows']} recorded rollout rows are not embedded "
+            f"(at most {MAX_PROMPTS} prompts x {MAX_STEPS} steps a run)"
+        )
+    if cut["responses"]:
+        notes.append(f"{cut['responses']} responses beyond the {MAX_RESPONSES}th of a prompt are not embedded")
+    if cut["tokens"]:
+        notes.append(f"{cut['tokens']} responses are cut to their first {MAX_RESPONSE_TOKENS} tokens")
+    return {"vocabulary": list(pool), "runs": entries}, notes
+
+
+def embed_run(group: Group, run: Run, pool: dict[str, int], budget: int, cut: dict[str, int]) -> dict[str, Any]:
+    """Return one run's rollouts within a budget of tokens."""
+    chosen = choose_rows(run.rollouts)
+    prompts: dict[str, dict[str, Any]] = {}
+    spent = kept = 0
+    for row in chosen:
+        if spent > budget:
+            break
+        record = read_rollout(run.path / "rollouts.jsonl", row)
+        responses = [embed_response(r, pool, cut) for r in record["responses"][:MAX_RESPONSES]]
+        cut["responses"] += max(0, len(record["responses"]) - MAX_RESPONSES)
+        spent += sum(len(r["t"]) for r in responses)
+        kept += 1
+        prompt = prompts.setdefault(
+            row.prompt_id, {"id": row.prompt_id, "prompt": as_text(record.get("prompt")), "steps": []}
+        )
+        prompt["steps"].append({"step": row.step, "responses": responses})
+    for prompt in prompts.values():
+        prompt["steps"].sort(key=lambda s: s["step"])
+    cut["rows"] += len(run.rollouts) - kept
+    return {"method": group.key, "run": run.name, "seed": run.seed, "prompts": list(prompts.values())}
+
+
+def choose_rows(rows: Sequence[RolloutRow]) -> list[RolloutRow]:
+    """Return the rows to embed, prompt after prompt, the most recorded prompts first."""
+    by_prompt: dict[str, dict[int, RolloutRow]] = {}
+    for row in rows:
+        by_prompt.setdefault(row.prompt_id, {})[row.step] = row
+    chosen = []
+    for prompt in sorted(by_prompt, key=lambda p: -len(by_prompt[p]))[:MAX_PROMPTS]:
+        steps = sorted(by_prompt[prompt])
+        if len(steps) > MAX_STEPS:
+            steps = [steps[round(i * (len(steps) - 1) / (MAX_STEPS - 1))] for i in range(MAX_STEPS)]
+        chosen += [by_prompt[prompt][step] for step in dict.fromkeys(steps)]
+    return chosen
+
+
+def embed_response(response: dict[str, Any], pool: dict[str, int], cut: dict[str, int]) -> dict[str, Any]:
+    """Return one response with short names: t tokens, h entropy, s surprisal, c covariance, x selected, r, a, g."""
+    tokens = response.get("tokens") or [str(response.get("text", ""))]
+    if len(tokens) > MAX_RESPONSE_TOKENS:
+        cut["tokens"] += 1
+    result: dict[str, Any] = {
+        "t": [pool.setdefault(str(token), len(pool)) for token in tokens[:MAX_RESPONSE_TOKENS]],
+        "g": int(response.get("cluster", -1)),
+    }
+    for name, key in (("reward", "r"), ("advantage", "a")):
+        if isinstance(response.get(name), int | float):
+            result[key] = short([response[name]], 4)[0]
+    for name, key in (("entropy", "h"), ("surprisal", "s"), ("covariance", "c")):
+        values = response.get(name)
+        if isinstance(values, list) and len(values) == len(tokens):
+            result[key] = short([float("nan") if v is None else v for v in values[:MAX_RESPONSE_TOKENS]], 3)
+    selected = response.get("selected")
+    if isinstance(selected, list) and len(selected) == len(tokens):
+        result["x"] = [i for i, chosen in enumerate(selected[:MAX_RESPONSE_TOKENS]) if chosen]
+    return result
+
+
+def as_text(prompt: Any) -> str:
+    """Return a prompt as text, the messages of a conversation one below the other."""
+    if isinstance(prompt, list):
+        return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in prompt if isinstance(m, dict))
+    return "" if prompt is None else str(prompt)
