@@ -1,0 +1,193 @@
+"""Preference learning for control: the exact experiments on finite MDPs.
+
+autotelic control tree     the mismatch of CPL on a two-step tree, for infinite data and over seeds
+autotelic control mdp      KL to the optimal policy on random MDPs, by judge, label model and number of pairs
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from autotelic.errors import UserError
+
+JUDGES = ("regret", "advantage", "return")
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "tree": {"p_bad": [0, 0.25, 0.5, 0.9], "slip": 0.0, "judge": "regret", "pairs": 1000, "seeds": 40},
+    "mdp": {"pairs": [500, 2000, 8000], "judges": list(JUDGES), "seeds": 20, "deterministic": False},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `tree` and `mdp`. Options default to None here, so that a recipe can stand between them and DEFAULTS."""
+    commands = parser.add_subparsers(dest="what", metavar="{tree,mdp}", required=True)
+    tree = commands.add_parser("tree", help="the two-step tree", description="The mismatch of CPL on a two-step tree.")
+    tree.add_argument("--p-bad", type=float, nargs="+", help="shares of bad behaviour (0 .25 .5 .9)")
+    tree.add_argument("--slip", type=float, help="chance that an action has the other's effect (0)")
+    tree.add_argument("--judge", choices=JUDGES, help="what the preferences follow (regret)")
+    tree.add_argument("--pairs", type=int, help="comparisons per sampled fit; 0: infinite data only (1000)")
+    tree.add_argument("--seeds", type=int, help="sampled fits per row (40)")
+    mdp = commands.add_parser("mdp", help="random MDPs", description="KL(pi* || fit) on random MDPs.")
+    mdp.add_argument("--pairs", type=int, nargs="+", help="comparisons per fit (500 2000 8000)")
+    mdp.add_argument("--judges", nargs="+", choices=JUDGES, help="what the preferences follow (all three)")
+    mdp.add_argument("--seeds", type=int, help="random MDPs (20)")
+    mdp.add_argument("--deterministic", action="store_true", default=None, help="one next state per action")
+    for command in (tree, mdp):
+        command.add_argument("--methods", nargs="+", help="some of the label models (all)")
+        command.add_argument("--temperature", type=float, help="of the judge, in units of reward (tree 1, mdp .5)")
+        command.add_argument("--recipe", type=Path, help="YAML file with any of these options")
+        command.add_argument("--json", type=Path, help="write rows and settings to this file")
+        command.add_argument("--plot", type=Path, help="draw the table into this SVG file")
+    parser.set_defaults(parsers={"tree": tree, "mdp": mdp})
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one experiment's table; write JSON and SVG where asked."""
+    settings = _settings(args)
+    if settings["seeds"] < 2:
+        raise UserError(f"seeds is {settings['seeds']}: an interval over seeds needs 2 or more.")
+    for path in (args.json, args.plot):
+        _check_writable(path)
+    started = time.perf_counter()
+    rows, text, chart = (_tree if args.what == "tree" else _mdp)(settings)
+    print(text)
+    seconds = round(time.perf_counter() - started, 2)
+    print(f"{seconds} s", file=sys.stderr)
+    _write(args.json, json.dumps({"settings": settings, "seconds": seconds, "rows": rows}, indent=1) + "\n")
+    _write(args.plot, chart)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of the command line over those of the recipe over the defaults."""
+    parser: argparse.ArgumentParser = args.parsers[args.what]
+    names = [a.dest for a in parser._actions if a.dest not in ("help", "recipe", "json", "plot")]
+    recipe = _read_recipe(args.recipe, args.what, names, parser) if args.recipe else {}
+    settings = {**dict.fromkeys(names), **DEFAULTS[args.what], **recipe}
+    return {**settings, **{n: v for n in names if (v := getattr(args, n)) is not None}}
+
+
+def _read_recipe(path: Path, what: str, names: list[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Read a recipe through the command line's own parser, so that its values meet the same checks."""
+    import yaml
+
+    from autotelic.errors import closest
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{path}: {message}")
+
+    try:
+        recipe = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}. Give a YAML file.") from None
+    if not isinstance(recipe, dict) or recipe.pop("experiment", None) != what:
+        refuse(f"no recipe for `control {what}`: it needs a mapping with `experiment: {what}`.")
+    words: list[str] = []
+    for name, value in recipe.items():
+        if name not in names:
+            refuse(f"unknown option {name!r}{closest(str(name), names)}: one of {', '.join(names)}.")
+        if value is not None and value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    parser.error = refuse
+    parsed = parser.parse_args(words)
+    return {n: v for n in names if (v := getattr(parsed, n)) is not None}
+
+
+def _tree(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
+    from autotelic.control.plot import line_chart
+    from autotelic.control.tables import format_table, tree_table
+    from autotelic.control.tree import METHODS
+
+    pairs, seeds = settings["pairs"], settings["seeds"]
+    temperature = 1.0 if settings["temperature"] is None else settings["temperature"]
+    names = tuple(settings["methods"] or METHODS)
+    with _quiet_bias():
+        rows = tree_table(
+            settings["p_bad"], settings["slip"], settings["judge"], pairs, seeds, names, temperature, _progress
+        )
+    columns = [("p_bad", "{p_bad:g}"), ("method", "{method}"), ("infinite data", "{population:.4f}")]
+    if pairs:
+        columns.append((f"pi(up), {pairs} pairs x {seeds}", "{mean:.3f} [{low:.3f}, {high:.3f}]"))
+        columns.append(("arg max right", "{right:.0%} [{right_low:.0%}, {right_high:.0%}]"))
+    truth = rows[0]["truth"]
+    head = f"pi(up) at the root; the truth is {truth:.4f}; judged by {settings['judge']}, slip {settings['slip']:g}\n"
+    series = {n: [(r["p_bad"], r["population"], 0.0, 0.0) for r in rows if r["method"] == n] for n in names}
+    title = f"Two-step tree, judged by {settings['judge']}, infinite data"
+    chart = line_chart(series, title, "share of bad behaviour", "fitted pi(up); dashed: truth", truth=truth)
+    return rows, head + format_table(rows, columns), chart
+
+
+def _mdp(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
+    from dataclasses import replace
+
+    from autotelic.control.plot import line_chart
+    from autotelic.control.random_mdps import DEFAULT
+    from autotelic.control.tables import format_table, mdp_table
+
+    if min(settings["pairs"]) < 2:
+        raise UserError(f"pairs is {min(settings['pairs'])}: a held-out split needs 2 or more.")
+    temperature = DEFAULT.temperature if settings["temperature"] is None else settings["temperature"]
+    if temperature <= 0:
+        raise UserError(f"temperature is {temperature}: a judge's noise is above 0.")
+    branching = 1 if settings["deterministic"] else DEFAULT.branching
+    setup = replace(DEFAULT, temperature=temperature, branching=branching)
+    rows = mdp_table(settings["pairs"], settings["judges"], settings["seeds"], settings["methods"], setup, _progress)
+    columns = [
+        ("judge", "{judge}"),
+        ("pairs", "{pairs}"),
+        ("method", "{method}"),
+        ("KL(pi* || fit)", "{mean:.4f} [{low:.4f}, {high:.4f}]"),
+        ("minus CPL, paired", "{minus_cpl:+.4f} [{minus_cpl_low:+.4f}, {minus_cpl_high:+.4f}]"),
+    ]
+    picks = [
+        f"auto picked PPL on {r['auto_is_ppl']:.0%} of seeds ({r['judge']}, {r['pairs']} pairs)"
+        for r in rows
+        if "auto_is_ppl" in r
+    ]
+    judge = settings["judges"][0]
+    series = {
+        r["method"]: [
+            (float(q["pairs"]), q["mean"], q["low"], q["high"])
+            for q in rows
+            if q["method"] == r["method"] and q["judge"] == judge
+        ]
+        for r in rows
+    }
+    title = f"Random MDPs, judged by {judge}"
+    chart = line_chart(series, title, "pairs", "KL(pi* || fit), nats", log_x=True, log_y=True)
+    return rows, "\n".join([format_table(rows, columns), *picks]), chart
+
+
+def _quiet_bias() -> Any:
+    """The table measures the bias that the library would warn of; say so once, not per fit."""
+    import warnings
+
+    from autotelic.functional.lookahead import BiasedLookaheadWarning
+
+    return warnings.catch_warnings(action="ignore", category=BiasedLookaheadWarning)
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _check_writable(path: Path | None) -> None:
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise UserError(
+            f"cannot write {path}: its folder does not exist or is read-only. Create it, or choose another."
+        )
+
+
+def _write(path: Path | None, text: str) -> None:
+    """Write to a temporary neighbour and rename it: the file is never half-written."""
+    if path is None:
+        return
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as temporary:
+        temporary.write(text)
+    Path(temporary.name).chmod(0o644)
+    Path(temporary.name).replace(path)
