@@ -5,14 +5,24 @@ Only `verifier` sees labels.
 """
 
 from autotelic.rewards.base import Batch, Context, LabelFreeReward, RewardResult, TokenStats
-from autotelic.rewards.consensus import EMPO, MajorityVote, WeightedEMPO
+from autotelic.rewards.certainty import RLSC, EMRLSequence, EMRLToken, SelfCertainty, TokenEntropy
+from autotelic.rewards.consensus import EMPO, SRT, MajorityVote, WeightedEMPO
 from autotelic.rewards.controls import ConstantReward, FormatReward, RandomReward
 from autotelic.rewards.groups import Group, Row, form_groups, gather_groups
+from autotelic.rewards.novelty import EvolRL
 from autotelic.rewards.verifiers import VerifierReward
 
 empo = EMPO()
 weighted_empo = WeightedEMPO()
 majority_vote = MajorityVote()
+srt = SRT()
+srt_soft = SRT(soft=True)
+self_certainty = SelfCertainty()
+token_entropy = TokenEntropy()
+em_rl_token = EMRLToken()
+em_rl_sequence = EMRLSequence()
+rlsc = RLSC()
+evol_rl = EvolRL()
 random = RandomReward()
 constant = ConstantReward()
 format = FormatReward()
@@ -20,9 +30,14 @@ verifier = VerifierReward()
 
 __all__ = [
     "EMPO",
+    "RLSC",
+    "SRT",
     "Batch",
     "ConstantReward",
     "Context",
+    "EMRLSequence",
+    "EMRLToken",
+    "EvolRL",
     "FormatReward",
     "Group",
     "LabelFreeReward",
@@ -30,16 +45,26 @@ __all__ = [
     "RandomReward",
     "RewardResult",
     "Row",
+    "SelfCertainty",
+    "TokenEntropy",
     "TokenStats",
     "VerifierReward",
     "WeightedEMPO",
     "constant",
+    "em_rl_sequence",
+    "em_rl_token",
     "empo",
+    "evol_rl",
     "form_groups",
     "format",
     "gather_groups",
     "majority_vote",
     "random",
+    "rlsc",
+    "self_certainty",
+    "srt",
+    "srt_soft",
+    "token_entropy",
     "verifier",
     "weighted_empo",
 ]

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from autotelic.answers import cluster_group, default_pool, extract
+from autotelic.answers.clustering import Linkage
 from autotelic.errors import UserError
 from autotelic.functional import semantic_entropy
 from autotelic.rewards.groups import Completion, Group, Prompt, Row, as_text, gather_groups, prompt_key
@@ -129,6 +130,7 @@ class LabelFreeReward(ABC):
         num_generations: G. ``None`` takes it from the trainer, and failing that groups neighbouring equal prompts.
         extraction: How an answer is found, names from `autotelic.answers.METHODS`; ``None`` is the default order.
         equivalence: When two answers are the same; mathematics by default, or any backend or function of two strings.
+        linkage: How pairs become clusters (`autotelic.answers.cluster_group`).
         token_stats: Statistics for the next call, set by a trainer; used once.
         last_result: Result of the last call, for a trainer's metrics and its denominator.
     """
@@ -141,6 +143,7 @@ class LabelFreeReward(ABC):
     num_generations: int | None = None
     extraction: Sequence[str] | None = None
     equivalence: Any = None
+    linkage: Linkage = "union_find"
     token_stats: TokenStats | None = field(default=None, repr=False)
     last_result: RewardResult | None = field(default=None, repr=False)
 
@@ -191,7 +194,9 @@ class LabelFreeReward(ABC):
         partitions = []
         for p, group in enumerate(groups):
             valid[p, : len(group.rows)] = torch.tensor([row.valid for row in group.rows])
-            partition = cluster_group([r.answer for r in group.rows if r.valid], equivalence=self.equivalence)
+            partition = cluster_group(
+                [r.answer for r in group.rows if r.valid], equivalence=self.equivalence, linkage=self.linkage
+            )
             partitions.append(partition.clusters)
             clusters[p, valid[p]] = torch.tensor(partition.clusters, dtype=torch.int64)
             for key in counts:
@@ -209,8 +214,8 @@ class LabelFreeReward(ABC):
             scale[index] = self.advantage_scale(batch).to(torch.float64)
         self._check_finite(rewards, groups)
         diagnostics = _diagnostics(clusters, valid, mask)
-        diagnostics["answers/timeouts"] = float(default_pool().stats.timeouts - timeouts)
-        diagnostics.update({f"answers/{key}": float(value) for key, value in counts.items()})
+        diagnostics["semantic/timeouts"] = float(default_pool().stats.timeouts - timeouts)
+        diagnostics.update({f"semantic/{key}": float(value) for key, value in counts.items()})
         return RewardResult(rewards, mask, valid, clusters, scale, diagnostics)
 
     def _rows(
@@ -258,8 +263,8 @@ def _diagnostics(clusters: Tensor, valid: Tensor, mask: Tensor) -> dict[str, flo
             parsed = own[own >= 0]
             p_max.append(float(torch.bincount(parsed).max()) / len(own) if len(parsed) else 0.0)
     return {
-        "answers/semantic_entropy": sum(entropy) / len(entropy),
-        "answers/p_max": sum(p_max) / len(p_max),
-        "answers/parse_rate": int(((clusters >= 0) & valid).sum()) / counted,
-        "answers/kept_share": float(mask.double().mean()),
+        "semantic/entropy": sum(entropy) / len(entropy),
+        "semantic/majority_share": sum(p_max) / len(p_max),
+        "semantic/parse_rate": int(((clusters >= 0) & valid).sum()) / counted,
+        "semantic/kept_share": float(mask.double().mean()),
     }

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from autotelic.errors import UserError
@@ -42,12 +42,16 @@ class _Thresholded(LabelFreeReward):
 
     def prompt_mask(self, batch: Batch) -> Bool[Tensor, " P"]:
         """Return the prompts strictly between the thresholds."""
+        return self.keeps(batch.clusters, self.entropy(batch))
+
+    def keeps(self, clusters: Int[Tensor, "P G"], entropy: Float[Tensor, " P"] | None = None) -> Bool[Tensor, " P"]:
+        """Return which prompts lie strictly between the thresholds, from their clusters."""
         if self.units == "p_max":
-            return keep_within(largest_share(batch.clusters), self.low, self.high)
-        scale = math.log(batch.clusters.shape[-1]) if self.units == "fraction_of_log_G" else 1.0
+            return keep_within(largest_share(clusters), self.low, self.high)
+        scale = math.log(clusters.shape[-1]) if self.units == "fraction_of_log_G" else 1.0
+        entropy = semantic_entropy(clusters) if entropy is None else entropy
         if scale == 0:  # a group of one has no entropy to bound
-            return semantic_entropy(batch.clusters) < 0
-        entropy = self.entropy(batch)
+            return entropy < 0
         return entropy_threshold_mask(entropy, low=self.low * scale, high=self.high * scale)
 
     def entropy(self, batch: Batch) -> Float[Tensor, " P"]:
@@ -108,3 +112,40 @@ class MajorityVote(LabelFreeReward):
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return the majority vote."""
         return majority_reward(batch.clusters, self.ties)
+
+
+@dataclass(kw_only=True)
+class SRT(LabelFreeReward):
+    """Self-rewarded training: the majority vote, where the majority is large enough.
+
+        hard: r_i = 1[answer in the largest cluster] 1[p_max >= tau]
+        soft: r_i = p(c(o_i)) 1[p_max >= tau]
+
+    Reference: Shafayat et al. 2025, arXiv:2505.21444 (hard).
+    Deviations: ``soft`` is the same rule with the share of the cluster in place of the indicator. Prompts below the
+    threshold are masked, so that they can also leave the denominator.
+
+    Attributes:
+        tau: Least share of the largest cluster.
+        soft: Which of the two.
+        ties: As for `MajorityVote` (hard only).
+    """
+
+    name: ClassVar[str] = "srt"
+    tau: float | int = 0.5
+    soft: bool = False
+    ties: Ties = "share"
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that no share can reach."""
+        if not 0 <= self.tau <= 1:
+            raise UserError(f"tau is a share of the group, in [0, 1], got {self.tau}")
+
+    def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
+        """Return the vote, 0 where the majority is too small."""
+        vote = consensus_reward(batch.clusters) if self.soft else majority_reward(batch.clusters, self.ties)
+        return vote * self.prompt_mask(batch).unsqueeze(-1)
+
+    def prompt_mask(self, batch: Batch) -> Bool[Tensor, " P"]:
+        """Return the prompts whose largest cluster has at least the share tau."""
+        return largest_share(batch.clusters) >= self.tau - 1e-9
