@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from autotelic.errors import UserError, closest
@@ -98,7 +99,7 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
 
     folder = Path(training_args.output_dir)
     checkpoint = prepare_folder(folder, run_args)
-    rows, labels = load_rows(method, run_args)
+    rows = load_rows(run_args)
     model, tokenizer = load_model(model_args, training_args)
     from trl import get_peft_config
 
@@ -112,7 +113,7 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
             model=model,
             tokenizer=tokenizer,
             rows=rows,
-            reward=build_reward(run_args, labels, training_args),
+            reward=build_reward(run_args, training_args),
             evaluate=build_evaluation(run_args, tokenizer, training_args),
             peft_config=get_peft_config(model_args),
         )
@@ -130,21 +131,19 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
     return report(method, folder, trainer, finished, run_args)
 
 
-def load_rows(method: str, run_args: Any) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Return the rows that training sees (prompt, id: never an answer) and, for a verifier, answers by prompt."""
+def load_rows(run_args: Any) -> list[dict[str, str]]:
+    """Return what training sees: prompt and id, and an answer only where the reward is the verifier."""
     from autotelic.tasks import load_problems
 
     if run_args.prompt is not None:
-        return [{"prompt": run_args.prompt, "id": "prompt"}], {}
+        return [{"prompt": run_args.prompt, "id": "prompt"}]
     if run_args.dataset is None:
         raise UserError("nothing to train on: give --dataset SOURCE or --prompt TEXT")
-    needs_labels = run_args.reward == "verifier"
-    columns = {"prompt": run_args.prompt_column}
-    if needs_labels:
-        columns["answer"] = run_args.answer_column
-    rows = load_problems(run_args.dataset, limit=run_args.dataset_limit, columns=columns, require_answer=needs_labels)
-    labels = {row["prompt"]: row["answer"] for row in rows} if needs_labels else {}
-    return [{"prompt": row["prompt"], "id": row.get("id", str(i))} for i, row in enumerate(rows)], labels
+    labelled = run_args.reward == "verifier"
+    columns = {"prompt": run_args.prompt_column} | ({"answer": run_args.answer_column} if labelled else {})
+    rows = load_problems(run_args.dataset, limit=run_args.dataset_limit, columns=columns, require_answer=labelled)
+    kept = ("prompt", "answer") if labelled else ("prompt",)
+    return [{"id": row.get("id", str(i)), **{key: row[key] for key in kept}} for i, row in enumerate(rows)]
 
 
 def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
@@ -163,9 +162,9 @@ def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
     path = str(model_path(name)) if name in model_names() else name
     dtype = model_args.dtype if model_args.dtype not in (None, "auto") else "auto"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model_args.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=training_args.trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=model_args.trust_remote_code, dtype="float32" if training_args.use_cpu else dtype
+            path, trust_remote_code=training_args.trust_remote_code, dtype="float32" if training_args.use_cpu else dtype
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
@@ -175,22 +174,36 @@ def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def build_reward(run_args: Any, labels: dict[str, str], training_args: Any) -> Any:
-    """Return the reward function that a run names."""
+def build_reward(run_args: Any, training_args: Any) -> Any:
+    """Return the reward that a run names: one of `autotelic.rewards`, or `package.module.function`."""
+    import dataclasses
+    import importlib
+
     from autotelic import rewards
 
-    if run_args.reward == "verifier":
-        from autotelic.rewards.verifiers import VerifierReward
-
-        return VerifierReward(labels)
-    return rewards.by_name(
-        run_args.reward,
-        low=run_args.threshold_low,
-        high=run_args.threshold_high,
-        units=run_args.threshold_units,
-        num_generations=training_args.num_generations,
-        seed=training_args.seed,
-    )
+    name = run_args.reward
+    if "." in name:
+        module, _, attribute = name.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"cannot import the reward {name!r}: {error}") from error
+    known = [key for key in rewards.__all__ if callable(getattr(rewards, key)) and key.islower()]
+    known = [key for key in known if not isinstance(getattr(rewards, key), type | FunctionType)]
+    if name not in known:
+        raise UserError(f"unknown reward {name!r}{closest(name, known)}; there are {', '.join(known)}")
+    reward = getattr(rewards, name)
+    if not isinstance(reward, rewards.LabelFreeReward):
+        return reward
+    fields = {field.name for field in dataclasses.fields(reward)}
+    wanted = {"low": run_args.threshold_low, "high": run_args.threshold_high}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    if given and "units" not in fields:
+        raise UserError(f"the reward {name} has no entropy thresholds: leave out threshold_low and threshold_high")
+    settings = given | ({"units": run_args.threshold_units} if given else {})
+    if "seed" in fields:
+        settings["seed"] = training_args.seed
+    return dataclasses.replace(reward, num_generations=training_args.num_generations, **settings)
 
 
 def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
@@ -234,7 +247,8 @@ def report(method: str, folder: Path, trainer: Any, finished: bool, run_args: An
         print(json.dumps(summary))
     elif not finished:
         print(
-            f"stopped at step {trainer.state.global_step} with a checkpoint; continue with the same command and --resume",
+            f"stopped at step {trainer.state.global_step} with a checkpoint; "
+            "continue with the same command and --resume",
             file=sys.stderr,
         )
     elif not run_args.quiet:

@@ -87,8 +87,8 @@ class EntropyControl:
         F.quota(self.fraction, 0)  # refuses a fraction outside (0, 1]
         if self.fraction > LARGE_FRACTION:
             warnings.warn(
-                f"{self.name}: fraction={self.fraction:g} touches {self.fraction:.1%} of the tokens; the paper uses 0.02 % to "
-                "0.2 %. This is a share, not a percentage. (Small models with short responses may need it.)",
+                f"{self.name}: fraction={self.fraction:g} touches {self.fraction:.1%} of the tokens; the paper uses "
+                "0.02 % to 0.2 %. This is a share, not a percentage. (Small models with short responses may need it.)",
                 EntropyControlWarning,
                 stacklevel=3,
             )
@@ -212,9 +212,10 @@ class KLCov(EntropyControl):
         """Refuse one update per rollout (zero gradient) and sequence-level ratios (no per-token penalty)."""
         if updates_per_rollout <= 1 and self.on_policy == "refuse":
             raise UserError(
-                "kl_cov needs at least two updates per rollout: while the policy equals the old policy, the ratio is 1 and "
-                "the KL penalty has exactly zero gradient. Raise steps_per_generation above gradient_accumulation_steps, or "
-                "num_iterations above 1, or set on_policy='entropy_term', or use clip_cov."
+                "kl_cov needs at least two updates per rollout: while the policy equals the old policy, the ratio is 1 "
+                "and the KL penalty has exactly zero gradient. Raise steps_per_generation above "
+                "gradient_accumulation_steps, or num_iterations above 1, or set on_policy='entropy_term', or use "
+                "clip_cov."
             )
         if importance_sampling_level == "sequence":
             raise UserError(

@@ -1,45 +1,116 @@
-"""Prompts that a label-free reward leaves out: zero advantage, and out of the loss's denominator.
+"""What a label-free reward needs of the trainer beyond TRL's reward protocol.
 
-A reward of `autotelic.rewards` keeps its `last_result` with a prompt mask (EMPO's entropy thresholds). Its rewards in a
-masked group are equal, so TRL's advantage there is zero already; this mixin also takes the group's tokens out of
-`num_items_in_batch`, the denominator of TRL's token-mean losses (`dapo`, `cispo`, `vespo`).
+* Prompts that it leaves out (EMPO's entropy thresholds): zero advantage, and out of the loss's denominator. Its rewards
+  in a masked group are equal, so TRL's advantage is zero already; their tokens are also taken out of
+  `num_items_in_batch`, the denominator of TRL's token-mean losses (`dapo`, `cispo`, `vespo`).
+* Token statistics of the sampling policy (self-certainty, token entropy, log-probabilities): one forward pass, only for
+  rewards that ask for them.
+* A factor on a prompt's advantages (SEED-GRPO).
 """
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from autotelic.diagnostics.metrics import METRICS
+from autotelic import functional as F
+from autotelic.rewards.base import LabelFreeReward, TokenStats
+from autotelic.rewards.formulas import self_certainty
+from autotelic.trl.base import TrainerBase
 
 
-class PromptMaskMixin:
-    """Removes masked prompts from the denominator and logs the reward's diagnostics."""
+class LabelFreeMixin(TrainerBase):
+    """Serves the rewards of `autotelic.rewards`; other reward functions are left as TRL treats them."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._token_ids: tuple[list[list[int]], list[list[int]]] = ([], [])
+        super().__init__(*args, **kwargs)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """Remember prompt and response tokens, for the statistics."""
+        generated = super()._generate(prompts)
+        self._token_ids = (generated[0], generated[1])
+        return generated
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Hand token statistics to the rewards that need them, then let TRL call every reward."""
+        asking = [reward for reward in self._label_free_rewards() if reward.needs]
+        if asking:
+            statistics = token_statistics(
+                self.model,
+                *self._token_ids,
+                pad_id=self.processing_class.pad_token_id,
+                temperature=self.temperature,
+                batch_size=self.args.per_device_train_batch_size,
+            )
+            for reward in asking:
+                reward.token_stats = statistics
+        return super()._calculate_rewards(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Apply the reward's prompt mask and advantage scale."""
         output = super()._generate_and_score_completions(inputs)
-        for reward in self.reward_funcs:
-            result = getattr(reward, "last_result", None)
-            if result is None:
-                continue
-            mode = "train" if self.model.training else "eval"
-            for name, value in result.metrics().items():
-                if name in METRICS:
-                    self._metrics[mode][name].append(value)
-            if len(self.reward_funcs) == 1:
-                self._leave_out(output, result.prompt_mask)
+        rewards = self._label_free_rewards()
+        if len(self.reward_funcs) == 1 and rewards and rewards[0].last_result is not None:
+            self._apply(output, rewards[0].last_result)
         return output
 
-    def _leave_out(self, output: dict[str, Any], prompt_mask: torch.Tensor) -> None:
-        """Set advantages of masked prompts to zero, and count the tokens of the others only."""
+    def _label_free_rewards(self) -> list[LabelFreeReward]:
+        return [reward for reward in self.reward_funcs if isinstance(reward, LabelFreeReward)]
+
+    def _apply(self, output: dict[str, Any], result: Any) -> None:
+        """Scale advantages, and count the response tokens of the prompts that train."""
         rows = output["completion_ids"].shape[0]
         group = self.num_generations if self.model.training else self.num_generations_eval
-        first = self.accelerator.process_index * rows
-        keep = prompt_mask.repeat_interleave(group)[first : first + rows].to(output["advantages"].device)
+        local = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+        device = output["advantages"].device
+        keep = result.prompt_mask.repeat_interleave(group)[local].to(device)
+        scale = result.advantage_scale.repeat_interleave(group)[local].to(output["advantages"])
         mask = output["completion_mask"] * output["tool_mask"] if "tool_mask" in output else output["completion_mask"]
-        output["advantages"] = output["advantages"] * keep
+        output["advantages"] = output["advantages"] * keep * scale
         output["num_items_in_batch"] = self.accelerator.gather((mask * keep.unsqueeze(1)).sum()).sum()
 
 
-def with_prompt_masks(trainer_class: type) -> type:
-    """Return a subclass of GRPOTrainer that honours the prompt masks of `autotelic.rewards`."""
-    return type(f"LabelFree{trainer_class.__name__}", (PromptMaskMixin, trainer_class), {})
+@torch.no_grad()
+def token_statistics(
+    model: Any,
+    prompt_ids: list[list[int]],
+    response_ids: list[list[int]],
+    *,
+    pad_id: int,
+    temperature: float | int,
+    batch_size: int,
+) -> TokenStats:
+    """Return log-probabilities, entropy and self-certainty of each response token, in micro-batches of rows."""
+    width = max(map(len, response_ids))
+    pieces: list[list[Tensor]] = []
+    for start in range(0, len(prompt_ids), batch_size):
+        prompts, responses = prompt_ids[start : start + batch_size], response_ids[start : start + batch_size]
+        pad = max(map(len, prompts))
+        rows = [
+            [pad_id] * (pad - len(prompt)) + list(prompt) + list(response) + [pad_id] * (width - len(response))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        attention = [
+            [0] * (pad - len(prompt)) + [1] * (len(prompt) + len(response)) + [0] * (width - len(response))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        ids, mask = torch.tensor(rows, device=model.device), torch.tensor(attention, device=model.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, pad - 1 : -1]
+        logits = logits.float() / temperature
+        pieces.append(
+            [
+                mask[:, pad:].bool(),
+                F.token_logprobs(logits, ids[:, pad:]),
+                F.token_entropy(logits),
+                self_certainty(logits),
+            ]
+        )
+    mask, logprobs, entropy, certainty = (torch.cat(column).cpu() for column in zip(*pieces, strict=True))
+    return TokenStats(mask=mask, logprobs=logprobs, entropy=entropy, self_certainty=certainty)
+
+
+def with_label_free_rewards(trainer_class: type) -> type:
+    """Return a subclass of GRPOTrainer that serves `autotelic.rewards` fully."""
+    return type(f"LabelFree{trainer_class.__name__}", (LabelFreeMixin, trainer_class), {})

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.errors import UserError
+from autotelic.trl.base import TrainerBase
 from autotelic.trl.controls import EntropyControl, Plan, UpdateBatch
 from autotelic.trl.statistics import control_metrics, jaccard, ratio_metrics
 
@@ -33,7 +34,7 @@ FORWARD_KEYS = (
 )
 
 
-class EntropyControlMixin:
+class EntropyControlMixin(TrainerBase):
     """Rewrites advantages by token covariance; put it before a GRPOTrainer in the bases (`with_entropy_control`).
 
     Keyword Args:
@@ -41,9 +42,9 @@ class EntropyControlMixin:
     """
 
     def __init__(self, *args: Any, entropy_control: EntropyControl | None = None, **kwargs: Any):
-        self.entropy_control = entropy_control
+        self.entropy_control: Any = entropy_control
         self._plans: list[Plan] = []
-        self._active_plan: Plan | None = None
+        self._active_plan: Any = None
         self._micro_batch: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         if entropy_control is not None:
@@ -191,8 +192,9 @@ class EntropyControlMixin:
     def _not_finite(self, loss: Tensor, inputs: dict[str, Any]) -> str:
         prompts = self.processing_class.batch_decode(inputs["prompt_ids"], skip_special_tokens=True)
         return (
-            f"the loss of step {self.state.global_step + 1} is {loss.item()}: training stopped before the update; prompts of this "
-            f"micro-batch: {sorted(set(prompts))[:3]}. The last checkpoint is intact; lower the learning rate, or inspect these prompts."
+            f"the loss of step {self.state.global_step + 1} is {loss.item()}: training stopped before the update; "
+            f"prompts of this micro-batch: {sorted(set(prompts))[:3]}. The last checkpoint is intact; lower the "
+            "learning rate, or inspect these prompts."
         )
 
 
@@ -205,8 +207,8 @@ def with_entropy_control(trainer_class: type) -> type:
     for method in ("_compute_loss", "_get_per_token_logps_and_entropies", "_prepare_inputs"):
         if not hasattr(trainer_class, method):
             raise UserError(
-                f"{trainer_class.__name__} has no {method}: entropy control works on trl.GRPOTrainer and its subclasses "
-                "(TRL >= 1.10, not 1.15.0)"
+                f"{trainer_class.__name__} has no {method}: entropy control works on trl.GRPOTrainer and its "
+                "subclasses (TRL >= 1.10, not 1.15.0)"
             )
     if issubclass(trainer_class, EntropyControlMixin):
         return trainer_class
@@ -223,8 +225,8 @@ def check_window(args: Any) -> None:
     if args.steps_per_generation % args.gradient_accumulation_steps:
         raise UserError(
             f"entropy control needs steps_per_generation ({args.steps_per_generation}) to be a multiple of "
-            f"gradient_accumulation_steps ({args.gradient_accumulation_steps}): tokens are chosen over the whole update, so its "
-            "rollouts must all exist when it begins."
+            f"gradient_accumulation_steps ({args.gradient_accumulation_steps}): tokens are chosen over the whole "
+            "update, so its rollouts must all exist when it begins."
         )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.errors import UserError
+from autotelic.trl.base import TrainerBase
 from autotelic.trl.mixin import response_mask
 
 Reduction = Literal["token_mean", "sequence_mean", "token_sum"]
@@ -73,7 +74,7 @@ class EntropyMinimization:
         return mask & (rank < self.position_counts(mask).unsqueeze(-1))
 
 
-class EntropyMinimizationMixin:
+class EntropyMinimizationMixin(TrainerBase):
     """Adds the entropy term to a GRPOTrainer's loss (`with_entropy_minimization`).
 
     With a reward that never differs within a group, such as `autotelic.rewards.constant`, the term is the whole loss.
@@ -83,7 +84,7 @@ class EntropyMinimizationMixin:
     """
 
     def __init__(self, *args: Any, entropy_minimization: EntropyMinimization | None = None, **kwargs: Any):
-        self.entropy_minimization = entropy_minimization
+        self.entropy_minimization: Any = entropy_minimization
         self._captured: Tensor | None = None
         self._capturing = False
         super().__init__(*args, **kwargs)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from autotelic.trl.mixin import FORWARD_KEYS, ROW_IDS, response_mask
+from autotelic.trl.mixin import FORWARD_KEYS, ROW_IDS, EntropyControlMixin, response_mask
 
 
-class RolloutLogMixin:
+class RolloutLogMixin(EntropyControlMixin):
     """Logs the first prompts of a rollout now and then; only the main process writes.
 
     Keyword Args:
@@ -22,7 +22,7 @@ class RolloutLogMixin:
     """
 
     def __init__(self, *args: Any, rollout_log: tuple[Path, int, int] | None = None, **kwargs: Any):
-        self.rollout_log = rollout_log
+        self.rollout_log: Any = rollout_log
         self._logged: dict[int, dict[str, Any]] = {}
         self._logged_prompts: list[dict[str, Any]] = []
         self._next_logged_step = 0

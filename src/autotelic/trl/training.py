@@ -65,7 +65,7 @@ def build_trainer(
 
     from autotelic.tasks import to_dataset
     from autotelic.trl.callbacks import MetricsFile, Progress, StopCleanly, Validation
-    from autotelic.trl.label_free import with_prompt_masks
+    from autotelic.trl.label_free import with_label_free_rewards
     from autotelic.trl.mixin import updates_per_rollout, with_entropy_control
     from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
     from autotelic.trl.rollouts import with_rollout_log
@@ -77,7 +77,9 @@ def build_trainer(
         if method == "one_shot_em"
         else None
     )
-    trainer_class = with_rollout_log(with_entropy_minimization(with_entropy_control(with_prompt_masks(GRPOTrainer))))
+    trainer_class = with_rollout_log(
+        with_entropy_minimization(with_entropy_control(with_label_free_rewards(GRPOTrainer)))
+    )
     metrics_file = MetricsFile(folder / "metrics.jsonl")
     callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
     if evaluate is not None and run.validation_steps:
@@ -124,7 +126,8 @@ def prepare_folder(folder: Path, run: RunArguments) -> str | None:
         return checkpoint
     if (folder / "metrics.jsonl").exists() and not run.overwrite:
         raise UserError(
-            f"{folder} already holds a run: --resume continues it, --overwrite starts anew, or choose another --output_dir"
+            f"{folder} already holds a run: --resume continues it, --overwrite starts anew, or choose another "
+            "--output_dir"
         )
     return None
 
