@@ -27,17 +27,16 @@ def write_run(
     folder.mkdir(parents=True)
     control = method if method in {"clip_cov", "kl_cov"} else None
     trainer = method if method in {"empo", "one_shot_em"} else "grpo"
-    config: dict[str, Any] = {"learning_rate": 2e-4, "seed": seed, "output_dir": str(folder), "num_generations": responses}
-    if control:
-        config["entropy_control"] = control
+    own: dict[str, Any] = {"entropy_control": control or "none", "reward": "verifier"}
     if method == "random_reward":
-        config["reward_funcs"] = ["random_reward"]
+        own["reward"] = "random"
     if method == "empo":
-        config |= {"entropy_low": 0.2, "entropy_high": 1.8}
+        own |= {"reward": "empo", "threshold_low": 0.2, "threshold_high": 0.9, "threshold_units": "fraction_of_log_G"}
+    training = {"learning_rate": 2e-4, "seed": seed, "output_dir": str(folder), "num_generations": responses}
     run = {
-        "method": trainer,
+        "method": f"{trainer}+{control}" if control else trainer,
         "seed": seed,
-        "config": config,
+        "config": {"run": own, "training": training},
         "versions": {"autotelic": "0.1.0", "torch": "2.13.0"},
         "started": "2026-11-20T10:00:00Z",
     }
@@ -66,7 +65,9 @@ def write_run(
                 row["selected/share"] = 0.02
                 shares = [0.1, 0.25, 0.05, 0.6]
                 for name, share in zip(
-                    ("positive_likely", "positive_unlikely", "negative_likely", "negative_unlikely"), shares, strict=True
+                    ("positive_likely", "positive_unlikely", "negative_likely", "negative_unlikely"),
+                    shares,
+                    strict=True,
                 ):
                     row[f"selected/{name}"] = share
             rows.append(row)

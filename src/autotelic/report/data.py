@@ -13,13 +13,25 @@ import numpy as np
 
 from autotelic.diagnostics.logs import as_number
 from autotelic.report.load import Run
-from autotelic.report.methods import STYLES, style_of
+from autotelic.report.methods import STYLES, settings_of, style_of
 
 MAX_POINTS = 500
 MAX_CONFIG_CHARACTERS = 6000
-RUN_IDENTITY = {
-    "seed", "data_seed", "output_dir", "run_name", "logging_dir", "resume", "resume_from_checkpoint", "output", "out",
-}  # fmt: skip
+RUN_IDENTITY = frozenset(
+    {
+        "seed",
+        "data_seed",
+        "output_dir",
+        "run_name",
+        "logging_dir",
+        "resume",
+        "resume_from_checkpoint",
+        "overwrite",
+        "quiet",
+        "json",
+    }
+)
+)
 
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("entropy", "Token entropy", ("policy/entropy", "eval/entropy")),
@@ -92,9 +104,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def settings_key(run: Run) -> str:
     """Return the configuration as text, without what names the single run."""
-    config = run.description.get("config")
-    config = config if isinstance(config, Mapping) else {}
-    return json.dumps({k: v for k, v in config.items() if k not in RUN_IDENTITY}, sort_keys=True, default=str)
+    settings = {k: v for k, v in settings_of(run.description).items() if k not in RUN_IDENTITY}
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def variant_label(run: Run, variants: Sequence[Sequence[Run]]) -> str:
@@ -310,7 +321,7 @@ def semantic(groups: Sequence[Group]) -> list[dict[str, Any]]:
             {
                 "method": group.key,
                 "windows": windows,
-                "thresholds": thresholds(group.runs[0]),
+                "thresholds": thresholds(group.runs[0], groups_of),
                 "max": math.log(groups_of),
             }
         )
@@ -326,11 +337,9 @@ def cluster_entropy(clusters: Sequence[int]) -> float:
     return float(semantic_entropy(torch.tensor([list(clusters)], dtype=torch.long))[0])
 
 
-def thresholds(run: Run) -> list[float] | None:
-    """Return EMPO's entropy thresholds (nats) from the run's settings, where they are written there."""
-    config = run.description.get("config")
-    config = config if isinstance(config, Mapping) else {}
-    for low, high in (("entropy_low", "entropy_high"), ("semantic_entropy_low", "semantic_entropy_high")):
-        if isinstance(config.get(low), int | float) and isinstance(config.get(high), int | float):
-            return [float(config[low]), float(config[high])]
-    return None
+def thresholds(run: Run, group_size: int) -> list[float] | None:
+    """Return EMPO's thresholds in nats, from the run's settings; None where they are not thresholds on the entropy."""
+    settings = settings_of(run.description)
+    low, high = as_number(settings.get("threshold_low")), as_number(settings.get("threshold_high"))
+    scale = {"nats": 1.0, "fraction_of_log_G": math.log(group_size)}.get(str(settings.get("threshold_units", "nats")))
+    return None if low is None or high is None or scale is None else [low * scale, high * scale]

@@ -129,7 +129,7 @@ def index_rollouts(path: Path) -> list[RolloutRow]:
                 continue
             try:
                 row = json.loads(line)
-                clusters = tuple(int(r.get("cluster", -1)) for r in row["responses"])
+                clusters = clusters_of(row["responses"])
                 index.append(RolloutRow(int(row["step"]), str(row["prompt_id"]), start, clusters))
             except (ValueError, KeyError, TypeError, AttributeError):
                 if not line.endswith(b"\n"):
@@ -138,6 +138,17 @@ def index_rollouts(path: Path) -> list[RolloutRow]:
                     f"{path}, line {number} is not a rollout (step, prompt_id, prompt, responses)"
                 ) from None
     return index
+
+
+def clusters_of(responses: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    """Return the recorded clusters; where there are none, responses whose answers read the same share a cluster."""
+    if any("cluster" in response for response in responses):
+        return tuple(int(response.get("cluster", -1)) for response in responses)
+    from autotelic.answers import extract
+
+    answers = [extract(str(response.get("text", ""))) for response in responses]
+    numbers: dict[str, int] = {}
+    return tuple(-1 if a is None else numbers.setdefault(a.strip(), len(numbers)) for a in answers)
 
 
 def read_rollout(path: Path, row: RolloutRow) -> dict[str, Any]:

@@ -41,16 +41,23 @@ def style_of(key: str, index: int) -> Style:
     return Style(key, PALETTE[index % len(PALETTE)], DASHES[(index // len(PALETTE) + index) % len(DASHES)])
 
 
+def settings_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings in one dictionary, whether they are written flat or as `run` and `training`."""
+    config = description.get("config")
+    settings: dict[str, Any] = {}
+    for name, value in (config if isinstance(config, Mapping) else {}).items():
+        settings |= dict(value) if name in {"run", "training"} and isinstance(value, Mapping) else {name: value}
+    return settings
+
+
 def method_of(description: Mapping[str, Any], folder: str) -> str:
     """Return a run's method: an entropy control names GRPO runs, a random reward the control run, else `method`."""
-    config = description.get("config")
-    config = config if isinstance(config, Mapping) else {}
+    settings = settings_of(description)
     method = str(description.get("method") or folder)
-    control = config.get("entropy_control")
-    control = control.get("name", control.get("method")) if isinstance(control, Mapping) else control
+    control = settings.get("entropy_control")
     if method == "grpo" and isinstance(control, str) and control not in {"", "none"}:
         return control
-    rewards = config.get("reward_funcs") or config.get("rewards") or config.get("reward")
-    if method == "grpo" and rewards and "random" in str(rewards):
-        return "random_reward"
-    return method
+    if method.startswith("grpo+"):
+        return method.removeprefix("grpo+")
+    reward = settings.get("reward") or settings.get("reward_funcs") or ""
+    return "random_reward" if method == "grpo" and "random" in str(reward) else method

@@ -51,7 +51,8 @@ def embed_run(group: Group, run: Run, pool: dict[str, int], budget: int, cut: di
         if spent > budget:
             break
         record = read_rollout(run.path / "rollouts.jsonl", row)
-        responses = [embed_response(r, pool, cut) for r in record["responses"][:MAX_RESPONSES]]
+        shown = record["responses"][:MAX_RESPONSES]
+        responses = [embed_response(r, c, pool, cut) for r, c in zip(shown, row.clusters, strict=False)]
         cut["responses"] += max(0, len(record["responses"]) - MAX_RESPONSES)
         spent += sum(len(r["t"]) for r in responses)
         kept += 1
@@ -79,14 +80,14 @@ def choose_rows(rows: Sequence[RolloutRow]) -> list[RolloutRow]:
     return chosen
 
 
-def embed_response(response: dict[str, Any], pool: dict[str, int], cut: dict[str, int]) -> dict[str, Any]:
+def embed_response(response: dict[str, Any], cluster: int, pool: dict[str, int], cut: dict[str, int]) -> dict[str, Any]:
     """Return one response with short names: t tokens, h entropy, s surprisal, c covariance, x selected, r, a, g."""
     tokens = response.get("tokens") or [str(response.get("text", ""))]
     if len(tokens) > MAX_RESPONSE_TOKENS:
         cut["tokens"] += 1
     result: dict[str, Any] = {
         "t": [pool.setdefault(str(token), len(pool)) for token in tokens[:MAX_RESPONSE_TOKENS]],
-        "g": int(response.get("cluster", -1)),
+        "g": cluster,
     }
     for name, key in (("reward", "r"), ("advantage", "a")):
         if isinstance(response.get(name), int | float):

@@ -71,7 +71,7 @@
       xaxis: titled(xaxis), yaxis: titled(yaxis), ...rest,
     };
   }
-  const legendAbove = { showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } } };
+  const legendAbove = { showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 11 } } };
   const config = { displaylogo: false, responsive: true, displayModeBar: window.innerWidth < 640 ? false : "hover", modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
   const sizes = new ResizeObserver((entries) => {
     for (const { target, contentRect } of entries) {
@@ -285,7 +285,7 @@
       const colors = ["#0072B2", "#56B4E9", "#E69F00", "#D55E00"];
       const shapes = ["", "/", ".", "x"];
       return s.length ? {
-        traces: s.map((q, i) => ({ x: q.x, y: q.y, name: q.name, stackgroup: "q", mode: "lines", line: { width: 0.5, color: colors[i] }, fillcolor: rgba(colors[i], 0.75), fillpattern: { shape: shapes[i], fgcolor: css("--bg"), fgopacity: 0.5, size: 8 }, hovertemplate: "%{y:.2f}" })),
+        traces: s.map((q, i) => ({ x: q.x, y: q.y, name: q.name, stackgroup: "q", mode: "lines", line: { width: 0.5, color: colors[i] }, fillcolor: rgba(colors[i], 0.75), fillpattern: { shape: shapes[i], bgcolor: rgba(colors[i], 0.75), fgcolor: css("--bg"), fgopacity: 0.6, size: 8 }, hovertemplate: "%{y:.2f}" })),
         layout: { ...legendAbove, xaxis: { title: { text: "optimizer step" } }, yaxis: { range: [0, 1] } },
       } : { traces: [], layout: note("no selection by " + label(current)) };
     } }));
@@ -294,7 +294,7 @@
   /* Semantic entropy. */
   if (data.semantic.length) {
     const node = section("semantic", "Semantic entropy", "Disagreement in meaning among the responses of one prompt, over the recorded prompts. 0: all agree; dashed: the thresholds between which a prompt trains.");
-    let current = data.semantic[0].method;
+    let current = (data.semantic.find((s) => s.thresholds) || data.semantic[0]).method;
     const entry = () => data.semantic.find((s) => s.method === current);
     let chart = null;
     node.append(el("div", { class: "controls" }, select("Method", data.semantic.map((s) => [s.method, label(s.method)]), current, (v) => { current = v; chart.draw(); })));
