@@ -67,7 +67,7 @@ def repo(
     entropy: Float[Tensor, "B T"],
     mask: Shaped[Tensor, "B T"],
     *,
-    coef: float,
+    coef: float | int,
     rescale: bool = True,
 ) -> Float[Tensor, "B T"]:
     """Return A - beta L with L = ln pi - E_pi[ln pi] = ln pi + H (REPO, arXiv:2603.11682).
@@ -85,7 +85,7 @@ def repo(
     return a - coef * (a.abs() if rescale else 1.0) * fill_outside(log_p + h, mask)
 
 
-def doubling_coef(coef: float, entropy: float, target: float) -> float:
+def doubling_coef(coef: float | int, entropy: float | int, target: float | int) -> float:
     """Return twice the coefficient while entropy is below its target (the initial entropy), else half (REPO-R)."""
     return coef * 2 if entropy < target else coef / 2
 
@@ -97,7 +97,7 @@ def steer(
     entropy: Float[Tensor, "B T"],
     mask: Shaped[Tensor, "B T"],
     *,
-    min_weight: float = 0.8,
+    min_weight: float | int = 0.8,
     across_ranks: bool = False,
     group: object = None,
 ) -> Float[Tensor, "B T"]:
@@ -125,12 +125,12 @@ def steer(
 class PIController:
     """Proportional-integral control of entropy (EntroPIC); ``update`` returns the next controller and its alpha."""
 
-    target: float
-    proportional: float = 1.0
-    integral: float = 0.01
-    accumulated: float = 0.0
+    target: float | int
+    proportional: float | int = 1.0
+    integral: float | int = 0.01
+    accumulated: float | int = 0.0
 
-    def update(self, entropy: float) -> tuple["PIController", float]:
+    def update(self, entropy: float | int) -> tuple["PIController", float]:
         """Return the controller after one update batch of mean entropy ``entropy``, and alpha in [-1, 1] for it."""
         error = entropy - self.target
         alpha = min(max(self.proportional * error + self.integral * self.accumulated, -1.0), 1.0)
@@ -143,8 +143,8 @@ def entropic(
     logprobs: Float[Tensor, "B T"],
     mask: Shaped[Tensor, "B T"],
     *,
-    alpha: float,
-    threshold: float,
+    alpha: float | int,
+    threshold: float | int,
 ) -> Float[Tensor, "B T"]:
     """Return A + alpha |A| on tokens of probability above ``threshold`` (EntroPIC).
 
@@ -174,7 +174,7 @@ def clip_b(
     entropy: Float[Tensor, "B T"],
     mask: Shaped[Tensor, "B T"],
     *,
-    mu: float = 2.5,
+    mu: float | int = 2.5,
     across_ranks: bool = False,
     group: object = None,
 ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
@@ -196,8 +196,8 @@ def clip_v(
     expected: Float[Tensor, "B T"],
     mask: Shaped[Tensor, "B T"],
     *,
-    mu: float = 8.5,
-    fraction: float = 1e-4,
+    mu: float | int = 8.5,
+    fraction: float | int = 1e-4,
     token_ids: Int[Tensor, "B T"] | None = None,
     across_ranks: bool = False,
     group: object = None,
@@ -231,11 +231,11 @@ def stare(
     logprobs: Float[Tensor, "B T"],
     mask: Shaped[Tensor, "B T"],
     *,
-    entropy: float,
-    target: float = 0.3,
-    fraction: float = 0.1,
-    positive_weight: float = 1.1,
-    negative_weight: float = 0.9,
+    entropy: float | int,
+    target: float | int = 0.3,
+    fraction: float | int = 0.1,
+    positive_weight: float | int = 1.1,
+    negative_weight: float | int = 0.9,
     variant: Literal["O1", "C2"] = "O1",
     token_ids: Int[Tensor, "B T"] | None = None,
     across_ranks: bool = False,

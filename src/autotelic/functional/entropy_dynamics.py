@@ -53,7 +53,7 @@ def entropy_discriminator(
 
 
 def sampled_entropy_change(
-    discriminator: Discriminator, advantages: Float[Tensor, "*B"], learning_rate: float = 1.0
+    discriminator: Discriminator, advantages: Float[Tensor, "*B"], learning_rate: float | int = 1.0
 ) -> Float[Tensor, "*B"]:
     """Return -eta A (S_a - E_pi[S]), the first-order change of entropy at each token's own state, in nats.
 

@@ -99,8 +99,8 @@ class EntropyLaw:
     """Why the law may have no standing here; empty if nothing was found."""
     line: Line | None = field(default=None, repr=False, compare=False)
 
-    def predict(self, entropy: Series | float | int) -> np.ndarray:
-        """Return the reward of the law at the given entropy, in nats."""
+    def predict(self, entropy: Series | float | int) -> np.ndarray | float:
+        """Return the reward of the law at the given entropy, in nats: a number for a number, else an array."""
         values = (
             entropy.detach().cpu().numpy() if isinstance(entropy, Tensor) else np.asarray(entropy, dtype=np.float64)
         )
@@ -198,7 +198,7 @@ class Forecast:
     """The law's predictions."""
 
 
-def forecast(step: Series, entropy: Series, reward: Series, *, share: float = 0.15) -> Forecast:
+def forecast(step: Series, entropy: Series, reward: Series, *, share: float | int = 0.15) -> Forecast:
     """Fit on the first ``share`` of training and predict the rest from its entropy.
 
     The law and ``linear_in_entropy`` read the entropy of the steps that they predict, as in the paper; ``last_value``

@@ -1,0 +1,145 @@
+"""Slow loops in NumPy and plain Python, written from the papers: what `autotelic.functional` is checked against.
+
+Nothing here imports the package. Every function takes arrays or lists and returns float64.
+"""
+
+import math
+
+import numpy as np
+
+
+def softmax(z, temperature=1.0):
+    """One row of logits to probabilities, with -inf allowed."""
+    scaled = [float(v) / temperature for v in z]
+    top = max(scaled)
+    weights = [math.exp(v - top) for v in scaled]
+    return [w / sum(weights) for w in weights]
+
+
+def token_entropy(logits, temperature=1.0):
+    """-sum p ln p, row by row."""
+    flat = np.asarray(logits, dtype=np.float64).reshape(-1, np.shape(logits)[-1])
+    rows = [-sum(p * math.log(p) for p in softmax(row, temperature) if p > 0) for row in flat]
+    return np.array(rows).reshape(np.shape(logits)[:-1])
+
+
+def group_advantages(rewards, scale="std", baseline="mean", eps=1e-6):
+    """Each response against its group, one group at a time."""
+    result = []
+    for group in np.asarray(rewards, dtype=np.float64):
+        n = len(group)
+        row = []
+        mean = sum(group) / n
+        std = math.sqrt(sum((r - mean) ** 2 for r in group) / (n - 1))
+        for i, r in enumerate(group):
+            others = [x for j, x in enumerate(group) if j != i]
+            base = mean if baseline == "mean" else sum(others) / len(others)
+            constant = max(group) == min(group)
+            row.append(0.0 if constant else (r - base) / ((std + eps) if scale == "std" else 1.0))
+        result.append(row)
+    return np.array(result)
+
+
+def token_covariance(logprobs, advantages, mask):
+    """(ln p - mean)(A - mean) over the tokens of the mask, 0 elsewhere."""
+    at = list(zip(*np.nonzero(mask), strict=True))
+    result = np.zeros(np.shape(mask))
+    if not at:
+        return result
+    mean_l = sum(float(logprobs[i]) for i in at) / len(at)
+    mean_a = sum(float(advantages[i]) for i in at) / len(at)
+    for i in at:
+        result[i] = (float(logprobs[i]) - mean_l) * (float(advantages[i]) - mean_a)
+    return result
+
+
+def clip_cov(advantages, covariance, mask, fraction, low, high, priority):
+    """Zero on the floor(fraction N) candidates of lowest priority, in row-major order on ties."""
+    budget = math.floor(fraction * int(np.sum(mask)))
+    candidates = [i for i in zip(*np.nonzero(mask), strict=True) if low < covariance[i] < high]
+    chosen = sorted(candidates, key=lambda i: (priority[i], i))[:budget]
+    result, selected = np.where(mask, advantages, 0.0), np.zeros(np.shape(mask), dtype=bool)
+    for i in chosen:
+        result[i], selected[i] = 0.0, True
+    return result, selected
+
+
+def kl_cov(advantages, log_ratio, covariance, mask, fraction, coef):
+    """A - coef sign(log r) / r on the floor(fraction N) tokens of largest positive covariance."""
+    count = math.floor(fraction * int(np.sum(mask)))
+    positive = [i for i in zip(*np.nonzero(mask), strict=True) if covariance[i] > 0]
+    chosen = sorted(positive, key=lambda i: (-covariance[i], i))[:count]
+    result, selected = np.where(mask, advantages, 0.0), np.zeros(np.shape(mask), dtype=bool)
+    for i in chosen:
+        result[i] -= coef * np.sign(log_ratio[i]) / math.exp(log_ratio[i])
+        selected[i] = True
+    return result, selected
+
+
+def clipped_surrogate(logprobs, old_logprobs, advantages, clip_low, clip_high):
+    """-min(r A, clip(r) A), token by token."""
+    result = np.zeros(np.shape(logprobs))
+    for i in np.ndindex(np.shape(logprobs)):
+        ratio = math.exp(float(logprobs[i]) - float(old_logprobs[i]))
+        clipped = min(max(ratio, 1 - clip_low), 1 + clip_high)
+        result[i] = -min(ratio * float(advantages[i]), clipped * float(advantages[i]))
+    return result
+
+
+def semantic_entropy(clusters):
+    """-sum p ln p over clusters; a negative number is a cluster of its own each time it occurs."""
+    result = []
+    for group in np.asarray(clusters):
+        sizes = [1 for c in group if c < 0] + [int(np.sum(group == c)) for c in set(group.tolist()) if c >= 0]
+        result.append(-sum(s / len(group) * math.log(s / len(group)) for s in sizes))
+    return np.array(result)
+
+
+def weighted_semantic_entropy(clusters, sequence_logprobs):
+    """-sum p(c) ln p(c), p(c) the summed softmax weight of the responses in c."""
+    result = []
+    for group, logprobs in zip(np.asarray(clusters), np.asarray(sequence_logprobs, dtype=np.float64), strict=True):
+        weights, mass = softmax(logprobs), {}
+        for i, (c, w) in enumerate(zip(group.tolist(), weights, strict=True)):
+            key = ("alone", i) if c < 0 else c
+            mass[key] = mass.get(key, 0.0) + w
+        result.append(-sum(m * math.log(m) for m in mass.values()))
+    return np.array(result)
+
+
+def consensus_reward(clusters, denominator="group"):
+    """Share of the group (or of its parseable answers) with the same answer."""
+    result = []
+    for group in np.asarray(clusters).tolist():
+        total = len(group) if denominator == "group" else max(sum(c >= 0 for c in group), 1)
+        result.append([0.0 if c < 0 else group.count(c) / total for c in group])
+    return np.array(result)
+
+
+def entropy_minimization(logits, mask, temperature, reduction):
+    """Mean over tokens, mean over sequences of means, or sum, of the token entropies."""
+    rows = []
+    for row, keep in zip(token_entropy(logits, temperature), mask, strict=True):
+        rows.append([h for h, k in zip(row, keep, strict=True) if k])
+    everything = [h for row in rows for h in row]
+    if reduction == "token_mean":
+        return sum(everything) / len(everything)
+    if reduction == "token_sum":
+        return sum(everything)
+    means = [sum(row) / len(row) for row in rows if row]
+    return sum(means) / len(means)
+
+
+def full_kl(p_logits, q_logits):
+    """sum p (ln p - ln q) of one row each."""
+    p, q = softmax(p_logits), softmax(q_logits)
+    return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def top_k(values, eligible, k, ids):
+    """The k eligible entries of largest value, lower identity first on ties."""
+    at = sorted(zip(*np.nonzero(eligible), strict=True), key=lambda i: (-values[i], ids[i]))[:k]
+    result = np.zeros(np.shape(eligible), dtype=bool)
+    for i in at:
+        result[i] = True
+    return result
