@@ -31,7 +31,6 @@ RUN_IDENTITY = frozenset(
         "json",
     }
 )
-)
 
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("entropy", "Token entropy", ("policy/entropy", "eval/entropy")),

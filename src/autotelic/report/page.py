@@ -150,7 +150,7 @@ def has_surrogate(text: str) -> bool:
     return False
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write to a temporary file in the same folder and rename it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,8 +158,8 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place with -o") from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException as error:

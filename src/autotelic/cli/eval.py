@@ -1,0 +1,172 @@
+"""mean@k, pass@k, maj@k, greedy and entropy of a model or of a file of samples, with 95 % intervals over prompts.
+
+MODEL_OR_FILE is the name of a carried model, a model folder, a hub name (OWNER/NAME), or a JSONL file of samples:
+{"prompt": ..., "responses": [...], "answer": ..., "greedy": ... (optional), "id": ... (optional)}, one object a line.
+
+    autotelic eval any_pair --problems chain_sums:test --limit 100
+    autotelic eval samples.jsonl --json
+    autotelic eval any_pair --temperature 0.6 1.0 1.4
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from autotelic.errors import UserError, closest
+
+DEFAULT_PROBLEMS = "chain_sums:test"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("source", metavar="MODEL_OR_FILE", help="what to evaluate")
+    parser.add_argument("--problems", help=f"problems with answers, for a model (default: {DEFAULT_PROBLEMS})")
+    parser.add_argument("--limit", type=int, default=200, help="at most this many problems (default: %(default)s)")
+    parser.add_argument("--k", type=int, default=8, help="samples of each problem (default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="of the sampling; several make a sweep (default: 1.0)",
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of the sampling (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest response (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=256, help="sequences at once (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling and bootstrap (default: %(default)s)")
+    parser.add_argument("--chat", action="store_true", help="put prompts through the model's chat template")
+    parser.add_argument("--no-greedy", action="store_true", help="do not decode greedily")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--out", type=Path, help="also write the figures and every response to this JSON file")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print."""
+    from contextlib import nullcontext
+
+    from autotelic.cli.score import replacing
+
+    with replacing(args.out) if args.out else nullcontext() as out:
+        results = evaluate(args)
+        if out is not None:
+            json.dump({str(t): result.as_dict(samples=True) for t, result in results.items()}, out, ensure_ascii=False)
+    if args.json:
+        parts = {str(t): result.as_dict() for t, result in results.items()}
+        print(json.dumps(next(iter(parts.values())) if len(parts) == 1 else parts))
+        return 0
+    for temperature, result in results.items():
+        for warning in result.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(table(result, None if len(results) == 1 else temperature))
+    if args.out:
+        print(f"written to {args.out}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
+    """Return one evaluation per temperature; a file of samples has one, under the key "samples"."""
+    from autotelic.evaluation import evaluate_samples, temperature_sweep
+
+    path = Path(args.source)
+    if path.is_file():
+        if args.problems:
+            raise UserError("--problems is for a model: a file of samples brings its own prompts and answers")
+        return {"samples": evaluate_samples(read_samples(path), seed=args.seed)}
+    problems = read_problems(args)
+    model, tokenizer = load_model(args.source)
+    if not args.quiet:
+        print(f"{len(problems)} problems x {args.k} samples ...", file=sys.stderr, flush=True)
+    return dict(
+        temperature_sweep(
+            model,
+            tokenizer,
+            problems,
+            args.temperature,
+            k=args.k,
+            top_p=args.top_p,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            greedy=not args.no_greedy,
+            chat=True if args.chat else None,
+        )
+    )
+
+
+def read_problems(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Read the problems; every one needs an answer."""
+    from autotelic.tasks import load_problems
+
+    if args.limit < 1:
+        raise UserError(f"--limit must be at least 1, got {args.limit}")
+    return load_problems(args.problems or DEFAULT_PROBLEMS, limit=args.limit, seed=args.seed, require_answer=True)
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file of samples; a bad line is named by its number."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UserError(
+                f"{path}, line {number} is not JSON: give one object with prompt, responses, answer a line"
+            ) from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number} is not a JSON object: give prompt, responses and answer")
+        for column in ("prompt", "responses", "answer"):
+            if row.get(column) is None:
+                raise UserError(
+                    f"{path}, line {number} has no {column!r}; it has {', '.join(row)}{closest(column, row)}"
+                )
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} is empty: give one JSON object a line with prompt, responses and answer")
+    return rows
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """Return model and tokenizer: a folder, a carried name, or a name OWNER/NAME of the hub."""
+    from autotelic.tasks import model_names, model_path
+
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} has no config.json: it is not a model folder")
+    elif name in model_names():
+        path = model_path(name)
+    elif name.count("/") != 1 or path.suffix in {".jsonl", ".json"}:
+        carried = ", ".join(model_names()) or "none"
+        hint = closest(name, model_names())
+        raise UserError(f"{name!r} is neither a file, a model folder nor a carried model ({carried}){hint}")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = name if not path.exists() else str(path)
+    try:
+        return AutoModelForCausalLM.from_pretrained(where), AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        raise UserError(f"cannot load the model {where}: {reason}") from None
+
+
+def table(result: Any, temperature: float | None = None) -> str:
+    """Return the figures with their intervals, one a line."""
+    settings = ", ".join(f"{k} = {v}" for k, v in result.settings.items())
+    title = f"{len(result.samples)} prompts, {settings}"
+    lines = [title if temperature is None else f"temperature {temperature}: {title}"]
+    units = {"entropy": "nats per token", "length": "tokens"}
+    width = max(len(name) for name in result.metrics)
+    for name, estimate in result.metrics.items():
+        interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]" if estimate.low == estimate.low else "no interval"
+        lines.append(f"  {name:<{width}}  {estimate.value:8.3f}  {interval:<18}  {units.get(name, '')}".rstrip())
+    lines.append("  intervals: 95 % bootstrap over prompts")
+    return "\n".join(lines)

@@ -1,0 +1,221 @@
+"""Fit R = -a exp(H) + b to a training log: the ceiling b - a, and what is left to gain.
+
+LOG is a metrics.jsonl or a run folder, transformers' trainer_state.json, a TensorBoard folder, a W&B CSV export, or any
+CSV with named columns. Entropy H is in nats a token, reward R is the mean validation accuracy where the log has it.
+
+    autotelic forecast runs/demo/grpo
+    autotelic forecast export.csv --entropy-column actor/entropy --reward-column val/accuracy --plot law.html
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from autotelic.errors import UserError
+
+BASELINES = ("law", "last_value", "linear_in_entropy", "linear_in_step")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("log", metavar="LOG", type=Path, help="the log to read")
+    parser.add_argument("--entropy-column", help="name of the entropy, in nats")
+    parser.add_argument("--reward-column", help="name of the reward or accuracy")
+    parser.add_argument("--step-column", help="name of the step")
+    parser.add_argument("--at", type=float, nargs="+", default=[], metavar="H", help="predict R at these entropies")
+    parser.add_argument("--share", type=float, default=0.15, help="share of training that is fitted (default: 0.15)")
+    parser.add_argument(
+        "--intervention", help="what acts on the entropy in this run, if anything (found by itself in our run folders)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the text")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also write a picture: .html, or .png with matplotlib"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, fit, forecast, print."""
+    from autotelic.diagnostics.logs import pick_curve, read_log
+
+    if args.plot and args.plot.suffix not in {".html", ".png"}:
+        raise UserError(f"--plot writes .html or .png, not {args.plot.suffix or 'a name without a suffix'}")
+    if not 0 < args.share < 1:
+        raise UserError(f"--share must be between 0 and 1, got {args.share}: it is the part of training that is fitted")
+    if any(not h >= 0 for h in args.at):
+        raise UserError("--at takes entropies in nats, none of them negative")
+    log = read_log(args.log, step_column=args.step_column)
+    curve = pick_curve(log, entropy_column=args.entropy_column, reward_column=args.reward_column)
+    result, fit = fitted(curve, args)
+    if args.plot:
+        write_plot(args.plot, curve, fit, result)
+        result["plot"] = str(args.plot)
+    print(json.dumps(result) if args.json else text(result))
+    return 0
+
+
+def fitted(curve: Any, args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    """Return everything that is printed, and the law itself."""
+    from autotelic.functional.entropy_law import fit_entropy_law, rolling_forecasts
+
+    fit = fit_entropy_law(curve.entropy, curve.reward, intervention=args.intervention or intervention_of(args.log))
+    warnings = [*fit.warnings, *curve.notes]
+    forecasts = []
+    if len(curve.step) >= 4:
+        shares = sorted({args.share, 0.3, 0.45, 0.6, 0.75})
+        forecasts = rolling_forecasts(curve.step, curve.entropy, curve.reward, shares=shares)
+    else:
+        warnings.append(f"no forecast: it needs at least 4 evaluations, the log has {len(curve.step)}")
+    rows = [
+        {
+            "share": f.share,
+            "num_fitted": f.num_fitted,
+            "num_predicted": f.num_predicted,
+            "rmse": f.rmse,
+            "final_error": f.final_error,
+        }
+        for f in forecasts
+    ]
+    result = {
+        "a": fit.a,
+        "b": fit.b,
+        "ceiling": fit.ceiling,
+        "a_interval": list(fit.a_interval),
+        "b_interval": list(fit.b_interval),
+        "ceiling_interval": list(fit.ceiling_interval),
+        "share_taken": fit.share_taken if math.isfinite(fit.share_taken) else None,
+        "r_squared": fit.r_squared,
+        "residual_std": fit.residual_std,
+        "num_points": fit.num_points,
+        "entropy_range": list(fit.entropy_range),
+        "last_step": int(curve.step[-1]),
+        "last_entropy": float(curve.entropy[-1]),
+        "last_reward": float(curve.reward[-1]),
+        "entropy_column": curve.entropy_column,
+        "reward_column": curve.reward_column,
+        "predictions": [
+            {"entropy": h, "reward": float(fit.predict(h)), "interval": list(fit.predict_interval(h))} for h in args.at
+        ],
+        "warnings": warnings,
+        "forecast": {**rows[0], "rolling": rows[1:]} if rows else None,
+    }
+    return result, fit
+
+
+def intervention_of(log: Path) -> str | None:
+    """Return what acts on the entropy of one of our own runs, as its run.json tells; None where nothing is known."""
+    from autotelic.report.law import INTERVENTIONS
+    from autotelic.report.methods import method_of
+
+    file = (log if log.is_dir() else log.parent) / "run.json"
+    if not file.is_file():
+        return None
+    try:
+        description = json.loads(file.read_bytes())
+    except ValueError:
+        return None  # another program's run.json
+    return INTERVENTIONS.get(method_of(description, file.parent.name)) if isinstance(description, dict) else None
+
+
+def text(result: dict[str, Any]) -> str:
+    """Return the findings for people."""
+
+    def interval(name: str) -> str:
+        low, high = result[f"{name}_interval"]
+        return f"{result[name]:8.4f}  [{low:.4f}, {high:.4f}]"
+
+    lines = [
+        f"R = -a exp(H) + b    {result['reward_column']} against {result['entropy_column']}, "
+        f"{result['num_points']} points, R2 {result['r_squared']:.3f}",
+        f"  a                  {interval('a')}",
+        f"  b                  {interval('b')}",
+        f"  ceiling b - a      {interval('ceiling')}",
+        f"  now                {result['last_reward']:8.4f}  at H = {result['last_entropy']:.3f}, "
+        f"step {result['last_step']}",
+    ]
+    if result["share_taken"] is not None:
+        lines.append(f"  gain taken         {100 * result['share_taken']:8.1f} %")
+    for p in result["predictions"]:
+        low, high = p["interval"]
+        lines.append(f"  R at H = {p['entropy']:<8.3f}  {p['reward']:8.4f}  [{low:.4f}, {high:.4f}]")
+    if result["forecast"]:
+        lines += ["", "forecast: RMSE on the rest of training, fitted on its first part"]
+        lines.append(f"  {'fitted on':<16}" + "".join(f"{name.replace('_', ' '):>19}" for name in BASELINES))
+        for row in (result["forecast"], *result["forecast"]["rolling"]):
+            head = f"{100 * row['share']:.0f} % ({row['num_fitted']} points)"
+            lines.append(f"  {head:<16}" + "".join(f"{row['rmse'][name]:19.4f}" for name in BASELINES))
+        lines.append("  the law and `linear in entropy` read the entropy of the steps that they predict")
+    lines += [f"warning: {warning}" for warning in result["warnings"]]
+    lines.append(
+        "intervals: 95 %, Student t; points of one run are correlated, so they are too narrow rather than too wide"
+    )
+    if "plot" in result:
+        lines.append(f"written to {result['plot']}")
+    return "\n".join(lines)
+
+
+def write_plot(path: Path, curve: Any, fit: Any, result: dict[str, Any]) -> None:
+    """Draw points, fit, band and ceiling."""
+    import numpy as np
+
+    grid = np.linspace(0.0, float(curve.entropy.max()) * 1.02, 80)
+    bands = np.array([fit.predict_interval(float(h)) for h in grid])
+    title = f"R = -{fit.a:.3f} exp(H) + {fit.b:.3f}, ceiling {fit.ceiling:.3f}"
+    draw = draw_html if path.suffix == ".html" else draw_png
+    draw(path, curve, grid, fit.predict(grid), bands, title, result)
+
+
+def draw_html(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: str, result: dict[str, Any]) -> None:
+    """Write one self-contained page with plotly."""
+    import plotly.graph_objects as go
+
+    from autotelic.report.page import write_atomically
+
+    blue = "#0072B2"
+    figure = go.Figure()
+    figure.add_scatter(x=grid, y=bands[:, 0], mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False)
+    figure.add_scatter(
+        x=grid,
+        y=bands[:, 1],
+        mode="lines",
+        line={"width": 0},
+        fill="tonexty",
+        fillcolor="rgba(0,114,178,.18)",
+        name="95 %",
+    )
+    figure.add_scatter(x=grid, y=line, mode="lines", line={"color": blue}, name="fit")
+    steps = [f"step {s}" for s in curve.step]
+    figure.add_scatter(x=curve.entropy, y=curve.reward, mode="markers", marker={"color": blue}, text=steps, name="log")
+    low, high = result["ceiling_interval"]
+    error = {"type": "data", "symmetric": False, "array": [high - line[0]], "arrayminus": [line[0] - low]}
+    figure.add_scatter(
+        x=[0], y=[line[0]], error_y=error, mode="markers", marker={"symbol": "diamond", "size": 11}, name="ceiling"
+    )
+    figure.update_layout(
+        title=title, template="plotly_white", xaxis_title="entropy H (nats per token)", yaxis_title=curve.reward_column
+    )
+    write_atomically(path, figure.to_html(include_plotlyjs=True, config={"displaylogo": False}))
+
+
+def draw_png(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: str, result: dict[str, Any]) -> None:
+    """Write a picture with matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("a .png needs matplotlib: pip install matplotlib, or write .html") from None
+    import io
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(grid, bands[:, 0], bands[:, 1], alpha=0.18, color="#0072B2", linewidth=0)
+    axes.plot(grid, line, color="#0072B2")
+    axes.plot(curve.entropy, curve.reward, "o", color="#0072B2", markersize=4)
+    low, high = result["ceiling_interval"]
+    axes.errorbar([0], [line[0]], [[line[0] - low], [high - line[0]]], fmt="D", color="#D55E00")
+    axes.set(title=title, xlabel="entropy H (nats per token)", ylabel=curve.reward_column)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    from autotelic.report.page import write_atomically
+
+    write_atomically(path, buffer.getvalue())
