@@ -10,7 +10,9 @@ Reference: Cui et al. 2025, arXiv:2505.22617, Eq. 11-12 (Clip-Cov) and Eq. 13-14
 Deviations, against the authors' code: statistics, count and choice belong to the whole update batch, one floor per
 optimiser step, not to a micro-batch; a quota below 1 selects nothing (``at_least_one=False``); a token whose covariance
 is not positive is never penalised (``positive_only=True``); ties go to the lower token identity; 1 / r is bounded by
-exp(20); advantages outside the mask become 0.
+exp(20); advantages outside the mask become 0; clip_cov may choose a token that the PPO clip has already silenced, which
+the authors leave out of the candidates (give such tokens the covariance -inf for that). Under a
+clipped surrogate a token that PPO clips loses the KL penalty along with its advantage; the authors' kl_cov has no clip.
 """
 
 import math
