@@ -33,8 +33,8 @@ TEXT_COMMANDS = {
     "textsf", "texttt", "mathsf", "boldsymbol", "bm", "emph", "underline",
 }  # fmt: skip
 _UNIT_WORDS = """degree degrees deg radian radians unit units square sq cubic cu inch inches in foot feet ft yard yards
-    yd mile miles mi millimeter millimeters mm centimeter centimeters centimetre centimetres cm meter meters metre metres m
-    kilometer kilometers kilometre kilometres km second seconds sec s minute minutes min hour hours hr hrs h day days
+    yd mile miles mi millimeter millimeters mm centimeter centimeters centimetre centimetres cm meter meters metre
+    metres m kilometer kilometers kilometre kilometres km second seconds sec s minute minutes min hour hours hr hrs h day days
     week weeks month months year years dollar dollars cent cents usd euro euros pound pounds lb lbs ounce ounces oz
     gram grams g kilogram kilograms kg mg liter liters litre litres l ml mph kph gallon gallons quart quarts people
     per hz watts joules newtons volts ohms amps kelvin celsius fahrenheit"""

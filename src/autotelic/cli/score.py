@@ -1,8 +1,8 @@
 """Cluster sampled answers by meaning: semantic entropy and label-free rewards for a file of samples.
 
 FILE holds one JSON object a line: {"prompt": ..., "responses": [...], "answer": ... (optional), "id": ... (optional)}.
-The output has one row per prompt: id, clusters (an integer per response, -1 where unparseable), semantic_entropy (nats),
-rewards, kept (the decision of the thresholds). Answers in the file reach the printed summary only.
+The output has one row per prompt: id, clusters (an integer per response, -1 where unparseable), semantic_entropy
+(nats), rewards, kept (the decision of the thresholds). Answers in the file reach the printed summary only.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def _summary(
         correct = [_majority_is_right(groups[p], rows[p]["clusters"], str(samples[p]["answer"])) for p in labelled]
         area = _auroc([-rows[p]["semantic_entropy"] for p in labelled], correct)
         lines += [
-            f"largest cluster correct  {sum(correct) / len(correct):.3f} ({sum(correct)} of {len(correct)} with an answer)",
+            f"largest cluster correct  {sum(correct) / len(correct):.3f} ({sum(correct)} of {len(correct)} labelled)",
             "AUROC of entropy         " + ("undefined: one class only" if area is None else f"{area:.3f}"),
         ]
     lines.append(f"time                     {seconds:.1f} s, {total / max(seconds, 1e-9):.0f} answers/s")

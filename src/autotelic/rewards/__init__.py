@@ -6,9 +6,11 @@ Only `verifier` sees labels.
 
 from autotelic.rewards.base import Batch, Context, LabelFreeReward, RewardResult, TokenStats
 from autotelic.rewards.certainty import RLSC, EMRLSequence, EMRLToken, SelfCertainty, TokenEntropy
-from autotelic.rewards.consensus import EMPO, SRT, MajorityVote, WeightedEMPO
+from autotelic.rewards.consensus import EMPO, SRT, MajorityVote, SeedGRPO, WeightedEMPO
 from autotelic.rewards.controls import ConstantReward, FormatReward, RandomReward
+from autotelic.rewards.corewarding import CoRewardingI, CoRewardingII, update_ema
 from autotelic.rewards.groups import Group, Row, form_groups, gather_groups
+from autotelic.rewards.mixing import MixedReward
 from autotelic.rewards.novelty import EvolRL
 from autotelic.rewards.verifiers import VerifierReward
 
@@ -23,6 +25,7 @@ em_rl_token = EMRLToken()
 em_rl_sequence = EMRLSequence()
 rlsc = RLSC()
 evol_rl = EvolRL()
+seed_grpo = SeedGRPO()
 random = RandomReward()
 constant = ConstantReward()
 format = FormatReward()
@@ -33,6 +36,8 @@ __all__ = [
     "RLSC",
     "SRT",
     "Batch",
+    "CoRewardingI",
+    "CoRewardingII",
     "ConstantReward",
     "Context",
     "EMRLSequence",
@@ -42,9 +47,11 @@ __all__ = [
     "Group",
     "LabelFreeReward",
     "MajorityVote",
+    "MixedReward",
     "RandomReward",
     "RewardResult",
     "Row",
+    "SeedGRPO",
     "SelfCertainty",
     "TokenEntropy",
     "TokenStats",
@@ -61,10 +68,12 @@ __all__ = [
     "majority_vote",
     "random",
     "rlsc",
+    "seed_grpo",
     "self_certainty",
     "srt",
     "srt_soft",
     "token_entropy",
+    "update_ema",
     "verifier",
     "weighted_empo",
 ]

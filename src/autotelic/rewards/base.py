@@ -118,8 +118,13 @@ class RewardResult:
     diagnostics: dict[str, float] = field(default_factory=dict)
 
     def masked_rewards(self) -> Float[Tensor, "P G"]:
-        """Return the rewards with 0 for every response of a masked prompt: no advantage, and no rounding residue."""
-        return torch.where(self.prompt_mask.unsqueeze(-1), self.rewards, torch.zeros_like(self.rewards))
+        """Return the rewards for a trainer that reads nothing else.
+
+        Every response of a masked prompt gets 0 (no advantage, and no rounding residue), and `advantage_scale`
+        multiplies the rewards.
+        """
+        scaled = self.rewards * self.advantage_scale.unsqueeze(-1)
+        return torch.where(self.prompt_mask.unsqueeze(-1), scaled, torch.zeros_like(scaled))
 
 
 @dataclass(kw_only=True)
@@ -140,6 +145,9 @@ class LabelFreeReward(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     """Statistics required, as "mean_entropy" or "sum_logprobs"."""
 
+    whole_batch: ClassVar[bool] = False
+    """Whether a group's reward depends on other groups: then every process scores all of them."""
+
     num_generations: int | None = None
     extraction: Sequence[str] | None = None
     equivalence: Any = None
@@ -150,7 +158,7 @@ class LabelFreeReward(ABC):
     def __getattr__(self, attribute: str) -> str:
         """Answer ``__name__``, by which TRL names a reward function."""
         if attribute == "__name__":
-            return type(self).name
+            return self.name
         raise AttributeError(attribute)
 
     @abstractmethod
@@ -172,7 +180,7 @@ class LabelFreeReward(ABC):
         context = Context.take(kwargs)
         stats = context.token_stats or self.token_stats
         rows = self._rows(prompts, completions, stats)
-        groups, places = gather_groups(rows, self.num_generations or context.num_generations)
+        groups, places = gather_groups(rows, self.num_generations or context.num_generations, everyone=self.whole_batch)
         result = self.score(groups, step=context.step)
         self.last_result, self.token_stats = result, None
         if context.log_metric is not None:

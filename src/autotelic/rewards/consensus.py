@@ -10,7 +10,14 @@ from torch import Tensor
 from autotelic.errors import UserError
 from autotelic.functional import consensus_reward, entropy_threshold_mask, semantic_entropy, weighted_semantic_entropy
 from autotelic.rewards.base import Batch, LabelFreeReward
-from autotelic.rewards.formulas import Ties, keep_within, largest_share, majority_reward, weighted_consensus_reward
+from autotelic.rewards.formulas import (
+    Ties,
+    keep_within,
+    largest_share,
+    majority_reward,
+    seed_grpo_scale,
+    weighted_consensus_reward,
+)
 
 Units = Literal["nats", "fraction_of_log_G", "p_max"]
 UNITS = ("nats", "fraction_of_log_G", "p_max")
@@ -140,6 +147,8 @@ class SRT(LabelFreeReward):
         """Refuse a threshold that no share can reach."""
         if not 0 <= self.tau <= 1:
             raise UserError(f"tau is a share of the group, in [0, 1], got {self.tau}")
+        if self.soft:
+            self.name = "srt_soft"  # pyright: ignore[reportAttributeAccessIssue]
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return the vote, 0 where the majority is too small."""
@@ -149,3 +158,22 @@ class SRT(LabelFreeReward):
     def prompt_mask(self, batch: Batch) -> Bool[Tensor, " P"]:
         """Return the prompts whose largest cluster has at least the share tau."""
         return largest_share(batch.clusters) >= self.tau - 1e-9
+
+
+@dataclass(kw_only=True)
+class SeedGRPO(MajorityVote):
+    """The majority vote with SEED-GRPO's factor on each prompt's advantages, in ``RewardResult.advantage_scale``.
+
+    TRL's own trainers do not read that factor. There, the rewards themselves are multiplied by it, which has the same
+    effect when the trainer does not divide by the group's standard deviation (``scale_rewards="none"`` or "batch").
+
+    Attributes:
+        alpha: Strength, in [0, 1] (`seed_grpo_scale`).
+    """
+
+    name: ClassVar[str] = "seed_grpo"
+    alpha: float | int = 1.0
+
+    def advantage_scale(self, batch: Batch) -> Float[Tensor, " P"]:
+        """Return 1 - alpha H / ln G."""
+        return seed_grpo_scale(batch.clusters, self.alpha)

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.functional import cluster_sizes
+from autotelic.functional import cluster_sizes, semantic_entropy
 
 Ties = Literal["share", "all", "none"]
+Normalize = Literal["std", "range", "none"]
 
 
 def largest_share(clusters: Int[Tensor, "P G"]) -> Float[Tensor, " P"]:
@@ -71,3 +72,38 @@ def self_certainty(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
 def keep_within(value: Float[Tensor, " P"], low: float | int, high: float | int) -> Bool[Tensor, " P"]:
     """Return low < value < high, where a value within 1e-9 of a bound is on it, hence outside."""
     return (value > low + 1e-9) & (value < high - 1e-9)
+
+
+def normalized(rewards: Float[Tensor, "P G"], how: Normalize) -> Float[Tensor, "P G"]:
+    """Return (r - mean) / std, or (r - min) / (max - min), within each group; 0 where all are equal."""
+    wide = rewards.to(torch.float64)
+    if how == "none":
+        return wide
+    spread = wide.max(-1, keepdim=True).values - wide.min(-1, keepdim=True).values
+    flat = spread <= 1e-12
+    if how == "std":
+        scaled = (wide - wide.mean(-1, keepdim=True)) / wide.std(-1, keepdim=True, correction=0).clamp(min=1e-12)
+    elif how == "range":
+        scaled = (wide - wide.min(-1, keepdim=True).values) / spread.clamp(min=1e-12)
+    else:
+        raise UserError(f"unknown normalisation {how!r}: use 'std', 'range' or 'none'")
+    return scaled.masked_fill(flat, 0.0)
+
+
+def seed_grpo_scale(clusters: Int[Tensor, "P G"], alpha: float | int = 1.0) -> Float[Tensor, " P"]:
+    """Return SEED-GRPO's factor on the advantages of each prompt: small where the policy is unsure.
+
+        A'_i = A_i (1 - alpha H(q) / ln G)
+
+    Reference: Chen et al. 2025, arXiv:2505.12346, with its linear form of f.
+    Deviations: H is the entropy of cluster frequencies (the paper weighs clusters by likelihood).
+
+    Args:
+        clusters: An integer per response, -1 where unparseable.
+        alpha: Strength, in [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha must lie in [0, 1], got {alpha}: beyond 1 the sign of advantages would turn")
+    largest = torch.tensor(float(clusters.shape[-1]), dtype=torch.float64).log()
+    share = semantic_entropy(clusters) / largest if clusters.shape[-1] > 1 else torch.zeros(len(clusters))
+    return (1.0 - alpha * share).to(torch.float64).clamp(0.0, 1.0)

@@ -78,7 +78,9 @@ def prompt_key(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str, ensure_ascii=False)
 
 
-def gather_groups(rows: Sequence[Row], num_generations: int | None) -> tuple[list[Group], list[tuple[int, int]]]:
+def gather_groups(
+    rows: Sequence[Row], num_generations: int | None, *, everyone: bool = False
+) -> tuple[list[Group], list[tuple[int, int]]]:
     """Return the groups in which this process has a row, and where each of its rows is.
 
     Every process of the default process group must call this at the same time (TRL calls rewards so).
@@ -86,19 +88,20 @@ def gather_groups(rows: Sequence[Row], num_generations: int | None) -> tuple[lis
     Args:
         rows: This process's responses, in order.
         num_generations: G, where it is known; otherwise neighbouring equal prompts are a group.
+        everyone: Return every group, not only those in which this process has a row.
 
     Returns:
         The groups, and for each local row the pair (index of its group in that list, index within the group).
     """
     gathered = _all_gather(list(rows))
-    everyone = [row for part in gathered for row in part]
+    all_rows = [row for part in gathered for row in part]
     start = sum(len(part) for part in gathered[: _rank()])
-    groups = form_groups(everyone, num_generations)
+    groups = form_groups(all_rows, num_generations)
     mine, places = [], []
     for group in groups:
         members = range(max(group.first, start), min(group.first + len(group.rows), start + len(rows)))
         places += [(len(mine), index - group.first) for index in members]
-        if members:
+        if members or everyone:
             mine.append(group)
     return mine, places
 

@@ -7,8 +7,8 @@
 
 Reference: Zhou et al. 2025, arXiv:2509.15194.
 Deviations: s_ij is the cosine of counts of character 5-grams unless an embedding is given (the paper embeds with a
-4B-parameter model); the authors call a box without a digit invalid, here a response without an answer is. Where one side
-has equal novelty throughout it takes the middle of its band.
+4B-parameter model); the authors call a box without a digit invalid, here a response without an answer is. Where one
+side has equal novelty throughout it takes the middle of its band.
 """
 
 import zlib
