@@ -104,6 +104,8 @@ def _tree(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
     from autotelic.control.tree import METHODS
 
     pairs, seeds = settings["pairs"], settings["seeds"]
+    if pairs < 0:
+        raise UserError(f"pairs is {pairs}: give the number of comparisons, or 0 for infinite data only.")
     temperature = 1.0 if settings["temperature"] is None else settings["temperature"]
     names = tuple(settings["methods"] or METHODS)
     with _quiet_bias():

@@ -28,9 +28,9 @@ def clone_behavior(
 
 
 def label_policies(
-    kind: LabelKind, segments: Segments, policies: Float[ndarray, "K X A"], generator: np.random.Generator
-) -> tuple[Segments, Float[ndarray, "K X A"]]:
-    """Return the segments with their policy index, and the table of policies that it points into.
+    kind: str, segments: Segments, policies: Float[ndarray, "K X A"], generator: np.random.Generator
+) -> tuple[Segments, Float[ndarray, "L X A"]]:
+    """Return the segments with their policy index, and the table of policies that it points into (`LabelKind`).
 
     Args:
         kind: `known`: as given; `estimated`: cloned per policy id; `deterministic`: the most likely action of the known

@@ -1,8 +1,8 @@
 """Random MDPs: does the fitted policy approach pi*, by which judge, with how many pairs, under which label model?
 
 Each seed draws one MDP, behaviours of different quality, rollouts from them, and pairs of segments labelled by one
-judge: sum over the segment of Q^mu - V* (`regret`), of alpha log pi* (`advantage`), or of rewards (`return`). The figure is
-KL(pi* || fit), in nats, averaged over states.
+judge: sum over the segment of Q^mu - V* (`regret`), of alpha log pi* (`advantage`), or of rewards (`return`). The
+figure is KL(pi* || fit), in nats, averaged over states.
 
 Reference: none; the experiment tests arXiv:2505.06273 against arXiv:2310.13639 where both can be computed exactly.
 """

@@ -3,9 +3,10 @@
     s0 -up-> s1 -> reward 2 or 0        s0 -down-> s2 -> reward 1.5 or 1        (with probability `slip`, the other one)
 
 Behaviours choose uniformly at s0; the good one then follows pi*, the bad one takes the worse action with probability
-.95, so that what follows `up` is worse than what follows `down` although pi* prefers `up` (.8669 at alpha .25). A segment
-is a prefix (s0, a0) or a suffix (s, a), half each; the two segments of a pair are drawn independently. A judge who compares *behaviour* (regret) blames the prefix for what its
-policy does next; CPL reads that as a verdict on `up`, PPL knows whose it is.
+.95, so that what follows `up` is worse than what follows `down` although pi* prefers `up` (.8669 at alpha .25).
+A segment is a prefix (s0, a0) or a suffix (s, a), half each; the two segments of a pair are drawn independently.
+A judge who compares *behaviour* (regret) blames the prefix for what its policy does next; CPL reads that as a verdict
+on `up`, PPL knows whose it is.
 
 Reference: none; the example illustrates arXiv:2505.06273.
 """

@@ -63,8 +63,8 @@ class Lookahead:
         average: divide each step's sum by its number of terms. Lower variance; no longer the regret of the identity.
         coef: multiplier of the look-ahead, c_L in the notes.
         label_entropy: `include` keeps the label's entropy in the divergence: KL(mu || pi) = -H(mu) - E_mu log pi.
-            `drop` keeps the cross-entropy alone. Both have the same gradient per score, but the entropy shifts the margin
-            wherever labels differ or lambda != 1, so it changes training.
+            `drop` keeps the cross-entropy alone. Both have the same gradient per score, but the entropy shifts the
+            margin wherever labels differ or lambda != 1, so it changes training.
     """
 
     future: Future = "in_segment"

@@ -1,0 +1,75 @@
+"""`autotelic control`: tables, files, recipes, refusals."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from autotelic.cli.main import main
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_tree_prints_and_writes(tmp_path, capsys):
+    files = ["--json", str(tmp_path / "t.json"), "--plot", str(tmp_path / "t.svg")]
+    assert main(["control", "tree", "--p-bad", "0.5", "--pairs", "200", "--seeds", "3", *files]) == 0
+    out = capsys.readouterr().out
+    assert "0.8669" in out and "0.1420" in out
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert {r["method"] for r in rows} >= {"cpl", "ppl", "ppl_d"}
+    assert all(r["low"] <= r["mean"] <= r["high"] for r in rows)
+    ElementTree.fromstring((tmp_path / "t.svg").read_text())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.json", "t.svg"]
+
+
+def test_mdp_prints_and_writes(tmp_path, capsys):
+    command = ["control", "mdp", "--pairs", "300", "--judges", "regret", "--seeds", "2", "--methods", "ppl", "auto"]
+    assert main([*command, "--json", str(tmp_path / "m.json"), "--plot", str(tmp_path / "m.svg")]) == 0
+    out = capsys.readouterr().out
+    assert "auto picked PPL on" in out
+    rows = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert [r["method"] for r in rows] == ["cpl", "ppl", "auto"]
+    ElementTree.fromstring((tmp_path / "m.svg").read_text())
+
+
+def test_the_command_line_overrides_the_recipe(capsys):
+    recipe = str(RECIPES / "ppl_tree.yaml")
+    assert main(["control", "tree", "--recipe", recipe, "--p-bad", "0.9", "--seeds", "2", "--pairs", "0"]) == 0
+    assert capsys.readouterr().out.count("cpl") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("experiment: mdp\n", "no recipe for"),
+        ("experiment: tree\nsed: 3\n", "did you mean 'seeds'"),
+        ("experiment: tree\nseeds: many\n", "seeds"),
+        ("experiment: [", "cannot read"),
+        ("- 1\n", "no recipe for"),
+    ],
+)
+def test_bad_recipes_are_refused_in_one_line(tmp_path, capsys, text, words):
+    (tmp_path / "r.yaml").write_text(text)
+    assert main(["control", "tree", "--recipe", str(tmp_path / "r.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["tree", "--seeds", "1"], "seeds"),
+        (["tree", "--p-bad", "2"], "p_bad"),
+        (["tree", "--temperature", "0"], "temperature"),
+        (["tree", "--methods", "ppl_e"], "unknown method"),
+        (["tree", "--json", "/nowhere/x.json"], "cannot write"),
+        (["tree", "--pairs", "-1"], "pairs"),
+        (["mdp", "--pairs", "1"], "pairs"),
+        (["mdp", "--temperature", "-1"], "temperature"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(capsys, options, words):
+    assert main(["control", *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
