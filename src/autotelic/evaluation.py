@@ -440,7 +440,7 @@ def generation_config(model: Any, tokenizer: Any, temperature: float | int, top_
     eos = tokenizer.eos_token_id if eos is None else eos
     pad = tokenizer.pad_token_id
     pad = pad if pad is not None else (eos[0] if isinstance(eos, list) else eos)
-    sampling: dict[str, Any] = {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False, "top_k": 50}  # the value that transformers takes as "not set"
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
     return GenerationConfig(

@@ -149,7 +149,10 @@ def load_model(name: str) -> tuple[Any, Any]:
         hint = closest(name, model_names())
         raise UserError(f"{name!r} is neither a file, a model folder nor a carried model ({carried}){hint}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     where = name if not path.exists() else str(path)
     try:
         return AutoModelForCausalLM.from_pretrained(where), AutoTokenizer.from_pretrained(where)

@@ -232,5 +232,6 @@ def missing_column(path: Path, name: str | None, role: str, present: Iterable[st
     """Say which column is missing, what is there, and which option names another."""
     names = sorted(present)
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    what = f"no column {name!r}{closest(name, names)}" if name else f"no {role} column that is known by name"
-    return f"{path} has {what}; it has: {shown or 'no numeric column'}; name one with --{role}-column"
+    what = f"no column {name!r}" if name else f"no {role} column that is known by name"
+    hint = closest(name, names) if name else ""
+    return f"{path} has {what}; it has: {shown or 'no numeric column'}; name one with --{role}-column{hint}"

@@ -47,7 +47,7 @@
     const chosen = store.get("theme");
     root.dataset.theme = chosen || (system.matches ? "dark" : "light");
     document.getElementById("theme").textContent = root.dataset.theme === "dark" ? "Light" : "Dark";
-    for (const chart of charts) chart.draw();
+    return Promise.all(charts.map((chart) => chart.draw()));
   }
   document.getElementById("theme").addEventListener("click", () => {
     store.set("theme", root.dataset.theme === "dark" ? "light" : "dark");
@@ -89,8 +89,7 @@
       draw() {
         const { traces, layout: extra } = make();
         for (const t of traces) if (t.method !== undefined) { t.visible = !hidden.has(t.method); delete t.method; }
-        Plotly.react(plot, traces, layout(extra), config);
-        plot.dataset.drawn = "true";
+        return Plotly.react(plot, traces, layout(extra), config).then(() => { plot.dataset.drawn = "true"; });
       },
     };
     charts.push(chart);
@@ -482,6 +481,5 @@
     }
   }
 
-  applyTheme();
-  root.dataset.ready = "true";
+  applyTheme().then(() => { root.dataset.ready = "true"; });
 })();

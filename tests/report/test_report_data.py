@@ -1,0 +1,182 @@
+"""What the page is given: seeds as bands, settings kept apart, tables, laws, bounded rollouts, and notes."""
+
+import json
+
+import numpy as np
+import pytest
+import synthetic_runs
+
+from autotelic.errors import UserError
+from autotelic.functional.entropy_law import fit_entropy_law
+from autotelic.report import data, rollouts
+from autotelic.report.law import laws
+from autotelic.report.load import find_runs, load_run
+from autotelic.report.page import build_payload
+
+
+def grouped(*folders):
+    return data.group_runs([load_run(folder) for folder in folders])
+
+
+def write_metrics(folder, rows, **description):
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(description))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_seeds_of_one_setting_are_a_band_with_n(tmp_path):
+    """Two seeds, 0.2 and 0.4 at step 1: mean 0.3, band 0.2 to 0.4, n = 2; step 2 has one seed only and is left out."""
+    first = write_metrics(
+        tmp_path / "a", [{"step": 1, "reward/mean": 0.2}, {"step": 2, "reward/mean": 1.0}], method="grpo", seed=0
+    )
+    second = write_metrics(tmp_path / "b", [{"step": 1, "reward/mean": 0.4}], method="grpo", seed=1)
+    (group,) = grouped(first, second)
+    curve = data.band(group.runs, "reward/mean")
+    assert curve == {"x": [1], "y": [0.3], "n": 2, "low": [0.2], "high": [0.4]}
+
+
+def test_other_settings_of_a_method_are_not_its_seeds(tmp_path):
+    folders = []
+    for rate in (1e-4, 2e-4):
+        config = {
+            "run": {"reward": "verifier"},
+            "training": {"learning_rate": rate, "seed": 0, "output_dir": str(rate)},
+        }
+        folders.append(
+            write_metrics(tmp_path / str(rate), [{"step": 1, "reward/mean": 1}], method="grpo", config=config)
+        )
+    groups = grouped(*folders)
+    assert [len(g.runs) for g in groups] == [1, 1]
+    assert "learning_rate = 0.0001" in groups[0].label
+    assert groups[0].color != groups[1].color
+
+
+@pytest.mark.parametrize("method", synthetic_runs.METHODS)
+def test_methods_are_recognised_and_keep_their_colours(tmp_path, method):
+    (group,) = grouped(synthetic_runs.write_run(tmp_path / "some-run", method, steps=5))
+    assert group.key == method
+    assert group.color == data.STYLES[method].color
+
+
+def test_law_is_the_librarys_fit_of_all_seeds(tmp_path):
+    folders = [synthetic_runs.write_run(tmp_path / str(s), "grpo", seed=s, steps=100) for s in (0, 1)]
+    (entry,) = laws(grouped(*folders))
+    assert entry["n"] == 2
+    fit = fit_entropy_law(np.array(entry["h"]), np.array(entry["r"]))
+    assert entry["fit"]["ceiling"] == pytest.approx(fit.ceiling, abs=1e-4)
+    low, high = entry["fit"]["ceiling_interval"]
+    assert low < entry["fit"]["ceiling"] < high
+    assert entry["warnings"] == []
+
+
+def test_law_is_flagged_under_an_intervention_and_silent_without_data(tmp_path):
+    (entry,) = laws(grouped(synthetic_runs.write_run(tmp_path / "c", "clip_cov")))
+    assert any("Clip-Cov acts on entropy" in w for w in entry["warnings"])
+    assert laws(grouped(write_metrics(tmp_path / "d", [{"step": 1, "train/loss": 1.0}], method="grpo"))) == []
+
+
+def test_thresholds_of_empo_are_in_nats(tmp_path):
+    """0.2 and 0.9 of ln 8."""
+    (entry,) = data.semantic(grouped(synthetic_runs.write_run(tmp_path / "e", "empo")))
+    assert entry["thresholds"] == pytest.approx([0.2 * np.log(8), 0.9 * np.log(8)])
+
+
+def test_semantic_entropy_by_hand():
+    """Clusters of 2 and 2: ln 2."""
+    assert data.cluster_entropy([0, 0, 1, 1]) == pytest.approx(np.log(2))
+
+
+def test_missing_clusters_are_read_from_the_answers(tmp_path):
+    folder = tmp_path / "r"
+    folder.mkdir()
+    responses = [{"text": t, "tokens": [t]} for t in ("the answer is 4", "4", "5", "none")]
+    row = {"step": 0, "prompt_id": "p", "prompt": "2+2=", "responses": responses}
+    (folder / "rollouts.jsonl").write_text(json.dumps(row) + "\n")
+    assert load_run(folder).rollouts[0].clusters == (0, 0, 1, -1)
+
+
+def test_half_a_run_is_read_and_what_is_missing_is_said(tmp_path):
+    folder = synthetic_runs.write_run(tmp_path / "r", "grpo", steps=5)
+    (folder / "rollouts.jsonl").unlink()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "reward/me')  # a killed run
+    payload = build_payload([load_run(folder)], None, "t")
+    assert payload["charts"]
+    assert payload["rollouts"]["runs"] == []
+    assert any("no rollouts" in note for note in payload["absent"])
+    assert any("no results.json" in note for note in payload["absent"])
+    assert payload["table"]["interval"] == "range over seeds"
+
+
+def test_folders_of_runs_are_found(tmp_path):
+    synthetic_runs.write_run(tmp_path / "demo" / "a", "grpo", steps=2)
+    synthetic_runs.write_run(tmp_path / "demo" / "b", "empo", steps=2)
+    assert [p.name for p in find_runs([tmp_path / "demo", tmp_path / "demo" / "a"])] == ["a", "b"]
+    with pytest.raises(UserError, match="holds no run"):
+        find_runs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{", "run.json is not JSON"),
+        ("run.json", "[]", "run.json is not a JSON object"),
+        ("metrics.jsonl", "{}\nnope\n{}\n", "line 2 is not JSON"),
+        ("rollouts.jsonl", '{"step": 1}\n', "line 1 is not a rollout"),
+    ],
+)
+def test_broken_files_are_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_run(tmp_path)
+
+
+def test_rollouts_are_bounded_and_the_cut_is_said(tmp_path, monkeypatch):
+    folder = synthetic_runs.write_run(tmp_path / "r", "grpo", steps=40, rollout_every=1, prompts=20, responses=4)
+    groups = grouped(folder)
+    viewer, notes = rollouts.rollouts(groups)
+    (run,) = viewer["runs"]
+    assert len(run["prompts"]) == rollouts.MAX_PROMPTS
+    steps = [s["step"] for s in run["prompts"][0]["steps"]]
+    assert len(steps) == rollouts.MAX_STEPS
+    assert (steps[0], steps[-1]) == (0, 40)
+    assert any("not embedded" in note for note in notes)
+    monkeypatch.setattr(rollouts, "MAX_TOKENS", 100)
+    small, _ = rollouts.rollouts(groups)
+    assert sum(len(r["t"]) for p in small["runs"][0]["prompts"] for s in p["steps"] for r in s["responses"]) < 200
+
+
+def test_embedded_tokens_are_the_recorded_ones(tmp_path):
+    folder = synthetic_runs.write_run(tmp_path / "r", "kl_cov", steps=20)
+    viewer, _ = rollouts.rollouts(grouped(folder))
+    shown = viewer["runs"][0]["prompts"][0]["steps"][0]["responses"][0]
+    recorded = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])["responses"][0]
+    assert [viewer["vocabulary"][i] for i in shown["t"]] == recorded["tokens"]
+    assert shown["h"] == pytest.approx(recorded["entropy"], rel=5e-3)
+    assert shown["x"] == [i for i, chosen in enumerate(recorded["selected"]) if chosen]
+    assert shown["g"] == recorded["cluster"]
+
+
+def test_long_curves_are_thinned_to_their_ends(tmp_path):
+    rows = [{"step": s, "reward/mean": float(s)} for s in range(3000)]
+    curve = data.band(grouped(write_metrics(tmp_path / "r", rows, method="grpo"))[0].runs, "reward/mean")
+    assert len(curve["x"]) == data.MAX_POINTS
+    assert (curve["x"][0], curve["x"][-1]) == (0, 2999)
+
+
+def test_results_become_a_table_and_curves():
+    table = data.table_from_results(synthetic_runs.results(), [])
+    assert table["rows"][0]["method"] == "base"
+    assert table["columns"] == ["mean@8", "greedy", "maj@8", "pass@1", "pass@2", "pass@4", "pass@8", "entropy"]
+    (base, *_) = data.pass_curves(synthetic_runs.results(), [])
+    assert base["k"] == [1, 2, 4, 8]
+    broken = {"base": {"mean@8": {"value": float("nan"), "interval": [0, 1]}, "greedy": {"value": 0.5}}, "note": "x"}
+    (row,) = data.table_from_results(broken, [])["rows"]
+    assert row["cells"] == {"greedy": {"value": 0.5, "low": None, "high": None}}
+
+
+def test_every_chart_metric_is_declared():
+    from autotelic.diagnostics.metrics import METRICS
+
+    assert [name for _, _, names in data.CHARTS for name in names if name not in METRICS] == []
