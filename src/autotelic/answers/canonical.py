@@ -58,10 +58,14 @@ def _canonical(answer: str) -> Canonical | None:
         return Canonical("text", "text:" + text, True)
 
 
+_CONJUNCTION = re.compile(r"(?<=[\d)}\]])\s*,?\s+(?:and|or)\s+(?=[\d(\\.-])")
+
+
 def _parse(text: str, depth: int) -> Canonical:
     """Return the form of normalised text."""
     if depth > MAX_DEPTH:
         raise FormulaError("too deep")
+    text = _CONJUNCTION.sub(" , ", text)
     text = strip_plain_unit(split_text(text)).strip().rstrip(".").strip()
     while (inner := _unwrapped(text)) is not None:
         text = inner

@@ -7,12 +7,11 @@ Equivalence that is not transitive, or not symmetric, is counted and reported in
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from autotelic.answers.canonical import canonical
 from autotelic.answers.equivalence import Equivalence, FunctionEquivalence, MathEquivalence
+from autotelic.errors import UserError
 
-Linkage = Literal["union_find", "greedy", "complete"]
 LINKAGES = ("union_find", "greedy", "complete")
 
 
@@ -52,7 +51,7 @@ def cluster(
     answers: Sequence[str | None],
     *,
     equivalence: Equivalence | Callable[[str, str], bool] | None = None,
-    linkage: Linkage = "union_find",
+    linkage: str = "union_find",
 ) -> list[int]:
     """Return a cluster number per answer, -1 where the answer is ``None`` (see `cluster_group` for the details)."""
     return cluster_group(answers, equivalence=equivalence, linkage=linkage).clusters
@@ -62,7 +61,7 @@ def cluster_group(
     answers: Sequence[str | None],
     *,
     equivalence: Equivalence | Callable[[str, str], bool] | None = None,
-    linkage: Linkage = "union_find",
+    linkage: str = "union_find",
 ) -> Clustering:
     """Partition one group's answers.
 
@@ -76,7 +75,7 @@ def cluster_group(
         The partition with its counts.
     """
     if linkage not in LINKAGES:
-        raise ValueError(f"unknown linkage {linkage!r}: choose one of {LINKAGES}")
+        raise UserError(f"unknown linkage {linkage!r}: choose one of {', '.join(LINKAGES)}")
     backend = _backend(equivalence)
     present = [None if a is None or not a.strip() else a for a in answers]
     representative: dict[str, str] = {}

@@ -8,6 +8,8 @@ import re
 from collections import deque
 from collections.abc import Sequence
 
+from autotelic.errors import UserError
+
 METHODS = ("boxed", "answer_tag", "hashes", "phrase", "choice", "last_number")
 """Every way to find an answer, in the default order."""
 
@@ -50,7 +52,7 @@ def extract(text: str, *, methods: Sequence[str] = METHODS) -> str | None:
     """
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
-        raise ValueError(f"unknown extraction methods {unknown}: the known ones are {list(METHODS)}")
+        raise UserError(f"unknown extraction methods {unknown}: the known ones are {list(METHODS)}")
     text = text[-MAX_TEXT:]
     for name in methods:
         found = _FINDERS[name](text)
@@ -152,8 +154,10 @@ def last_number(text: str) -> str | None:
         return None
     start = last.start()
     if text[start - 1 : start] in ("-", "−") and start > 0:
-        before = text[: start - 1].rstrip()
-        if not (before and (before[-1].isalnum() or before[-1] in ")]}%!")):
+        before = text[max(start - 100, 0) : start - 1]
+        spaced = before.rstrip() != before  # "is -4" has a sign; "x-4" and "5 -4" have an operator
+        end = before.rstrip()[-1:]
+        if not (end.isdigit() or (end.isalpha() and not spaced) or (end and end in ")]}%!")):
             return "-" + last.group()
     return last.group()
 

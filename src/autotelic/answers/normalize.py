@@ -34,7 +34,8 @@ TEXT_COMMANDS = {
 }  # fmt: skip
 _UNIT_WORDS = """degree degrees deg radian radians unit units square sq cubic cu inch inches in foot feet ft yard yards
     yd mile miles mi millimeter millimeters mm centimeter centimeters centimetre centimetres cm meter meters metre
-    metres m kilometer kilometers kilometre kilometres km second seconds sec s minute minutes min hour hours hr hrs h day days
+    metres m kilometer kilometers kilometre kilometres km
+    second seconds sec s minute minutes min hour hours hr hrs h day days
     week weeks month months year years dollar dollars cent cents usd euro euros pound pounds lb lbs ounce ounces oz
     gram grams g kilogram kilograms kg mg liter liters litre litres l ml mph kph gallon gallons quart quarts people
     per hz watts joules newtons volts ohms amps kelvin celsius fahrenheit"""
@@ -42,7 +43,7 @@ UNIT_WORDS = frozenset(_UNIT_WORDS.split())
 
 _OUTER_DOLLARS = re.compile(r"(?<!\\)\$")
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.S)
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|,?\\!|,\s?\\!\s?|\\,)\s?\d{3}(?!\d))+")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\,|(?:,|\{,\})?\s?\\!\s?)\d{3}(?!\d))+")
 _TEXT = re.compile(r"\\(" + "|".join(sorted(TEXT_COMMANDS)) + r")\s*\{([^{}]*)\}(\s*\^\s*(?:\{\s*[23]\s*\}|[23]))?")
 _WORD_TAIL = re.compile(r"[A-Za-z][A-Za-z./ ]*(?:\^\{?[23]\}?)?$")
 
@@ -59,12 +60,19 @@ def normalize(answer: str) -> str:
     text = _OUTER_DOLLARS.sub(" ", text)
     text = text.replace("\\%", "%").strip(" ").rstrip(".;,").strip()
     text = _strip_markup(text)
-    text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m.group()), text)
+    text = _THOUSANDS.sub(_join_thousands, text)
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", "", text)
     text = re.sub(r"\^\s*(?:\{\s*\\degree\s*\}|\\degree(?![A-Za-z]))", "", text)
     text = _COMMAND.sub(_rewrite_command, text)
     text = re.sub(r"\{\s*,\s*\}", ",", text)
     return " ".join(text.split())
+
+
+def _join_thousands(match: re.Match[str]) -> str:
+    """Return 1,000 as 1000, except inside brackets, where a comma separates: (100,200) is a pair."""
+    before = match.string[: match.start()]
+    inside = sum(before.count(c) for c in "([") > sum(before.count(c) for c in ")]") or "\\{" in before
+    return match.group() if inside and "\\" not in match.group() else re.sub(r"\D", "", match.group())
 
 
 def _plain_unicode(text: str) -> str:

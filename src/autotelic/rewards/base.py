@@ -21,7 +21,6 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from autotelic.answers import cluster_group, default_pool, extract
-from autotelic.answers.clustering import Linkage
 from autotelic.errors import UserError
 from autotelic.functional import semantic_entropy
 from autotelic.rewards.groups import Completion, Group, Prompt, Row, as_text, gather_groups, prompt_key
@@ -151,7 +150,7 @@ class LabelFreeReward(ABC):
     num_generations: int | None = None
     extraction: Sequence[str] | None = None
     equivalence: Any = None
-    linkage: Linkage = "union_find"
+    linkage: str = "union_find"
     token_stats: TokenStats | None = field(default=None, repr=False)
     last_result: RewardResult | None = field(default=None, repr=False)
 

@@ -4,8 +4,8 @@
     II:  a slowly moving (EMA) teacher samples its own answers:  r_i(q) = 1[answer_i = majority of the teacher]
 
 Reference: Zhang et al. 2025, arXiv:2508.00410.
-Deviations: a prompt whose other view has no majority (nothing parseable, or a tie) is masked, where a pseudo-label would
-be an accident of order.
+Deviations: a prompt whose other view has no majority (nothing parseable, or a tie) is masked: a pseudo-label would
+be an accident of order there.
 """
 
 from collections import Counter
