@@ -38,13 +38,13 @@ class ChainSums:
     """
 
     strategies: tuple[str, ...] = ("any_pair",)
-    leap_probability: float = 0.15
-    slip_probability: float = 0.08
+    leap_probability: float = 0.2
+    slip_probability: float = 0.15
     leap_slip_probability: float = 0.5
     max_slip: int = 9
     min_terms: int = 3
     max_terms: int = 5
-    max_number: int = 20
+    max_number: int = 10
     ood_extra_terms: int = 1
 
     def __post_init__(self) -> None:
