@@ -67,6 +67,9 @@ def test_bad_recipes_are_refused_in_one_line(tmp_path, capsys, text, words):
         (["tree", "--pairs", "-1"], "pairs"),
         (["mdp", "--pairs", "1"], "pairs"),
         (["mdp", "--temperature", "-1"], "temperature"),
+        (["mdp", "--gamma", "1"], "gamma"),
+        (["mdp", "--rollout-length", "2"], "rollout_length"),
+        (["mdp", "--num-states", "0"], "num_states"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(capsys, options, words):

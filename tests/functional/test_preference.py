@@ -97,7 +97,7 @@ def test_windows_match_the_oracle_and_their_weights(seed, gamma, horizon, start,
 
 
 def test_windows_by_hand():
-    """d = (1, 2, 4), gamma 1/2, from t + 1: W = (2/2 + 4/4, 4/2, 0) = (2, 2, 0); averaged (1, 2, 0); L = 1: (1, 2, 0)."""
+    """d = (1, 2, 4), gamma 1/2: W = (2/2 + 4/4, 4/2, 0) = (2, 2, 0); averaged (1, 2, 0); L = 1: (1, 2, 0)."""
     d, mask = torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(1, 3, dtype=torch.bool)
     assert lookahead_sum(d, mask, 0.5).tolist() == [[2.0, 2.0, 0.0]]
     assert lookahead_sum(d, mask, 0.5, average=True).tolist() == [[1.0, 2.0, 0.0]]

@@ -17,8 +17,25 @@ from autotelic.errors import UserError
 
 JUDGES = ("regret", "advantage", "return")
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "tree": {"p_bad": [0, 0.25, 0.5, 0.9], "slip": 0.0, "judge": "regret", "pairs": 1000, "seeds": 40},
-    "mdp": {"pairs": [500, 2000, 8000], "judges": list(JUDGES), "seeds": 20, "deterministic": False},
+    "tree": {
+        "p_bad": [0, 0.25, 0.5, 0.9],
+        "slip": 0.0,
+        "judge": "regret",
+        "temperature": 1.0,
+        "pairs": 1000,
+        "seeds": 40,
+    },
+    "mdp": {"pairs": [500, 2000, 8000], "judges": list(JUDGES), "seeds": 20},
+}
+SETUP = {  # options of `mdp` that are fields of random_mdps.Setup, where their defaults are
+    "num_states": (int, "states of each MDP"),
+    "num_actions": (int, "actions in each state"),
+    "segment_length": (int, "scored steps of a segment"),
+    "rollout_length": (int, "recorded steps, for the observed look-ahead"),
+    "branching": (int, "next states per action; 1 is deterministic"),
+    "gamma": (float, "discount"),
+    "temperature": (float, "of the judge, in units of reward"),
+    "l2": (float, "penalty of the fits on |logits|^2 / 2"),
 }
 
 
@@ -29,16 +46,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tree.add_argument("--p-bad", type=float, nargs="+", help="shares of bad behaviour (0 .25 .5 .9)")
     tree.add_argument("--slip", type=float, help="chance that an action has the other's effect (0)")
     tree.add_argument("--judge", choices=JUDGES, help="what the preferences follow (regret)")
+    tree.add_argument("--temperature", type=float, help="of the judge, in units of reward (1)")
     tree.add_argument("--pairs", type=int, help="comparisons per sampled fit; 0: infinite data only (1000)")
     tree.add_argument("--seeds", type=int, help="sampled fits per row (40)")
     mdp = commands.add_parser("mdp", help="random MDPs", description="KL(pi* || fit) on random MDPs.")
     mdp.add_argument("--pairs", type=int, nargs="+", help="comparisons per fit (500 2000 8000)")
     mdp.add_argument("--judges", nargs="+", choices=JUDGES, help="what the preferences follow (all three)")
     mdp.add_argument("--seeds", type=int, help="random MDPs (20)")
-    mdp.add_argument("--deterministic", action="store_true", default=None, help="one next state per action")
+    for name, (kind, text) in SETUP.items():
+        mdp.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
     for command in (tree, mdp):
         command.add_argument("--methods", nargs="+", help="some of the label models (all)")
-        command.add_argument("--temperature", type=float, help="of the judge, in units of reward (tree 1, mdp .5)")
         command.add_argument("--recipe", type=Path, help="YAML file with any of these options")
         command.add_argument("--json", type=Path, help="write rows and settings to this file")
         command.add_argument("--plot", type=Path, help="draw the table into this SVG file")
@@ -106,8 +124,7 @@ def _tree(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
     pairs, seeds = settings["pairs"], settings["seeds"]
     if pairs < 0:
         raise UserError(f"pairs is {pairs}: give the number of comparisons, or 0 for infinite data only.")
-    temperature = 1.0 if settings["temperature"] is None else settings["temperature"]
-    names = tuple(settings["methods"] or METHODS)
+    names, temperature = tuple(settings["methods"] or METHODS), settings["temperature"]
     with _quiet_bias():
         rows = tree_table(
             settings["p_bad"], settings["slip"], settings["judge"], pairs, seeds, names, temperature, _progress
@@ -133,11 +150,7 @@ def _mdp(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
 
     if min(settings["pairs"]) < 2:
         raise UserError(f"pairs is {min(settings['pairs'])}: a held-out split needs 2 or more.")
-    temperature = DEFAULT.temperature if settings["temperature"] is None else settings["temperature"]
-    if temperature <= 0:
-        raise UserError(f"temperature is {temperature}: a judge's noise is above 0.")
-    branching = 1 if settings["deterministic"] else DEFAULT.branching
-    setup = replace(DEFAULT, temperature=temperature, branching=branching)
+    setup = replace(DEFAULT, **{name: settings[name] for name in SETUP if settings[name] is not None})
     rows = mdp_table(settings["pairs"], settings["judges"], settings["seeds"], settings["methods"], setup, _progress)
     columns = [
         ("judge", "{judge}"),

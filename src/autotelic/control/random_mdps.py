@@ -28,6 +28,7 @@ from autotelic.control.tabular import (
     random_policy,
     state_kl,
 )
+from autotelic.errors import UserError
 from autotelic.functional.lookahead import BiasedLookaheadWarning, Lookahead
 
 Number = float | int
@@ -61,6 +62,21 @@ class Setup:
     temperature: Number = 0.5
     branching: int = 3
     l2: Number = 1e-4
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be drawn; `FiniteMDP` checks gamma and alpha."""
+        if min(self.num_states, self.num_actions, self.num_policies, self.segment_length) < 1:
+            raise UserError("num_states, num_actions, num_policies and segment_length are counts: give 1 or more.")
+        if self.rollout_length < self.segment_length or not 1 <= self.branching <= self.num_states:
+            raise UserError(
+                f"rollout_length {self.rollout_length} must reach segment_length {self.segment_length}, and branching "
+                f"{self.branching} lie in 1 .. num_states {self.num_states}."
+            )
+        if self.temperature <= 0 or self.l2 < 0 or self.gamma >= 1:
+            raise UserError(
+                f"temperature {self.temperature} must be above 0, l2 {self.l2} at least 0, gamma {self.gamma} below 1: "
+                "these episodes never end."
+            )
 
 
 DEFAULT = Setup()

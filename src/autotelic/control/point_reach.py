@@ -1,0 +1,122 @@
+"""A small, fast control task with known dynamics: a point with momentum must reach a goal. Vectorised NumPy.
+
+    velocity' = 0.8 velocity + 0.2 (action + slip * noise),   position' = clip(position + 0.25 velocity', -1, 1)
+
+with noise standard normal; reward = -distance to the goal; success = closer than 0.1. The interface is gymnasium's
+(`reset(seed)`, `step(action)` with five results), over `num_envs` copies at once. Behaviours are tanh-Gaussians of
+known parameters, and rollouts store the action *before* the tanh, so that log-densities are exact.
+
+Reference: none. Deviations: copies do not reset themselves; `collect` runs whole episodes of equal length.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from autotelic.errors import UserError
+from autotelic.functional.lookahead import tanh_gaussian_logprob
+
+Number = float | int
+OBSERVATION_DIM, ACTION_DIM, RADIUS = 6, 2, 0.1
+
+
+class PointReach:
+    """`num_envs` points in a box. Observation: (position, velocity, goal - position); actions lie in [-1, 1]^2."""
+
+    def __init__(self, num_envs: int = 1, horizon: int = 50, slip: Number = 0.0) -> None:
+        """Make the copies; `reset` places them. `slip` is the scale of the noise on actions: 0 is deterministic."""
+        if num_envs < 1 or horizon < 1 or slip < 0:
+            raise UserError(f"num_envs {num_envs} and horizon {horizon} must be 1 or more, slip {slip} at least 0.")
+        self.num_envs, self.horizon, self.slip = num_envs, horizon, slip
+        self._generator: np.random.Generator | None = None
+
+    def reset(self, seed: int) -> tuple[Float[ndarray, "N O"], dict[str, Any]]:
+        """Place points and goals uniformly, at rest; the seed fixes the start and the noise."""
+        self._generator = np.random.default_rng(seed)
+        self._position, self._goal = self._generator.uniform(-1, 1, size=(2, self.num_envs, 2))
+        self._velocity, self._step = np.zeros((self.num_envs, 2)), 0
+        return self._observe(), {"success": self._distance() < RADIUS}
+
+    def step(
+        self, action: Float[ndarray, "N A"]
+    ) -> tuple[Float[ndarray, "N O"], Float[ndarray, " N"], Bool[ndarray, " N"], Bool[ndarray, " N"], dict[str, Any]]:
+        """Return observation, reward, terminated (never), truncated (at the horizon), info with `success`."""
+        if self._generator is None:
+            raise UserError("the environment was never placed: call reset(seed) before step(action).")
+        if action.shape != (self.num_envs, ACTION_DIM) or not np.isfinite(action).all():
+            raise UserError(f"actions must be finite, of shape ({self.num_envs}, {ACTION_DIM}); got {action.shape}.")
+        noise = self.slip * self._generator.standard_normal(action.shape)
+        self._velocity = 0.8 * self._velocity + 0.2 * (np.clip(action, -1, 1) + noise)
+        self._position = np.clip(self._position + 0.25 * self._velocity, -1, 1)
+        self._step += 1
+        distance = self._distance()
+        ended = np.full(self.num_envs, self._step >= self.horizon)
+        return self._observe(), -distance, np.zeros_like(ended), ended, {"success": distance < RADIUS}
+
+    def _observe(self) -> ndarray:
+        return np.concatenate([self._position, self._velocity, self._goal - self._position], -1)
+
+    def _distance(self) -> ndarray:
+        return np.linalg.norm(self._goal - self._position, axis=-1)
+
+
+@dataclass(frozen=True)
+class LinearBehavior:
+    """A tanh-Gaussian policy: u ~ N(gain (goal - position) - damping velocity + drift, std^2), action = tanh(u).
+
+    Attributes:
+        gain: pull towards the goal; negative flees it.
+        damping: brake.
+        drift: constant push along the first axis, which spoils the approach.
+        std: of u, per dimension.
+    """
+
+    gain: Number = 6.0
+    damping: Number = 2.0
+    drift: Number = 0.0
+    std: Number = 0.3
+
+    def parameters(self, observation: Float[ndarray, "*batch O"]) -> tuple[ndarray, ndarray]:
+        """Mean and log standard deviation of u, each of the action's shape."""
+        mean = (
+            self.gain * observation[..., 4:] - self.damping * observation[..., 2:4] + self.drift * np.array([1.0, 0.0])
+        )
+        return mean, np.full_like(mean, np.log(self.std))
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Whole episodes of one behaviour, N episodes of T steps.
+
+    Attributes:
+        observations: before each action.
+        pre_tanh: the unsquashed actions u; the environment received tanh(u).
+        logprobs: log-density of tanh(u) under the behaviour, exact.
+        rewards: per step.
+        success: whether the goal was reached at any step.
+    """
+
+    observations: Float[ndarray, "N T O"]
+    pre_tanh: Float[ndarray, "N T A"]
+    logprobs: Float[ndarray, "N T"]
+    rewards: Float[ndarray, "N T"]
+    success: Bool[ndarray, " N"]
+
+
+def collect(environment: PointReach, behavior: LinearBehavior, seed: int) -> Rollouts:
+    """Run one episode in every copy; the same seed gives the same starts for every behaviour."""
+    generator = np.random.default_rng([seed, 1])
+    observation, info = environment.reset(seed)
+    success, rows = info["success"], []
+    for _ in range(environment.horizon):
+        mean, log_std = behavior.parameters(observation)
+        u = mean + np.exp(log_std) * generator.standard_normal(mean.shape)
+        logprob = tanh_gaussian_logprob(*map(torch.from_numpy, (u, mean, log_std))).numpy()
+        following, reward, _, _, info = environment.step(np.tanh(u))
+        rows.append((observation, u, logprob, reward))
+        observation, success = following, success | info["success"]
+    return Rollouts(*(np.stack(column, 1) for column in zip(*rows, strict=True)), success=success)
