@@ -1,0 +1,138 @@
+"""What a reader relies on: import direction, label isolation, declared metrics, cheap imports, no parsing of raw text."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autotelic
+
+PACKAGE = Path(autotelic.__file__).parent
+LAYERS = {
+    "functional": 0,
+    "kernels": 1,
+    "answers": 1,
+    "rewards": 1,
+    "diagnostics": 1,
+    "decoding": 1,
+    "tasks": 1,
+    "trl": 2,
+    "verl": 2,
+    "control": 2,
+}
+LABEL_READERS = ("evaluation.py", "rewards/verifiers.py", "rewards/__init__.py")
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every autotelic module that a file imports, lazily or not; type-checking imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("autotelic")}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    layer = LAYERS.get(path.relative_to(PACKAGE).parts[0])
+    if layer is None:
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        other = LAYERS.get(parts[1]) if len(parts) > 1 else None
+        assert other is None or other <= layer, f"{path.name} imports {name}, which is above it"
+        assert len(parts) < 2 or parts[1] != "cli", f"{path.name} imports the command line"
+
+
+@pytest.mark.parametrize("folder", ["trl", "verl", "rewards", "functional", "control"])
+def test_training_code_does_not_import_evaluation(folder):
+    for path in (PACKAGE / folder).rglob("*.py"):
+        assert not any(name.startswith("autotelic.evaluation") for name in imports(path)), path
+
+
+def test_label_free_rewards_have_no_place_for_a_label():
+    forbidden = re.compile(r"\b(answer_key|ground_truth|solution|label|labels|gold)\b")
+    for path in (PACKAGE / "rewards").glob("*.py"):
+        if str(path.relative_to(PACKAGE)) in LABEL_READERS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.arg] if isinstance(node, ast.arg) else []
+            names += [node.target.id] if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else []
+            assert not any(forbidden.fullmatch(name) for name in names), f"{path.name}: {names}"
+
+
+def test_no_raw_text_is_evaluated():
+    """No eval, exec, parse_expr or sympify; no pickle, no unsafe torch.load or yaml.load."""
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            owner = getattr(getattr(function, "value", None), "id", "")
+            plain = not isinstance(function, ast.Attribute)
+            assert not (plain and name in ("eval", "exec", "compile")), f"{path}: {name}"
+            assert name not in ("parse_expr", "sympify"), f"{path}: {name}"
+            assert (owner, name) not in {("yaml", "load"), ("pickle", "load"), ("pickle", "loads")}, path
+            if (owner, name) == ("torch", "load"):
+                assert any(k.arg == "weights_only" and getattr(k.value, "value", 0) is True for k in node.keywords)
+
+
+def test_every_emitted_metric_is_declared():
+    """String literals that look like one of our metrics are declared ones."""
+    from autotelic.diagnostics.metrics import METRICS
+
+    prefixes = {name.split("/")[0] for name in METRICS}
+    pattern = re.compile(rf"({'|'.join(sorted(prefixes))})/[a-z0-9_]+")
+    for path in [*(PACKAGE / "trl").glob("*.py"), *(PACKAGE / "rewards").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and pattern.fullmatch(node.value):
+                declared = node.value in METRICS or node.value.endswith("_")  # a prefix of an f-string
+                assert declared, f"{path.name}: {node.value}"
+
+
+def test_docs_metrics_page_is_current():
+    from autotelic.diagnostics.metrics import to_markdown
+
+    page = Path(__file__).parent.parent / "docs" / "metrics.md"
+    assert page.read_text() == to_markdown(), "regenerate: python -m autotelic.diagnostics.metrics > docs/metrics.md"
+
+
+def test_an_undeclared_metric_is_an_error():
+    from autotelic.diagnostics.metrics import check_declared
+
+    check_declared(["policy/entropy", "trl/whatever"])
+    with pytest.raises(KeyError, match="not declared"):
+        check_declared(["policy/entropi"])
+
+
+@pytest.mark.parametrize("statement", ["import autotelic", "import autotelic.cli.main", "import autotelic.tasks"])
+def test_imports_are_cheap(statement):
+    """Nothing heavy is loaded: torch, transformers and sympy stay out until a function needs them."""
+    code = f"{statement}; import sys, json; print(json.dumps([m for m in ('torch','transformers','trl','sympy') if m in sys.modules]))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(output) == []
+
+
+def test_no_machine_path_is_committed():
+    """Paths of one machine and registry hosts do not belong in the repository."""
+    root = PACKAGE.parent.parent
+    files = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("not a git checkout: nothing to list")
+    pattern = re.compile(r"(?<![\w.])/(work|root|home|farm)/\w")
+    for name in files.stdout.splitlines():
+        path = root / name
+        if path.suffix in (".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ".cfg", "") and path.is_file():
+            text = path.read_text(errors="ignore")
+            assert not pattern.search(text) or name.endswith("test_house_style.py"), name
