@@ -180,3 +180,14 @@ def test_every_chart_metric_is_declared():
     from autotelic.diagnostics.metrics import METRICS
 
     assert [name for _, _, names in data.CHARTS for name in names if name not in METRICS] == []
+
+
+def test_prompts_that_never_come_back_are_spread_over_training(tmp_path):
+    """Forty prompts at one step each: the twelve that are kept reach from the first step to the last."""
+    folder = tmp_path / "r"
+    folder.mkdir()
+    response = {"text": "4", "tokens": ["4"], "cluster": 0}
+    rows = [{"step": i, "prompt_id": f"p{i}", "prompt": "2+2=", "responses": [response]} for i in range(40)]
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = [row.step for row in rollouts.choose_rows(load_run(folder).rollouts)]
+    assert (len(steps), steps[0], steps[-1]) == (rollouts.MAX_PROMPTS, 0, 39)

@@ -56,7 +56,7 @@ def fingerprint(runs: list[Path]) -> tuple[tuple[str, int, int], ...]:
     found = []
     for folder in runs:
         for name in ("run.json", "metrics.jsonl", "rollouts.jsonl", "results.json"):
-            for file in sorted({*folder.glob(name), *folder.glob(f"*/{name}")}):
+            for file in sorted({*folder.glob(name), *folder.glob(f"*/{name}"), *folder.glob(f"runs/*/{name}")}):
                 status = file.stat()
                 found.append((str(file), status.st_size, status.st_mtime_ns))
     return tuple(found)

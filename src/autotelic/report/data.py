@@ -33,7 +33,8 @@ RUN_IDENTITY = frozenset(
 )
 
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("entropy", "Token entropy", ("policy/entropy", "eval/entropy")),
+    ("entropy", "Token entropy of the rollouts", ("policy/entropy",)),
+    ("eval_entropy", "Token entropy, validation, temperature 1", ("eval/entropy",)),
     ("accuracy", "Accuracy, sampled (mean@k)", ("eval/mean_at_k",)),
     ("greedy", "Accuracy, greedy", ("eval/greedy",)),
     ("pass", "pass@k", ("eval/pass_at_k",)),

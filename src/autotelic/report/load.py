@@ -43,14 +43,13 @@ class Run:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Return the run folders among `paths` and directly below them, each once, in the given order."""
+    """Return the run folders among `paths`, directly below them or in their `runs/`, each once, in the given order."""
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; give run folders ({', '.join(RUN_FILES)}) or a folder of them")
-        folders = (
-            [path] if is_run(path) else sorted(child for child in path.iterdir() if child.is_dir() and is_run(child))
-        )
+        below = sorted(child for child in (*path.glob("*"), *path.glob("runs/*")) if child.is_dir() and is_run(child))
+        folders = [path] if is_run(path) else below
         if not folders:
             raise UserError(f"{path} holds no run: none of {', '.join(RUN_FILES)} in it or in the folders below it")
         found += [folder for folder in folders if folder.resolve() not in {f.resolve() for f in found}]

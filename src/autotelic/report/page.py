@@ -64,6 +64,9 @@ def build_payload(runs: Sequence[Run], results: Mapping[str, Any] | None, title:
         absent.append(f"no run has logged: {', '.join(missing)}")
     if results is None:
         absent.append("no results.json: the table shows the runs' own validation, and there are no pass@k curves")
+    curves = data.pass_curves(results, groups) if results else []
+    if results and not curves:
+        absent.append("no pass@k curves: results.json has pass@k at one value of k only")
     longest = max((len(v) for run in runs for v in run.metrics.values()), default=0)
     if longest > data.MAX_POINTS:
         cuts.append(f"curves are drawn at {data.MAX_POINTS} of up to {longest} logged steps, evenly spaced")
@@ -77,7 +80,7 @@ def build_payload(runs: Sequence[Run], results: Mapping[str, Any] | None, title:
         "law": law.laws(groups),
         "covariance": data.covariance(groups),
         "semantic": data.semantic(groups),
-        "pass": data.pass_curves(results, groups) if results else [],
+        "pass": curves,
         "rollouts": viewer,
         "configs": [configuration(run) for run in runs],
         "absent": absent,

@@ -17,8 +17,8 @@ MAX_TOKENS = 200_000  # over the whole page: about 6 MB of JSON
 def rollouts(groups: Sequence[Group]) -> tuple[dict[str, Any], list[str]]:
     """Return what the viewer shows, and notes on what was left out for size.
 
-    The first seed of every method comes before second seeds. Of a run, the prompts recorded most often are kept, and
-    of a prompt, evenly spaced steps with the first and the last.
+    The first seed of every method comes before second seeds. Of a run, the prompts recorded most often are kept, or
+    evenly spaced ones where none comes back; of a prompt, evenly spaced steps with the first and the last.
     """
     depth = max((len(g.runs) for g in groups), default=0)
     order = [(g, g.runs[i]) for i in range(depth) for g in groups if i < len(g.runs) and g.runs[i].rollouts]
@@ -71,13 +71,21 @@ def choose_rows(rows: Sequence[RolloutRow]) -> list[RolloutRow]:
     by_prompt: dict[str, dict[int, RolloutRow]] = {}
     for row in rows:
         by_prompt.setdefault(row.prompt_id, {})[row.step] = row
+    prompts = sorted(by_prompt, key=lambda p: -len(by_prompt[p]))
+    if len(prompts) > MAX_PROMPTS and len(by_prompt[prompts[0]]) == 1:
+        prompts = evenly(sorted(prompts, key=lambda p: min(by_prompt[p])), MAX_PROMPTS)  # no prompt comes back
     chosen = []
-    for prompt in sorted(by_prompt, key=lambda p: -len(by_prompt[p]))[:MAX_PROMPTS]:
+    for prompt in prompts[:MAX_PROMPTS]:
         steps = sorted(by_prompt[prompt])
-        if len(steps) > MAX_STEPS:
-            steps = [steps[round(i * (len(steps) - 1) / (MAX_STEPS - 1))] for i in range(MAX_STEPS)]
-        chosen += [by_prompt[prompt][step] for step in dict.fromkeys(steps)]
+        chosen += [by_prompt[prompt][step] for step in evenly(steps, MAX_STEPS)]
     return chosen
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """Return at most `count` of the items, evenly spaced, with the first and the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def embed_response(response: dict[str, Any], cluster: int, pool: dict[str, int], cut: dict[str, int]) -> dict[str, Any]:

@@ -235,7 +235,7 @@
   /* The law. */
   const fits = data.law.filter((l) => l.fit);
   if (data.law.length) {
-    const node = section("law", "The entropy law", "R = −a exp(H) + b: reward against entropy, fitted by least squares; the band is the 95 % interval of the line, the diamond at H = 0 the ceiling b − a. All seeds of a method are fitted together.");
+    const node = section("law", "The entropy law", "R = −a exp(H) + b: reward against entropy, fitted by least squares; the band is the 95 % interval of the line, the diamond at H = 0 the ceiling b − a. Faint fits have a warning below, and may leave the frame. All seeds of a method are fitted together.");
     addChart(node, {
       title: "Reward against entropy", tall: true, help: data.law[0].reward_metric + " against " + data.law[0].entropy_metric,
       make: () => {
@@ -252,7 +252,7 @@
           }
           traces.push({ x: l.h, y: l.r, text: l.step.map((s) => "step " + s), mode: "markers", marker: { size: 7, color, opacity: 0.8, line: { color: css("--bg"), width: 0.5 } }, name: g.label, hovertemplate: "%{text}<br>H = %{x:.3f}, R = %{y:.3f}", method: l.method });
         }
-        const all = data.law.filter((l) => !hidden.has(l.method)).flatMap((l) => l.r.concat(l.fit ? l.fit.r.concat([l.fit.ceiling]) : [])).filter((v) => v !== null);
+        const all = data.law.filter((l) => !hidden.has(l.method)).flatMap((l) => l.r.concat(l.fit && !l.warnings.length ? l.fit.r : [])).filter((v) => v !== null);
         const [low, high] = all.length ? [Math.min(...all), Math.max(...all)] : [0, 1];
         const pad = 0.12 * (high - low || 0.1);
         return { traces, layout: { hovermode: "closest", xaxis: { title: { text: "entropy H (nats per token)" }, rangemode: "tozero" }, yaxis: { title: { text: "reward R" }, range: [low - pad, high + pad] } } };
@@ -335,7 +335,7 @@
     const promptLabel = el("label", {}, "Prompt");
     const promptSelect = el("select", { id: "prompt-select", onchange: () => { state.prompt = Number(promptSelect.value); refresh(); } });
     promptLabel.append(promptSelect);
-    const slider = el("input", { type: "range", id: "step-slider", min: "0", step: "1", "aria-label": "Training step", oninput: () => { state.step = Number(slider.value); refresh(); } });
+    const slider = el("input", { type: "range", id: "step-slider", min: "0", step: "1", "aria-label": "Training step", oninput: () => step(Number(slider.value) - place(), null) });
     const stepText = el("span", {});
     const radios = el("div", { class: "radios" });
     const scale = el("div", { class: "scale" });
@@ -416,7 +416,23 @@
       return box;
     }
     const refocus = (i) => { const boxes = body.querySelectorAll(".tokens"); if (boxes.length) boxes[Math.min(i, boxes.length - 1)].focus(); };
-    function step(by, i) { const n = runs[state.run].prompts[state.prompt].steps.length; state.step = Math.max(0, Math.min(n - 1, state.step + by)); refresh(); refocus(i); }
+    /* Where this prompt was recorded more than once, the slider walks its steps; else it walks the run's, and the prompt changes. */
+    function stops() {
+      const { prompts } = runs[state.run];
+      if (prompts[state.prompt].steps.length > 1) return prompts[state.prompt].steps.map((s, i) => ({ step: s.step, prompt: state.prompt, index: i }));
+      const first = new Map();
+      prompts.forEach((p, j) => p.steps.forEach((s, i) => { if (!first.has(s.step) || j === state.prompt) first.set(s.step, { step: s.step, prompt: j, index: i }); }));
+      return [...first.values()].sort((a, b) => a.step - b.step);
+    }
+    const place = () => stops().findIndex((s) => s.prompt === state.prompt && s.index === state.step);
+    function step(by, i) {
+      const all = stops();
+      const to = all[Math.max(0, Math.min(all.length - 1, place() + by))];
+      state.prompt = to.prompt;
+      state.step = to.index;
+      refresh();
+      if (i !== null) refocus(i);
+    }
     function prompt(by, i) { const n = runs[state.run].prompts.length; state.prompt = (state.prompt + by + n) % n; refresh(); refocus(i); }
 
     function refresh() {
@@ -426,7 +442,7 @@
       state.prompt = Math.min(Math.max(0, state.prompt | 0), run.prompts.length - 1);
       const current = run.prompts[state.prompt];
       if (state.step < 0 || state.step >= current.steps.length) state.step = current.steps.length - 1;
-      promptSelect.replaceChildren(...run.prompts.map((p, i) => el("option", { value: String(i), selected: i === state.prompt }, (p.prompt || p.id).slice(0, 70).replace(/\s+/g, " ") + " (" + plural(p.steps.length, "step") + ")")));
+      promptSelect.replaceChildren(...run.prompts.map((p, i) => el("option", { value: String(i), selected: i === state.prompt }, (p.prompt || p.id).slice(0, 70).replace(/\s+/g, " ") + (p.steps.length > 1 ? " (" + plural(p.steps.length, "step") + ")" : " (step " + p.steps[0].step + ")"))));
       if (!has(state.run, state.mode)) state.mode = (modes.find(([key]) => has(state.run, key)) || ["h"])[0];
       for (const input of radios.querySelectorAll("input")) {
         input.disabled = !has(state.run, input.value);
@@ -434,11 +450,12 @@
         input.nextSibling.textContent = modes.find(([key]) => key === input.value)[1] + (input.disabled ? " (not recorded)" : "");
       }
       const now = current.steps[state.step];
-      slider.max = String(current.steps.length - 1);
-      slider.value = String(state.step);
+      const all = stops();
+      slider.max = String(all.length - 1);
+      slider.value = String(place());
       slider.setAttribute("aria-valuetext", "step " + now.step);
-      slider.disabled = current.steps.length < 2;
-      stepText.textContent = "Training step " + now.step + " (" + (state.step + 1) + " of " + current.steps.length + " recorded)";
+      slider.disabled = all.length < 2;
+      stepText.textContent = "Training step " + now.step + " (" + (place() + 1) + " of " + all.length + (current.steps.length > 1 ? " with this prompt)" : "; each step has other prompts)");
       promptBox.textContent = current.prompt;
       paintScale();
       const clusters = new Map();
