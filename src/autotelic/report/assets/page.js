@@ -235,7 +235,7 @@
   /* The law. */
   const fits = data.law.filter((l) => l.fit);
   if (data.law.length) {
-    const node = section("law", "The entropy law", "R = −a exp(H) + b: reward against entropy, fitted by least squares; the band is the 95 % interval of the line, the diamond at H = 0 the ceiling b − a. Faint fits have a warning below, and may leave the frame. All seeds of a method are fitted together.");
+    const node = section("law", "The entropy law", "R = −a exp(H) + b: reward against entropy, fitted by least squares; the band is the 95 % interval of the line, the diamond at H = 0 the ceiling b − a. Faint fits have a warning below: they are drawn without their band and may leave the frame. All seeds of a method are fitted together.");
     addChart(node, {
       title: "Reward against entropy", tall: true, help: data.law[0].reward_metric + " against " + data.law[0].entropy_metric,
       make: () => {
@@ -245,7 +245,7 @@
           const color = g.color;
           if (l.fit) {
             const common = { x: l.fit.h, mode: "lines", line: { width: 0, color }, hoverinfo: "skip", method: l.method };
-            traces.push({ ...common, y: l.fit.low }, { ...common, y: l.fit.high, fill: "tonexty", fillcolor: rgba(color, 0.12) });
+            if (!l.warnings.length) traces.push({ ...common, y: l.fit.low }, { ...common, y: l.fit.high, fill: "tonexty", fillcolor: rgba(color, 0.15) });
             traces.push({ x: l.fit.h, y: l.fit.r, mode: "lines", line: { color, dash: g.dash, width: 2 }, opacity: l.warnings.length ? 0.55 : 1, name: g.label + " fit", hoverinfo: "skip", method: l.method });
             const [low, high] = l.fit.ceiling_interval;
             traces.push({ x: [0], y: [l.fit.ceiling], mode: "markers", marker: { symbol: "diamond", size: 11, color, line: { color: css("--bg"), width: 1 } }, error_y: { type: "data", symmetric: false, array: [high - l.fit.ceiling], arrayminus: [l.fit.ceiling - low], color, thickness: 1.5 }, name: g.label + " ceiling", hovertemplate: "%{y:.3f}", method: l.method });
