@@ -83,7 +83,7 @@ def cpl_ranking_loss(
         return total / max(len(margins), 1)
     flip = (-margins.detach()).clamp(min=0)  # their form of log(1 + exp(-x)): 0 as soon as exp(-x) is below rounding
     rounded = ((-flip).exp() + (-margins.detach() - flip).exp()).log() + flip
-    return total / (rounded != 0).sum()
+    return total / (rounded != 0).sum().clamp(min=1)
 
 
 def _above_diagonal(n: int, device: torch.device) -> Tensor:
