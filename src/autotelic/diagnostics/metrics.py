@@ -94,6 +94,9 @@ METRICS: dict[str, Metric] = {
     "semantic/parse_rate": Metric("share", "responses with an answer", "None is never a cluster"),
     "semantic/kept_share": Metric("share", "prompts within the entropy thresholds", "prompts that train", f"{EMPO}"),
     "semantic/timeouts": Metric("answers", "comparisons stopped at the time limit", "never a silent zero"),
+    "semantic/undecided": Metric("pairs", "pairs that the equivalence could not decide", "they count as different"),
+    "semantic/intransitive": Metric("triples", "a = b, b = c, a != c", "how far the equivalence is from a partition"),
+    "semantic/asymmetric": Metric("pairs", "a = b without b = a", "how far the equivalence is from a partition"),
     "semantic/modal_answer_share": Metric(
         "share", "most common answer across prompts / responses", "one-answer collapse raises it"
     ),
