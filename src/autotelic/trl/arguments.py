@@ -90,6 +90,7 @@ class RunArguments:
     em_floor: float = field(default=0.0, metadata={"help": "one_shot_em: nats below which a token is left alone"})
     em_positions: str = field(default="all", metadata={"help": "one_shot_em: all | last | top_entropy"})
     em_position_fraction: float = field(default=1.0, metadata={"help": "share of each response's tokens"})
+    em_compat: str = field(default="none", metadata={"help": "none | official (the script's positions, for parity)"})
     validation_dataset: str | None = field(default=None, metadata={"help": "problems with answers, for metrics only"})
     validation_limit: int = field(default=100, metadata={"help": "number of validation problems"})
     validation_steps: int = field(default=0, metadata={"help": "validate every so many updates; 0 is never"})

@@ -12,7 +12,7 @@ draws its own rollouts, no repetition penalty, no top-p or top-k. See docs/paper
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,9 +23,6 @@ from autotelic.errors import UserError
 from autotelic.trl.base import TrainerBase
 from autotelic.trl.mixin import response_mask
 
-Reduction = Literal["token_mean", "sequence_mean", "token_sum"]
-Positions = Literal["all", "last", "top_entropy"]
-
 
 @dataclass(frozen=True)
 class EntropyMinimization:
@@ -33,18 +30,21 @@ class EntropyMinimization:
 
     Args:
         coef: multiplies the term; 1 in the paper. Negative values maximise entropy.
-        reduction: `token_mean` over all tokens of the update; `sequence_mean`: the mean over responses of their token
+        reduction: `token_mean`: over all tokens of the update; `sequence_mean`: the mean over responses of their token
             means; `token_sum`: the plain sum (EM-FT).
         floor: nats; tokens whose entropy is below it are left alone.
-        positions: which tokens of each response count: all, its last share, or its share of highest entropy.
+        positions: which tokens of each response count: `all`, the `last` share, or the share of `top_entropy`.
         position_fraction: that share, in (0, 1].
+        compat: `official` takes the official script's positions, `ln(p + 1e-12)` and mean of micro-batch means, bug for
+            bug (a second forward pass); for comparisons only.
     """
 
     coef: float = 1.0
-    reduction: Reduction = "token_mean"
+    reduction: str = "token_mean"
     floor: float = 0.0
-    positions: Positions = "all"
+    positions: str = "all"
     position_fraction: float = 1.0
+    compat: str = "none"
 
     def __post_init__(self) -> None:
         if self.reduction not in ("token_mean", "sequence_mean", "token_sum"):
@@ -55,6 +55,10 @@ class EntropyMinimization:
             raise UserError(
                 f"position_fraction must be in (0, 1], got {self.position_fraction}: it is a share of tokens"
             )
+        if self.compat not in ("none", "official"):
+            raise UserError(f"unknown compat {self.compat!r}: use none or official")
+        if self.compat == "official" and (self.reduction, self.positions, self.floor) != ("token_mean", "all", 0):
+            raise UserError("compat official is one loss only: leave out em_reduction, em_positions and em_floor")
         if self.floor < 0:
             raise UserError(f"floor must not be negative, got {self.floor}: entropy is never below zero")
 
@@ -101,6 +105,9 @@ class EntropyMinimizationMixin(TrainerBase):
         """Return TRL's loss plus the entropy term, from the same forward pass."""
         if self.entropy_minimization is None:
             return super()._compute_loss(model, inputs)
+        if self.entropy_minimization.compat == "official":
+            official = self._official_loss(model, inputs)
+            return super()._compute_loss(model, inputs) + self.entropy_minimization.coef * official
         self._capturing, self._captured = True, None
         try:
             loss = super()._compute_loss(model, inputs)
@@ -114,6 +121,21 @@ class EntropyMinimizationMixin(TrainerBase):
         if self._capturing and self._captured is None:
             self._captured = result[1]
         return result
+
+    def _official_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Return this micro-batch's part of the official script's loss: a mean of micro-batch means."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        loss = F.entropy_minimization_official(
+            model(input_ids=ids, attention_mask=attention).logits,
+            ids,
+            inputs["prompt_mask"].sum(-1),
+            pad_id=self.processing_class.pad_token_id,
+            temperature=self.temperature,
+        )
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["train/em_loss"].append(float(loss.detach()))
+        return loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     def _entropy_loss(self, inputs: dict[str, Any]) -> Tensor:
         settings, entropy, mask = self.entropy_minimization, self._captured, response_mask(inputs)
@@ -143,7 +165,7 @@ class EntropyMinimizationMixin(TrainerBase):
 def reduce_entropy(
     entropy: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
-    reduction: Reduction,
+    reduction: str,
     *,
     tokens: Tensor | float,
     responses: int,

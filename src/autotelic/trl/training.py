@@ -73,7 +73,14 @@ def build_trainer(
     folder = Path(training_args.output_dir)
     control = build_control(run, training_args)
     minimization = (
-        EntropyMinimization(run.em_coef, run.em_reduction, run.em_floor, run.em_positions, run.em_position_fraction)  # pyright: ignore[reportArgumentType]
+        EntropyMinimization(
+            coef=run.em_coef,
+            reduction=run.em_reduction,
+            floor=run.em_floor,
+            positions=run.em_positions,
+            position_fraction=run.em_position_fraction,
+            compat=run.em_compat,
+        )
         if method == "one_shot_em"
         else None
     )
