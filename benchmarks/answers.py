@@ -43,6 +43,19 @@ def unique_symbolic(seed: int) -> list[str]:
     return [shapes[k % len(shapes)].format(rng.randrange(2, 999), 2 + k) for k in range(G)]
 
 
+def few_symbolic(seed: int) -> list[str]:
+    """16 spellings of 4 formulas: equality has to be proved, by the worker."""
+    rng = random.Random(seed)
+    a, b = rng.randrange(2, 999), rng.randrange(2, 999)
+    formulas = (
+        [f"\\sin({a}x) + {b}", f"{b} + \\sin({a}x)", f"\\sin({a} x)+{b}", f"{b}+\\sin(x \\cdot {a})"],
+        [f"{a}^{{n+1}}", f"{a} \\cdot {a}^n", f"{a}^n \\cdot {a}", f"{a}^{{1+n}}"],
+        [f"\\frac{{x^2-{b * b}}}{{x-{b}}}", f"x+{b}", f"{b}+x", f"\\frac{{(x-{b})(x+{b})}}{{x-{b}}}"],
+        [f"\\sqrt{{x+{a}}}", f"\\sqrt{{{a}+x}}", f"(x+{a})^{{1/2}}", f"({a}+x)^{{\\frac12}}"],
+    )
+    return [spelling for group in formulas for spelling in group]
+
+
 def by_math_verify(answers: list[str]) -> list[int]:
     """Cluster by calling math-verify on pairs."""
     from math_verify import parse, verify
@@ -50,11 +63,9 @@ def by_math_verify(answers: list[str]) -> list[int]:
     firsts: list[str] = []
     labels = []
     for answer in answers:
-        for label, first in enumerate(firsts):
-            if verify(parse(f"${first}$"), parse(f"${answer}$")):
-                break
-        else:
-            label = len(firsts)
+        same = (label for label, first in enumerate(firsts) if verify(parse(f"${first}$"), parse(f"${answer}$")))
+        label = next(same, len(firsts))
+        if label == len(firsts):
             firsts.append(answer)
         labels.append(label)
     return labels
@@ -86,6 +97,7 @@ def main() -> None:
         ("<= 4 unique", few_unique, 500),
         ("16 unique polynomials", unique_polynomials, None),
         ("16 unique symbolic", unique_symbolic, 50),
+        ("4 symbolic x 4 spellings", few_symbolic, 50),
     ):
         groups = [make(seed) for seed in range(args.groups)]
         few = [make(seed) for seed in range(10**6, 10**6 + max(args.groups // 20, 1))]
@@ -94,7 +106,7 @@ def main() -> None:
             {"groups": name, "autotelic": ours, "math_verify": theirs, "ratio": ours / theirs, "target": target}
         )
         print(
-            f"{name:24} autotelic {ours:9.0f}/s   math-verify {theirs:8.1f}/s   ratio {ours / theirs:7.1f}   target {target}"
+            f"{name:24} autotelic {ours:7.0f}/s  math-verify {theirs:6.1f}/s  x {ours / theirs:6.1f}  (target {target})"
         )
     print(f"worker: {default_pool().stats}")
     if args.out:

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Protocol, runtime_checkable
 
 from autotelic.answers.canonical import Canonical, canonical
+from autotelic.answers.numeric import surely_different
 from autotelic.answers.pool import Pool, default_pool
 
 
@@ -73,6 +74,8 @@ class MathEquivalence:
                 if pair in self._cache:
                     self._cache.move_to_end(pair)
                     return self._cache[pair]
+            if surely_different(first, second):
+                return False
             wanted.setdefault(pair)
             return None
 

@@ -9,6 +9,7 @@ atom    = number | variable | \frac{..}{..} | \sqrt[n]{..} | \binom{..}{..} | \p
 import math
 import re
 from fractions import Fraction
+from typing import Any
 
 from autotelic.answers.exact import MAX_BITS, NotExactError, Poly
 
@@ -36,15 +37,19 @@ def parse_expression(text: str) -> Poly:
         NotExactError: A formula (as far as can be seen) that the exact ring does not hold.
         FormulaError: Not a formula at all.
     """
-    tokens = _tokenize(text)
-    parser = _Parser(tokens)
+    return run(Parser(tokenize(text)))
+
+
+def run(parser: "Parser") -> Any:
+    """Parse to the end."""
     value = parser.sum(0)
-    if parser.index != len(tokens):
+    if parser.index != len(parser.tokens):
         raise NotExactError("trailing text")
     return value
 
 
-def _tokenize(text: str) -> list[tuple[str, str]]:
+def tokenize(text: str) -> list[tuple[str, str]]:
+    """Return (kind, text) pairs."""
     tokens: list[tuple[str, str]] = []
     position = 0
     text = text.rstrip()
@@ -66,26 +71,32 @@ def _tokenize(text: str) -> list[tuple[str, str]]:
     return tokens
 
 
-class _Parser:
-    """One pass over the tokens."""
+class Parser:
+    """One pass over the tokens, with values in `ring` (`Poly`, or the samples of `autotelic.answers.numeric`)."""
+
+    ring: Any = Poly
 
     def __init__(self, tokens: list[tuple[str, str]]):
         self.tokens = tokens
         self.index = 0
 
     def peek(self) -> tuple[str, str]:
+        """Return the next token without taking it."""
         return self.tokens[self.index] if self.index < len(self.tokens) else ("end", "")
 
     def take(self) -> tuple[str, str]:
+        """Take the next token."""
         token = self.peek()
         self.index += 1
         return token
 
     def expect(self, value: str) -> None:
+        """Take a token that must be there."""
         if self.take()[1] != value:
             raise NotExactError(f"missing {value}")
 
-    def sum(self, depth: int) -> Poly:
+    def sum(self, depth: int) -> Any:
+        """Read terms with their signs."""
         if depth > MAX_DEPTH:
             raise FormulaError("too deep")
         negative = False
@@ -101,7 +112,8 @@ class _Parser:
             value = value - term if negative else value + term
         return value
 
-    def product(self, depth: int) -> Poly:
+    def product(self, depth: int) -> Any:
+        """Read factors; juxtaposition multiplies."""
         start = self.index
         value = self.power(depth)
         while True:
@@ -151,21 +163,24 @@ class _Parser:
             and int(following[0]) < int(following[2])
         )  # fmt: skip
 
-    def after_slash(self, depth: int) -> Poly:
+    def after_slash(self, depth: int) -> Any:
+        """Read the denominator of a plain fraction."""
         self.expect("/")
         return self.power(depth)
 
-    def signed_power(self, depth: int) -> Poly:
+    def signed_power(self, depth: int) -> Any:
+        """Read a factor that may carry signs."""
         negative = False
         while self.peek()[1] in ("+", "-"):
             negative ^= self.take()[1] == "-"
         value = self.power(depth)
         return -value if negative else value
 
-    def power(self, depth: int) -> Poly:
+    def power(self, depth: int) -> Any:
+        """Read an atom with factorials, percent signs and an exponent."""
         value = self.atom(depth)
         while self.peek()[1] in ("!", "%", "\\%"):
-            value = _factorial(value) if self.take()[1] == "!" else value / Poly.number(100)
+            value = self.factorial(value) if self.take()[1] == "!" else value / self.ring.number(100)
         if self.peek()[1] in ("^", "**"):
             self.take()
             exponent = self.exponent(depth + 1)
@@ -173,10 +188,11 @@ class _Parser:
                 raise NotExactError("a tower of powers")
             value = value.power(exponent)
         while self.peek()[1] in ("!", "%", "\\%"):
-            value = _factorial(value) if self.take()[1] == "!" else value / Poly.number(100)
+            value = self.factorial(value) if self.take()[1] == "!" else value / self.ring.number(100)
         return value
 
-    def exponent(self, depth: int) -> Poly:
+    def exponent(self, depth: int) -> Any:
+        """Read what follows ``^``."""
         if self.peek()[1] == "-":
             self.take()
             return -self.atom(depth)
@@ -185,14 +201,15 @@ class _Parser:
             pass  # ``x^10`` without braces: what people mean, though not what LaTeX sets
         return self.atom(depth)
 
-    def atom(self, depth: int) -> Poly:
+    def atom(self, depth: int) -> Any:
+        """Read a number, a variable, a command or a bracket."""
         if depth > MAX_DEPTH:
             raise FormulaError("too deep")
         kind, text = self.take()
         if kind == "number":
-            return Poly.number(_fraction(text))
+            return self.ring.number(_fraction(text))
         if kind == "letter":
-            return Poly.atom(text + self.subscript())
+            return self.ring.atom(text + self.subscript())
         if kind == "command":
             return self.command(text[1:], depth)
         closing = {"(": ")", "{": "}", "[": "]"}.get(text)
@@ -203,6 +220,7 @@ class _Parser:
         return value
 
     def subscript(self) -> str:
+        """Read an optional subscript, as part of a name."""
         if self.peek()[1] != "_":
             return ""
         self.take()
@@ -217,7 +235,8 @@ class _Parser:
         self.expect("}")
         return "_" + "".join(inner)
 
-    def command(self, name: str, depth: int) -> Poly:
+    def command(self, name: str, depth: int) -> Any:
+        """Read the arguments of a command and apply it."""
         if name == "frac":
             top = self.argument(depth + 1)
             return top / self.argument(depth + 1)
@@ -240,23 +259,30 @@ class _Parser:
                 or not 0 <= bottom <= top <= 300
             ):
                 raise NotExactError("binomial")
-            return Poly.number(math.comb(int(top), int(bottom)))
+            return self.ring.number(math.comb(int(top), int(bottom)))
         if name == "infty":
-            return Poly.atom("infty")
+            return self.ring.atom("infty")
         if name == "pi":
-            return Poly.atom("pi")
+            return self.ring.atom("pi")
         if name in GREEK:
-            return Poly.atom("\\" + name + self.subscript())
+            return self.ring.atom("\\" + name + self.subscript())
         raise NotExactError(f"\\{name}")
 
-    def argument(self, depth: int) -> Poly:
+    def argument(self, depth: int) -> Any:
         r"""Read a command's argument: a group, or one character (``\frac12``)."""
         kind, text = self.peek()
         if kind == "number" and text.isdigit() and len(text) > 1:
             self.tokens[self.index : self.index + 1] = [("number", text[0]), ("number", text[1:])]
         if kind == "number" and text.isdigit():
-            return Poly.number(int(self.take()[1][0]))
+            return self.ring.number(int(self.take()[1][0]))
         return self.atom(depth)
+
+    def factorial(self, value: Any) -> Any:
+        """Return n! for a small integer."""
+        number = value.rational()
+        if number is None or number.denominator != 1 or not 0 <= number <= 300:
+            raise NotExactError("factorial")
+        return self.ring.number(math.factorial(int(number)))
 
 
 def _fraction(text: str) -> Fraction:
@@ -265,10 +291,3 @@ def _fraction(text: str) -> Fraction:
     if exponent and abs(int(exponent)) * 4 > MAX_BITS:
         raise NotExactError("too many digits")
     return Fraction(mantissa) * Fraction(10) ** int(exponent or 0)
-
-
-def _factorial(value: Poly) -> Poly:
-    number = value.rational()
-    if number is None or number.denominator != 1 or not 0 <= number <= 300:
-        raise NotExactError("factorial")
-    return Poly.number(math.factorial(int(number)))

@@ -1,0 +1,131 @@
+"""Equivalence of free text: an endpoint on loopback, a tiny classifier, given vectors. Nothing is asked twice."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from autotelic.answers import cluster, cluster_group
+from autotelic.answers.backends import EmbeddingEquivalence, JudgeEquivalence, NLIEquivalence
+from autotelic.errors import UserError
+
+TEXTS = ["the sky is blue", "blue", "blue sky", "red", "red", "crimson"]
+
+
+def topic(text):
+    return "blue" if "blue" in text else "red"
+
+
+def test_embedding():
+    vectors = {"blue": [1.0, 0.1], "red": [0.0, 2.0]}
+    backend = EmbeddingEquivalence(encode=lambda texts: [vectors[topic(t)] for t in texts], threshold=0.9)
+    assert cluster(TEXTS, equivalence=backend) == [0, 0, 0, 1, 1, 1]
+    assert backend.num_encoded == 5
+    cluster(TEXTS, equivalence=backend)
+    assert backend.num_encoded == 5
+    with pytest.raises(UserError, match="cosine"):
+        EmbeddingEquivalence(threshold=2.0)
+
+
+def nli(pairs):
+    return ["entailment" if topic(a) == topic(b) else "contradiction" for a, b in pairs]
+
+
+def test_nli_asks_at_most_u_times_u_minus_1_and_nothing_on_a_second_pass():
+    batches = []
+
+    def classify(pairs):
+        batches.append(len(pairs))
+        return nli(pairs)
+
+    backend = NLIEquivalence(classify=classify, batch_size=8)
+    assert cluster(TEXTS, equivalence=backend) == [0, 0, 0, 1, 1, 1]
+    assert backend.num_calls == sum(batches) == 5 * 4
+    assert max(batches) <= 8
+    cluster(TEXTS[::-1], equivalence=backend)
+    assert backend.num_calls == 20
+
+
+def test_nli_strict_and_not():
+    """entailment one way and neutral the other: not strict equivalence, but equivalence."""
+    one_way = lambda pairs: ["entailment" if len(a) > len(b) else "neutral" for a, b in pairs]  # noqa: E731
+    strict, loose = NLIEquivalence(classify=one_way), NLIEquivalence(classify=one_way, strict=False)
+    assert cluster(["blue sky", "blue"], equivalence=strict) == [0, 1]
+    assert cluster(["blue sky", "blue"], equivalence=loose) == [0, 0]
+    assert strict.num_asymmetric == 1
+    neutral = NLIEquivalence(classify=lambda pairs: ["neutral"] * len(pairs), strict=False)
+    assert cluster(["a", "b"], equivalence=neutral) == [0, 1]
+    with pytest.raises(UserError, match="labels"):
+        cluster(["a", "b"], equivalence=NLIEquivalence(classify=lambda pairs: ["LABEL_0"] * len(pairs)))
+
+
+@pytest.fixture
+def endpoint():
+    """An OpenAI-compatible server: fails as often as told, then compares topics."""
+    state = {"requests": 0, "failures": 0, "status": 503, "reply": None, "headers": None}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):  # noqa: N802
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state["requests"] += 1
+            state["headers"] = dict(self.headers)
+            if state["failures"] > 0:
+                state["failures"] -= 1
+                self.send_error(state["status"])
+                return
+            lines = body["messages"][0]["content"].splitlines()
+            a, b = (line.split(": ", 1)[1] for line in lines[-2:])
+            word = state["reply"] or ("Yes." if topic(a) == topic(b) else "No.")
+            usage = {"prompt_tokens": 10, "completion_tokens": 2}
+            data = json.dumps({"choices": [{"message": {"content": word}}], "usage": usage}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", state
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def judge(url, **options):
+    return JudgeEquivalence(url, "tiny", pause=0.001, price=(1.0, 10.0), **options)
+
+
+def test_judge_clusters_caches_on_disk_and_counts_cost(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    url, state = endpoint
+    cache = tmp_path / "judge" / "cache.jsonl"
+    backend = judge(url, cache=cache)
+    assert cluster(TEXTS, equivalence=backend) == [0, 0, 0, 1, 1, 1]
+    assert state["requests"] == backend.num_calls == 10
+    assert state["headers"]["Authorization"] == "Bearer key"
+    assert backend.cost == pytest.approx(10 * (10 * 1 + 2 * 10) / 1e6)
+    cache.write_text(cache.read_text() + '{"key": "cut')
+    again = judge(url, cache=cache)
+    assert cluster(TEXTS, equivalence=again) == [0, 0, 0, 1, 1, 1]
+    assert again.num_calls == 0
+
+
+def test_judge_retries_and_gives_up(endpoint):
+    url, state = endpoint
+    state["failures"] = 2
+    assert cluster(["blue", "blue sky"], equivalence=judge(url)) == [0, 0]
+    state["failures"] = 100
+    result = cluster_group(["red", "crimson"], equivalence=judge(url, retries=1))
+    assert result.clusters == [0, 1]
+    assert result.num_undecided == 1
+    state["failures"], state["status"] = 1, 401
+    with pytest.raises(UserError, match="HTTP 401"):
+        cluster(["red", "crimson"], equivalence=judge(url))
+    state["failures"], state["reply"] = 0, "Perhaps"
+    assert cluster_group(["red", "crimson"], equivalence=judge(url)).num_undecided == 1
+    with pytest.raises(UserError, match="http"):
+        JudgeEquivalence("ftp://x", "m")
