@@ -1,0 +1,152 @@
+"""Run an experiment of several methods and seeds, and write its table: what `docs/log.md` quotes.
+
+    python benchmarks/evidence.py run recipes/evidence_entropy.yaml --output runs/evidence/entropy
+    python benchmarks/evidence.py table runs/evidence/entropy
+
+A finished run (method, seed) is never run again, so the command can be stopped and repeated, and several processes can
+share the work. Each run is `autotelic train`, followed by an evaluation on problems that no run trains on.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import stats
+
+
+def run(recipe: Path, output: Path, only: list[str], max_seeds: int | None) -> None:
+    experiment = yaml.safe_load(recipe.read_text())
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "experiment.json").write_text(json.dumps(experiment, indent=2))
+    for seed in range(max_seeds or experiment["seeds"]):
+        for name, settings in experiment["runs"].items():
+            if not only or name in only:
+                run_one(experiment, name, settings or {}, seed, output)
+
+
+def run_one(experiment: dict[str, Any], name: str, settings: dict[str, Any], seed: int, output: Path) -> None:
+    folder = output / f"{name}-seed{seed}"
+    result = folder / "result.json"
+    claim = folder / "claimed"
+    folder.mkdir(exist_ok=True)
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return  # finished, or in the hands of another process (remove `claimed` after a crash)
+    started = time.monotonic()
+    options = dict(experiment.get("common", {})) | settings
+    method = options.pop("method", "grpo")
+    if method != "base":
+        from autotelic.cli.train import train
+
+        options |= {"seed": seed, "output_dir": folder / "run", "overwrite": True, "quiet": True}
+        train(method, [item for key, value in options.items() for item in (f"--{key}", str(value))])
+    evaluation = evaluate(experiment["evaluation"], None if method == "base" else folder / "run", seed)
+    record = {"name": name, "seed": seed, "seconds": time.monotonic() - started, "evaluation": evaluation}
+    temporary = result.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record))
+    temporary.replace(result)
+    (folder / "run" / "model.safetensors").unlink(missing_ok=True)
+    values = {
+        key: round(value["value"], 3) for key, value in evaluation.items() if key in ("mean@8", "greedy", "entropy")
+    }
+    print(f"{name} seed {seed}: {values} in {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+
+def evaluate(settings: dict[str, Any], folder: Path | None, seed: int) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from autotelic.evaluation import evaluate_model
+    from autotelic.tasks import load_problems, model_path
+
+    path = folder or model_path("any_pair")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    problems = load_problems("chain_sums:test", limit=settings["problems"], require_answer=True)
+    result = evaluate_model(model, tokenizer, problems, k=settings["k"], max_new_tokens=32, seed=seed)
+    return {name: estimate.as_dict() for name, estimate in result.metrics.items()}
+
+
+def records(output: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(output.glob("*/result.json")):
+        record = json.loads(path.read_text())
+        found.setdefault(record["name"], []).append(record)
+    return found
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean over seeds and the half-width of its 95 % Student interval."""
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2:
+        return float(array.mean()), math.nan
+    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+
+
+def table(output: Path, names: list[str]) -> str:
+    experiment = json.loads((output / "experiment.json").read_text())
+    found = records(output)
+    lines = ["| run | seeds | " + " | ".join(names) + " |", "| --- " * (len(names) + 2) + "|"]
+    for name in experiment["runs"]:
+        rows = found.get(name, [])
+        if not rows:
+            continue
+        cells = []
+        for metric in names:
+            mean, half = interval([row["evaluation"][metric]["value"] for row in rows])
+            cells.append(f"{mean:.3f} ± {half:.3f}")
+        lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def curves(output: Path, metric: str, steps: list[int]) -> str:
+    """Mean over seeds of a logged metric at some updates, with the interval's half-width."""
+    experiment = json.loads((output / "experiment.json").read_text())
+    lines = [f"| {metric} | " + " | ".join(str(step) for step in steps) + " |", "| --- " * (len(steps) + 1) + "|"]
+    for name in experiment["runs"]:
+        values: dict[int, list[float]] = {step: [] for step in steps}
+        for path in sorted(output.glob(f"{name}-seed*/run/metrics.jsonl")):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            seen = {row["step"]: row[metric] for row in rows if metric in row}
+            for step in steps:
+                if step in seen:
+                    values[step].append(seen[step])
+        if any(values.values()):
+            cells = (f"{interval(v)[0]:.3f} ± {interval(v)[1]:.3f}" if v else "" for v in values.values())
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run")
+    runner.add_argument("recipe", type=Path)
+    runner.add_argument("--output", type=Path, required=True)
+    runner.add_argument("--only", nargs="*", default=[])
+    runner.add_argument("--seeds", type=int, default=None)
+    shower = commands.add_parser("table")
+    shower.add_argument("output", type=Path)
+    shower.add_argument("--metrics", nargs="*", default=["mean@8", "greedy", "pass@8", "maj@8", "entropy"])
+    shower.add_argument("--curve", default=None)
+    shower.add_argument("--steps", type=int, nargs="*", default=[0, 40, 80, 120, 160, 200])
+    args = parser.parse_args()
+    if args.command == "run":
+        import torch
+
+        torch.set_num_threads(1)
+        run(args.recipe, args.output, args.only, args.seeds)
+    elif args.curve:
+        print(curves(args.output, args.curve, args.steps))
+    else:
+        print(table(args.output, args.metrics))
+
+
+if __name__ == "__main__":
+    main()
