@@ -18,19 +18,21 @@ from typing import Any
 from autotelic.errors import UserError
 
 MODEL = "any_pair"
-PROBLEMS, NUM_PROBLEMS, NUM_RESPONSES, MAX_TOKENS = "chain_sums:test", 200, 8, 40
+PROBLEMS, NUM_PROBLEMS, NUM_RESPONSES, MAX_TOKENS = "chain_sums:test", 200, 8, 32
 REPORTED = ("mean@8", "greedy", "pass@8", "entropy")
+ONE_PROMPT = "3+9-10=?"  # the base model is right half of the time: see docs/world.md
 
-ROLLOUT = {  # 32 prompts x 8 responses, four updates a rollout
+ROLLOUT = {  # 16 prompts x 8 responses, two updates a rollout
     "dataset": "chain_sums:train",
     "dataset_limit": 4000,
     "num_generations": 8,
     "per_device_train_batch_size": 64,
-    "steps_per_generation": 4,
+    "steps_per_generation": 2,
     "max_completion_length": MAX_TOKENS,
-    "learning_rate": 4e-4,
-    "max_steps": 72,
+    "learning_rate": 2e-4,
+    "max_steps": 80,
 }
+LOGGED = {"validation_steps": 10, "log_rollouts": 4, "log_rollouts_steps": 20}
 COMMON = {
     "model_name_or_path": MODEL,
     "validation_dataset": PROBLEMS,
@@ -51,34 +53,28 @@ class Job:
 
 
 JOBS = (
-    Job("grpo", "grpo", ROLLOUT | {"validation_steps": 8, "log_rollouts": 4, "log_rollouts_steps": 24}),
+    Job("grpo", "grpo", ROLLOUT | LOGGED),
     Job(
         "clip_cov",
         "grpo",
-        ROLLOUT
-        | {"entropy_control": "clip_cov", "fraction": 0.02, "low": 0.5, "high": 5.0}
-        | {"validation_steps": 12, "log_rollouts": 4, "log_rollouts_steps": 24},
+        ROLLOUT | {"entropy_control": "clip_cov", "fraction": 0.2, "low": 0.3, "high": 9.0} | LOGGED,
     ),
     Job(
         "kl_cov",
         "grpo",
-        ROLLOUT
-        | {"entropy_control": "kl_cov", "fraction": 0.02, "coef": 1.0}
-        | {"validation_steps": 12, "log_rollouts": 4, "log_rollouts_steps": 24},
+        ROLLOUT | {"entropy_control": "kl_cov", "fraction": 0.2, "coef": 1.0} | LOGGED,
     ),
     Job(
         "empo",
         "empo",
-        ROLLOUT
-        | {"importance_sampling_level": "token", "epsilon": 0.2, "epsilon_high": 0.2, "max_steps": 48}
-        | {"validation_steps": 12, "log_rollouts": 4, "log_rollouts_steps": 24},
+        ROLLOUT | {"importance_sampling_level": "token", "epsilon": 0.2, "epsilon_high": 0.2} | LOGGED,
     ),
-    Job("random_reward", "grpo", ROLLOUT | {"reward": "random", "validation_steps": 12, "max_steps": 48}),
+    Job("random_reward", "grpo", ROLLOUT | LOGGED | {"reward": "random"}),
     Job(
         "one_shot_em",
         "one_shot_em",
-        {"dataset": "chain_sums:train", "dataset_limit": 1, "max_completion_length": MAX_TOKENS}
-        | {"learning_rate": 2e-4, "validation_steps": 2, "log_rollouts": 1, "log_rollouts_steps": 5},
+        {"prompt": ONE_PROMPT, "max_completion_length": MAX_TOKENS, "learning_rate": 2e-4}
+        | {"validation_steps": 2, "log_rollouts": 1, "log_rollouts_steps": 1},
     ),
 )
 
@@ -150,7 +146,7 @@ def evaluate(path: str) -> dict[str, Any]:
     problems = load_problems(PROBLEMS, limit=NUM_PROBLEMS, require_answer=True)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     result = evaluate_model(model, tokenizer, problems, k=NUM_RESPONSES, max_new_tokens=MAX_TOKENS)
-    return {name: result[name].as_dict() for name in REPORTED}
+    return {name: estimate.as_dict() for name, estimate in result.metrics.items()}
 
 
 def show_progress(futures: dict[str, Future], jobs: Sequence[Job], runs: Path, *, quiet: bool) -> None:

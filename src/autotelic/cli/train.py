@@ -150,9 +150,11 @@ def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
     """Load a carried model by name, or any causal language model by path or hub name."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     from autotelic.tasks import model_names, model_path
 
+    transformers_logging.disable_progress_bar()
     torch.manual_seed(training_args.seed)
     name = model_args.model_name_or_path
     if name is None:

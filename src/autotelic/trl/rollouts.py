@@ -1,7 +1,7 @@
 """A small sample of rollouts with token statistics, for the report's viewer: `rollouts.jsonl`, bounded in size.
 
 Rows: {"step", "prompt_id", "prompt", "responses": [{"text", "tokens", "entropy", "surprisal", "advantage", "reward",
-"cluster"?, "covariance"?, "selected"?}]}. Entropy and surprisal cost one forward pass over the logged rows only;
+"cluster", "covariance"?, "selected"?}]}. Entropy and surprisal cost one forward pass over the logged rows only;
 covariance and selection are those that training used, and are filled in when the update that holds the row is planned.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from autotelic.answers import cluster, extract
 from autotelic.trl.mixin import FORWARD_KEYS, ROW_IDS, EntropyControlMixin, response_mask
 
 
@@ -78,6 +79,10 @@ class RolloutLogMixin(EntropyControlMixin):
             }
             self._logged_prompts[-1]["responses"].append(response)
             self._logged[int(output[ROW_IDS][row])] = response
+        for logged in self._logged_prompts:
+            clusters = cluster([extract(response["text"]) for response in logged["responses"]])
+            for response, number in zip(logged["responses"], clusters, strict=True):
+                response["cluster"] = number
 
     def _reward_of(self, row: int, local_rows: int) -> float:
         """Return the weighted reward of a local row, from TRL's own record of the last batch of all ranks."""
