@@ -36,7 +36,7 @@ def test_zero_advantages_give_zero_gradient(make_trainer):
     """Canary for TRL's read order: advantages written during the log-probability call are the ones that count."""
 
     class Silence(ClipCov):
-        def rewrite(self, advantages, log_ratio, selected):
+        def rewrite(self, advantages, log_ratio, plan):
             return torch.zeros_like(advantages)
 
     trainer = make_trainer(with_entropy_control, entropy_control=Silence(fraction=0.5, low=-9.0, high=9.0))

@@ -29,6 +29,12 @@ METRICS: dict[str, Metric] = {
         "how undecided the policy is; measured by TRL on the tokens that it trains on",
         f"{ENTROPY_MECHANISM}, Eq. 5 (token mean in place of its sequence mean)",
     ),
+    "policy/entropy_sequence": Metric(
+        "nats per token",
+        "mean over responses of 1/|y| sum_t H(pi(.|y_<t))",
+        "the paper's own reduction: short responses weigh as much as long ones",
+        f"{ENTROPY_MECHANISM}, Eq. 5",
+    ),
     "policy/surprisal": Metric(
         "nats per token", "mean_t -log pi(y_t)", "an unbiased one-sample estimate of the entropy while on-policy"
     ),
@@ -70,8 +76,37 @@ METRICS: dict[str, Metric] = {
         )
         for name in ("0_02", "0_2", "2", "20", "50")
     },
-    "selected/requested": Metric("tokens", "floor(fraction * N)", "the quota of one update, over all ranks"),
-    "selected/realised": Metric("tokens", "tokens chosen", "below the quota when there are too few candidates"),
+    **{
+        f"covariance/accuracy_{name}": Metric(
+            "nats x advantage",
+            f"mean_t Cov(y_t) over prompts whose share of right responses is {share}",
+            "which prompts drive the entropy down; logged where rewards are 0 or 1",
+            f"{ENTROPY_MECHANISM}, Section 3",
+        )
+        for name, share in (("low", "in (0, 1/3]"), ("mid", "in [1/3, 2/3]"), ("high", "in [2/3, 1)"))
+    },
+    # Entropy dynamics on followed tokens (entropy_change_rows); logged with the update after the one they describe.
+    "dynamics/realised": Metric(
+        "nats per token", "mean_t H_t(after the update) - H_t(before it)", "how the entropy changed on the same tokens"
+    ),
+    "dynamics/predicted_covariance": Metric(
+        "nats per token, per unit of logit step",
+        "-mean_t Cov(y_t)",
+        "first-order prediction; only its sign and proportion have meaning",
+        f"{ENTROPY_MECHANISM}, Theorem 1 and Eq. 10",
+    ),
+    "dynamics/predicted_sampled": Metric(
+        "nats per token, per unit of logit step",
+        "-mean_t A_t (S_t - E_pi[S]),  S_k = pi_k (H + log pi_k)",
+        "the exact single-sample form; only its sign and proportion have meaning",
+        "arXiv:2602.03392",
+    ),
+    "selected/requested": Metric(
+        "tokens", "floor(fraction * N)", "the quota of one update, over all ranks, of controls that have one"
+    ),
+    "selected/realised": Metric(
+        "tokens", "tokens that the control touched", "below the quota when there are too few candidates"
+    ),
     "selected/share": Metric("share", "realised / N", "share of response tokens that the control touched"),
     "selected/jaccard": Metric(
         "share", "|S and S'| / |S or S'|", "agreement of the rollout's and the refreshed selection (refresh=True)"
@@ -112,6 +147,11 @@ METRICS: dict[str, Metric] = {
     "law/ceiling": Metric("accuracy", "b - a", "R where the entropy is spent", f"{ENTROPY_MECHANISM}"),
     "law/ceiling_low": Metric("accuracy", "95 % interval of b - a, lower end", "Student t"),
     "law/ceiling_high": Metric("accuracy", "95 % interval of b - a, upper end", "Student t"),
+    "law/remaining": Metric("accuracy", "a (exp(H) - 1)", "gain that the law leaves at the present entropy"),
+    "law/remaining_high": Metric(
+        "accuracy", "a (exp(H) - 1), upper end of a's 95 % interval", "what stopping looks at"
+    ),
+    "law/num_points": Metric("evaluations", "points that the law is fitted to", "below 8 the law is flagged"),
 }
 
 TRL_PREFIX = "trl/"

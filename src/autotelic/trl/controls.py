@@ -1,17 +1,21 @@
 """Entropy controls as frozen configuration: what is chosen once per update, and how advantages are rewritten.
 
 A control sees one `UpdateBatch`, everything that this rank contributes to one optimizer step, before it is split into
-micro-batches. `plan` chooses tokens over the update batch of all ranks; `rewrite` is applied to each micro-batch with
-its part of the plan. So the choice depends neither on the micro-batch size, nor on ranks, padding side or row order.
+micro-batches. `plan` decides over the update batch of all ranks; `rewrite` is applied to each micro-batch with its part
+of the plan. So the choice depends neither on the micro-batch size, nor on ranks, padding side or row order.
+Clip-Cov and KL-Cov are here, what they are compared with is in `autotelic.trl.baselines`.
 
 Reference: Cui et al. 2025, arXiv:2505.22617, Eq. 10-14.
 Deviations: listed in `autotelic.functional.token_advantages`. In the trainer, TRL's PPO clip stays as configured and
 acts on the *rewritten* advantage, so it never blocks the pull back towards the old policy; the paper's Clip-Cov and
-KL-Cov switch the clip off (`epsilon` of 1 and of infinity), which the `paper_*` recipes do too.
+KL-Cov switch the clip off (`epsilon` of 1 and of infinity), which the `entropy_*` recipes do too. Tokens that the PPO
+clip silences are no candidates of Clip-Cov, as in the authors' code, where the ratio is known at selection: with
+`refresh=True`. On the rollout's own log-probabilities, the default, every ratio is 1 and nothing is clipped.
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,6 +46,18 @@ class UpdateBatch:
     step: int
     seed: int
     across_ranks: bool = True
+    old_logprobs: Float[Tensor, "B T"] | None = None
+    """The rollout's own, where `logprobs` are refreshed."""
+    entropy: Float[Tensor, "B T"] | None = None
+    """Of the distribution that `logprobs` belong to, for controls that need it."""
+    expected: Float[Tensor, "B T"] | None = None
+    """E_pi[S] of the entropy discriminator, likewise."""
+    clipped: Bool[Tensor, "B T"] | None = None
+    """Tokens whose gradient the PPO clip takes away already; known where `logprobs` are refreshed."""
+    accuracy: Float[Tensor, " B"] | None = None
+    """Mean reward of the response's group, where all rewards are 0 or 1."""
+    state: Mapping[str, float] = field(default_factory=dict)
+    """What a control with memory returned for the update before."""
 
     def token_ids(self) -> Int[Tensor, "B T"]:
         """Return a number per token, unique in the update batch and independent of padding."""
@@ -52,36 +68,95 @@ class UpdateBatch:
         take = F.global_moments if self.across_ranks else F.token_moments
         return take(self.logprobs, self.advantages, self.mask)
 
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over all ranks if `across_ranks`."""
+        return F.global_sum(values) if self.across_ranks else values
+
 
 @dataclass(frozen=True)
 class Plan:
     """What a control decided for one update."""
 
     selected: Bool[Tensor, "B T"]
+    """The tokens that it touches."""
     covariance: Float[Tensor, "B T"]
-    requested: int
-    """The quota over all ranks."""
+    requested: int | None = None
+    """The quota over all ranks, for controls that have one."""
+    advantages: Float[Tensor, "B T"] | None = None
+    """The rewritten advantages, where they are decided here."""
+    state: Mapping[str, float] = field(default_factory=dict)
+    """What the next update is to remember."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyControl:
+    """Base of the controls.
+
+    Args:
+        refresh: recompute log-probabilities (and entropies) with one extra forward pass before each update and decide
+            on those; the default decides on the rollout's own, which cost nothing.
+        seed: keys random choices, together with step, response and position.
+    """
+
+    refresh: bool = False
+    seed: int = 0
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Beyond log-probabilities: ``entropy`` per token, ``expected`` of the entropy discriminator."""
+    silences: ClassVar[bool] = True
+    """Whether touched tokens get no gradient at all; only this can be done under a sequence-level ratio."""
+
+    def check(self, updates_per_rollout: float, importance_sampling_level: str) -> None:
+        """Refuse a trainer configuration in which this control cannot work."""
+        if importance_sampling_level == "sequence" and not self.silences:
+            raise UserError(
+                f"{self.name} weighs single tokens, which importance_sampling_level='sequence' (GSPO) cannot express: "
+                "its ratio is shared by the whole response. Use importance_sampling_level='token', or clip_cov."
+            )
+
+    def plan(self, batch: UpdateBatch) -> Plan:
+        """Decide over the tokens of one update."""
+        raise NotImplementedError  # abstract
+
+    def rewrite(
+        self, advantages: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], plan: Plan
+    ) -> Float[Tensor, "B T"]:
+        """Return the advantages of one micro-batch, given its part of the plan."""
+        raise NotImplementedError  # abstract
+
+    @property
+    def per_micro_batch(self) -> bool:
+        """Whether statistics belong to each micro-batch of each rank, as in the reference code."""
+        return False
+
+    def entropy_coef(self, updates_per_rollout: float) -> float:
+        """Return the coefficient of an entropy term on the selected tokens; zero for most controls."""
+        return 0.0
+
+    def covariance(self, batch: UpdateBatch, moments: F.TokenMoments) -> Float[Tensor, "B T"]:
+        """Return each token's covariance about the batch means (Eq. 10)."""
+        return F.token_covariance(
+            batch.logprobs,
+            batch.advantages,
+            batch.mask,
+            mean_logprob=moments.mean_logprob,
+            mean_advantage=moments.mean_advantage,
+        )
 
 
 @dataclass(frozen=True)
-class EntropyControl:
+class CovarianceControl(EntropyControl):
     """Base of the controls that choose tokens by covariance.
 
     Args:
         fraction: share of the response tokens of the update batch, in (0, 1]; not a percentage.
         scope: ``"update"`` takes statistics and quota over the whole update batch; ``"micro"`` over each micro-batch of
             each rank, as the reference code does (parity).
-        refresh: recompute log-probabilities with one extra forward pass before each update and select on those; the
-            default selects on the rollout's own and costs nothing.
-        seed: keys the random choice, together with step, response and position.
     """
 
     fraction: float = 2e-4
     scope: Literal["update", "micro"] = "update"
-    refresh: bool = False
-    seed: int = 0
-
-    name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         F.quota(self.fraction, 0)  # refuses a fraction outside (0, 1]
@@ -100,36 +175,14 @@ class EntropyControl:
         """The reference code selects one token even where the quota is below one."""
         return self.scope == "micro"
 
-    def check(self, updates_per_rollout: float, importance_sampling_level: str) -> None:
-        """Refuse a trainer configuration in which this control cannot work."""
-
-    def plan(self, batch: UpdateBatch) -> Plan:
-        """Choose the tokens of one update."""
-        raise NotImplementedError  # abstract
-
-    def rewrite(
-        self, advantages: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], selected: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T"]:
-        """Return the advantages of one micro-batch, rewritten on its selected tokens."""
-        raise NotImplementedError  # abstract
-
-    def entropy_coef(self, updates_per_rollout: float) -> float:
-        """Return the coefficient of an entropy term on the selected tokens; zero for most controls."""
-        return 0.0
-
-    def covariance(self, batch: UpdateBatch, moments: F.TokenMoments) -> Float[Tensor, "B T"]:
-        """Return each token's covariance about the batch means (Eq. 10)."""
-        return F.token_covariance(
-            batch.logprobs,
-            batch.advantages,
-            batch.mask,
-            mean_logprob=moments.mean_logprob,
-            mean_advantage=moments.mean_advantage,
-        )
+    @property
+    def per_micro_batch(self) -> bool:
+        """Whether statistics belong to each micro-batch of each rank."""
+        return self.scope == "micro"
 
 
 @dataclass(frozen=True)
-class ClipCov(EntropyControl):
+class ClipCov(CovarianceControl):
     """Clip-Cov: no gradient on a few tokens drawn from a band of high covariance (Eq. 11-12).
 
     Args:
@@ -148,12 +201,12 @@ class ClipCov(EntropyControl):
             raise UserError(f"clip_cov: low must be below high, got {self.low} and {self.high}: no token lies between")
 
     def plan(self, batch: UpdateBatch) -> Plan:
-        """Draw floor(fraction N) tokens with low < Cov < high."""
+        """Draw floor(fraction N) tokens with low < Cov < high, among those that the PPO clip spares."""
         moments = batch.moments()
         covariance = self.covariance(batch, moments)
         _, selected = F.clip_cov(
             batch.advantages,
-            covariance,
+            covariance if batch.clipped is None else covariance.masked_fill(batch.clipped, -torch.inf),
             batch.mask,
             fraction=self.fraction,
             low=self.low,
@@ -167,10 +220,10 @@ class ClipCov(EntropyControl):
         return Plan(selected, covariance, F.quota(self.fraction, moments.num_tokens, at_least_one=self.at_least_one))
 
     def rewrite(
-        self, advantages: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], selected: Bool[Tensor, "B T"]
+        self, advantages: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], plan: Plan
     ) -> Float[Tensor, "B T"]:
         """Return the advantages with zero on the selected tokens."""
-        return advantages.masked_fill(selected, 0.0)
+        return advantages.masked_fill(plan.selected, 0.0)
 
     @classmethod
     def preset(cls, name: str) -> "ClipCov":
@@ -179,7 +232,7 @@ class ClipCov(EntropyControl):
 
 
 @dataclass(frozen=True)
-class KLCov(EntropyControl):
+class KLCov(CovarianceControl):
     """KL-Cov: a KL penalty on the tokens of largest covariance (Eq. 13-14).
 
     Args:
@@ -198,6 +251,7 @@ class KLCov(EntropyControl):
     on_policy: Literal["refuse", "entropy_term"] = "refuse"
 
     name: ClassVar[str] = "kl_cov"
+    silences: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,11 +271,7 @@ class KLCov(EntropyControl):
                 "gradient_accumulation_steps, or num_iterations above 1, or set on_policy='entropy_term', or use "
                 "clip_cov."
             )
-        if importance_sampling_level == "sequence":
-            raise UserError(
-                "kl_cov penalises single tokens, which importance_sampling_level='sequence' (GSPO) cannot express: its "
-                "ratio is shared by the whole response. Use importance_sampling_level='token', or clip_cov."
-            )
+        super().check(updates_per_rollout, importance_sampling_level)
 
     def plan(self, batch: UpdateBatch) -> Plan:
         """Choose the floor(fraction N) tokens of largest covariance, among those where it is positive."""
@@ -243,10 +293,10 @@ class KLCov(EntropyControl):
         return Plan(selected, covariance, F.quota(self.fraction, moments.num_tokens, at_least_one=self.at_least_one))
 
     def rewrite(
-        self, advantages: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], selected: Bool[Tensor, "B T"]
+        self, advantages: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], plan: Plan
     ) -> Float[Tensor, "B T"]:
         """Return A - coef k'(log r) / r on the selected tokens."""
-        return F.kl_penalised(advantages, log_ratio, selected, coef=self.coef, form=self.form)
+        return F.kl_penalised(advantages, log_ratio, plan.selected, coef=self.coef, form=self.form)
 
     def entropy_coef(self, updates_per_rollout: float) -> float:
         """Return `coef` where the penalty is replaced by the entropy of the selected positions."""
@@ -260,16 +310,17 @@ class KLCov(EntropyControl):
 
 PRESETS: dict[tuple[str, str], EntropyControl] = {
     # Section 4.3 and the released scripts: r = 2e-4, omega = (1, 5); k = 2e-3 (7B), 2e-4 (32B), beta = 1.
-    ("clip_cov", "paper_7b"): ClipCov(scope="micro", fraction=2e-4, low=1.0, high=5.0),
-    ("clip_cov", "paper_32b"): ClipCov(scope="micro", fraction=2e-4, low=1.0, high=5.0),
-    ("clip_cov", "verl_default"): ClipCov(scope="micro", fraction=2e-4, low=1.0, high=5.0),
-    ("kl_cov", "paper_7b"): KLCov(scope="micro", fraction=2e-3, coef=1.0),
-    ("kl_cov", "paper_32b"): KLCov(scope="micro", fraction=2e-4, coef=1.0),
-    ("kl_cov", "verl_default"): KLCov(scope="micro", fraction=2e-4, coef=0.1),
+    ("clip_cov", "paper_7b"): ClipCov(scope="micro", refresh=True, fraction=2e-4, low=1.0, high=5.0),
+    ("clip_cov", "paper_32b"): ClipCov(scope="micro", refresh=True, fraction=2e-4, low=1.0, high=5.0),
+    ("clip_cov", "verl_default"): ClipCov(scope="micro", refresh=True, fraction=2e-4, low=1.0, high=5.0),
+    ("kl_cov", "paper_7b"): KLCov(scope="micro", refresh=True, fraction=2e-3, coef=1.0),
+    ("kl_cov", "paper_32b"): KLCov(scope="micro", refresh=True, fraction=2e-4, coef=1.0),
+    ("kl_cov", "verl_default"): KLCov(scope="micro", refresh=True, fraction=2e-4, coef=0.1),
 }
-"""Reference settings and reference behaviour (`scope="micro"`): pass `clip_cov`'s or `kl_cov`'s name and a preset."""
+"""Reference settings and reference behaviour: statistics per micro-batch, on the current policy's log-probabilities.
 
-METHODS: dict[str, type[EntropyControl]] = {control.name: control for control in (ClipCov, KLCov)}
+The PPO clip is the trainer's: the paper sets it to (1, 1) for Clip-Cov and has none in KL-Cov.
+"""
 
 
 def _preset(cls: type[Any], name: str) -> Any:
@@ -279,16 +330,33 @@ def _preset(cls: type[Any], name: str) -> Any:
     return PRESETS[cls.name, name]
 
 
+def methods() -> dict[str, type[EntropyControl]]:
+    """Return every control by its name in configuration files."""
+    from autotelic.trl import baselines
+
+    return {control.name: control for control in (ClipCov, KLCov, *baselines.CONTROLS)}
+
+
 def entropy_control(name: str, **settings: Any) -> EntropyControl:
     """Return a control by its name in configuration files, with settings that differ from the defaults.
 
     Raises:
         UserError: an unknown name or setting.
     """
-    if name not in METHODS:
-        raise UserError(f"unknown entropy control {name!r}{closest(name, METHODS)}; there are {', '.join(METHODS)}")
-    known = METHODS[name].__dataclass_fields__
+    from autotelic.trl.baselines import ENGINE_CONTROLS
+
+    known_methods = methods()
+    if name in ENGINE_CONTROLS:
+        raise UserError(
+            f"{name} is a setting of TRL's GRPOConfig, not a control: {ENGINE_CONTROLS[name].__doc__} "
+            "Set it there, or let `autotelic train --entropy_control` do so."
+        )
+    if name not in known_methods:
+        raise UserError(
+            f"unknown entropy control {name!r}{closest(name, known_methods)}; there are {', '.join(known_methods)}"
+        )
+    known = known_methods[name].__dataclass_fields__
     for key in settings:
         if key not in known:
             raise UserError(f"{name} has no setting {key!r}{closest(key, known)}; it has {', '.join(known)}")
-    return METHODS[name](**settings)
+    return known_methods[name](**settings)
