@@ -1,0 +1,225 @@
+"""Rank prompts by what they have to teach: by variance of correctness, or without labels.
+
+SOURCE is a data set (as for `train`) with --model, or a JSONL file of samples:
+{"prompt": ..., "responses": [...], "answer": ... (optional), "temperatures": [...] (optional), "entropy": ...
+(optional, nats per token), "id": ... (optional)}, one object a line.
+
+    autotelic select chain_sums:train --limit 200 --model any_pair --k 16 --temperatures 1.0 0.5 --out ranked.jsonl
+    autotelic select samples.jsonl --by semantic_entropy --take 1 --out chosen.jsonl
+    autotelic train one_shot_em --dataset chosen.jsonl --model_name_or_path any_pair
+
+Scores to rank by: variance, mean (labels); majority_variance, semantic_entropy, token_entropy, disagreement (none).
+Ties go to the smaller id.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autotelic.errors import UserError
+
+COLUMNS = ("mean", "variance", "majority_share", "majority_variance", "semantic_entropy", "token_entropy", "agreement")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("source", metavar="SOURCE", help="a data set (with --model), or a JSONL file of samples")
+    parser.add_argument("--model", help="a carried model, a model folder or a hub name, to sample from")
+    parser.add_argument("--by", help="the score to rank by (default: variance with labels, else majority_variance)")
+    parser.add_argument("--reverse", action="store_true", help="least promising first")
+    parser.add_argument("--limit", type=int, help="at most this many prompts")
+    parser.add_argument("--k", type=int, default=16, help="samples a prompt and temperature (default: %(default)s)")
+    parser.add_argument(
+        "--temperatures",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="the first gives every score, further ones the agreement (default: 1.0)",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest response (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=256, help="sequences at once (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
+    parser.add_argument("--prompt-column", default="prompt", help="column with the prompts (default: %(default)s)")
+    parser.add_argument("--answer-column", default="answer", help="column with the labels, if any")
+    parser.add_argument("--top", type=int, default=10, help="rows shown, and compared (default: %(default)s)")
+    parser.add_argument("--take", type=int, help="write only the best so many to --out, ready for training")
+    parser.add_argument("--out", type=Path, help="write the ranking here, one JSON object a line")
+    parser.add_argument("--plot", type=Path, help="write a picture here (HTML)")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sample or read, score, rank, write."""
+    from contextlib import ExitStack
+
+    from autotelic.cli.score import replacing
+    from autotelic.selection import compare_scores, rank
+
+    for name in ("k", "top", "take", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}")
+    if any(not t > 0 or math.isinf(t) for t in args.temperatures):
+        raise UserError(f"temperatures must be above 0, got {args.temperatures}")
+    with ExitStack() as stack:
+        out = stack.enter_context(replacing(args.out)) if args.out else None
+        plot = stack.enter_context(replacing(args.plot)) if args.plot else None
+        rows = score(sampled(args) if args.model else read(args))
+        labelled = all(row.get("variance") is not None for row in rows)
+        by = args.by or ("variance" if labelled else "majority_variance")
+        ranked = rank(rows, by, reverse=args.reverse)
+        comparison = compare_scores(rows, num_top=args.top) if labelled else {}
+        if out is not None:
+            for row in ranked[: args.take]:
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if plot is not None:
+            plot.write(picture(ranked, by))
+    if args.json:
+        print(json.dumps({"by": by, "ranking": ranked[: args.top], "comparison": comparison}, ensure_ascii=False))
+    else:
+        print(table(ranked[: args.top], by, len(ranked)))
+        print(comparison_table(comparison, args.top), end="")
+        for path in (args.out, args.plot):
+            if path:
+                print(f"written to {path}")
+    return 0
+
+
+def read(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the samples of a file."""
+    from autotelic.cli.score import read_samples
+
+    path = Path(args.source)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file of samples; to sample from a data set, say which model: --model NAME")
+    rows = read_samples(path)[: args.limit]
+    for number, row in enumerate(rows, start=1):
+        row["id"] = str(row.get("id", f"{number}"))
+    return rows
+
+
+def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Sample every prompt of a data set k times at each temperature."""
+    from autotelic.cli.eval import load_model
+    from autotelic.evaluation import prompt_text, sample_responses
+    from autotelic.tasks import load_problems
+
+    columns = {"prompt": args.prompt_column}
+    if args.answer_column != "answer":
+        columns["answer"] = args.answer_column
+    problems = load_problems(args.source, limit=args.limit, columns=columns)
+    model, tokenizer = load_model(args.model)
+    prompts = [prompt_text(row["prompt"], tokenizer) for row in problems]
+    rows: list[dict[str, Any]] = [
+        {**row, "id": str(row.get("id", number)), "responses": [], "temperatures": []}
+        for number, row in enumerate(problems)
+    ]
+    temperatures = list(dict.fromkeys(args.temperatures))
+    for index, temperature in enumerate(temperatures):
+        if not args.quiet:
+            print(
+                f"{len(rows)} prompts x {args.k} samples at temperature {temperature} ...", file=sys.stderr, flush=True
+            )
+        found = sample_responses(
+            model,
+            tokenizer,
+            [prompt for prompt in prompts for _ in range(args.k)],
+            temperature=temperature,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            entropy=index == 0,
+        )
+        for p, row in enumerate(rows):
+            own = slice(p * args.k, (p + 1) * args.k)
+            row["responses"] += found.texts[own]
+            row["temperatures"] += [temperature] * args.k
+            if index == 0:
+                row["entropy"] = float(found.entropy_sum[own].sum() / found.num_tokens[own].sum())
+    return rows
+
+
+def score(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row of scores per prompt; the labelled ones only where there is an answer."""
+    from autotelic.answers import cluster, extract
+    from autotelic.evaluation import score_prompt
+    from autotelic.selection import label_free_scores, labelled_scores
+
+    seen: set[str] = set()
+    rows = []
+    for sample in samples:
+        if sample["id"] in seen:
+            raise UserError(f"two prompts have the id {sample['id']!r}: ids must differ, ties are broken by them")
+        seen.add(sample["id"])
+        temperatures = sample.get("temperatures")
+        row: dict[str, Any] = {"id": sample["id"], "prompt": sample["prompt"], "num_samples": len(sample["responses"])}
+        row |= label_free_scores(
+            cluster([extract(text) for text in sample["responses"]]),
+            temperatures=temperatures,
+            token_entropy=sample.get("entropy"),
+        )
+        if sample.get("answer") is not None:
+            first = temperatures[0] if temperatures else None
+            responses = [
+                text
+                for text, t in zip(sample["responses"], temperatures or [None] * len(sample["responses"]), strict=True)
+                if t == first
+            ]
+            scored = score_prompt(sample, str(sample["answer"]), responses, index=0)
+            row |= labelled_scores(scored.correct) | {"answer": str(sample["answer"])}
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]], by: str, total: int) -> str:
+    """Return the best prompts with their scores."""
+    columns = [name for name in COLUMNS if all(row.get(name) is not None for row in rows)]
+    width = max(len("id"), *(len(str(row["id"])) for row in rows))
+    lines = [f"{total} prompts, ranked by {by}", f"rank  {'id':<{width}}  " + "  ".join(columns) + "  prompt"]
+    for row in rows:
+        values = "  ".join(f"{row[name]:>{len(name)}.3f}" for name in columns)
+        text = " ".join(str(row["prompt"]).split())
+        text = text if len(text) <= 60 else text[:59] + "…"
+        lines.append(f"{row['rank']:>4}  {row['id']!s:<{width}}  {values}  {text}")
+    return "\n".join(lines)
+
+
+def comparison_table(comparison: Mapping[str, Mapping[str, float | None]], num_top: int) -> str:
+    """Return how each label-free score compares with the labelled variance."""
+    if not comparison:
+        return ""
+    lines = [f"\nagainst the variance of correctness   Spearman   its top {num_top} found (chance)"]
+    for name, row in comparison.items():
+        rho = "undefined" if row["spearman"] is None else f"{row['spearman']:+.3f}"
+        lines.append(f"  {name:<34}  {rho:>9}   {row['top_overlap']:.2f} ({row['chance']:.2f})")
+    return "\n".join(lines) + "\n"
+
+
+def picture(rows: Sequence[Mapping[str, Any]], by: str) -> str:
+    """Return a page: the ranking, and each label-free score against the labelled variance where there are labels."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    from autotelic.selection import LABEL_FREE
+
+    labelled = all(row.get("variance") is not None for row in rows)
+    against = "variance" if labelled else "majority_share"
+    scores = [name for name in LABEL_FREE if name != by and all(row.get(name) is not None for row in rows)]
+    figure = make_subplots(1, 1 + len(scores), subplot_titles=[f"ranking by {by}", *scores])
+    hover = [f"{row['id']}: {str(row['prompt'])[:80]}" for row in rows]
+    figure.add_trace(
+        go.Scatter(x=[row["rank"] for row in rows], y=[row[by] for row in rows], mode="markers", text=hover), 1, 1
+    )
+    figure.update_xaxes(title_text="rank", row=1, col=1)
+    for column, name in enumerate(scores, start=2):
+        x, y = [row[name] for row in rows], [row[against] for row in rows]
+        figure.add_trace(go.Scatter(x=x, y=y, mode="markers", text=hover, marker_opacity=0.5), 1, column)
+        figure.update_xaxes(title_text=name, row=1, col=column)
+        figure.update_yaxes(title_text=against, row=1, col=column)
+    figure.update_layout(showlegend=False, title=f"{len(rows)} prompts", template="plotly_white")
+    return figure.to_html(include_plotlyjs=True, full_html=True)
