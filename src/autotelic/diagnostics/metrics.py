@@ -83,7 +83,7 @@ METRICS: dict[str, Metric] = {
             "which prompts drive the entropy down; logged where rewards are 0 or 1",
             f"{ENTROPY_MECHANISM}, Section 3",
         )
-        for name, share in (("low", "in (0, 1/3]"), ("mid", "in [1/3, 2/3]"), ("high", "in [2/3, 1)"))
+        for name, share in (("low", "below 1/3, not 0"), ("mid", "in [1/3, 2/3]"), ("high", "above 2/3, not 1"))
     },
     # Entropy dynamics on followed tokens (entropy_change_rows); logged with the update after the one they describe.
     "dynamics/realised": Metric(

@@ -9,7 +9,9 @@ trainer = with_entropy_control(GRPOTrainer)(..., entropy_control=KLCov(fraction=
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autotelic.trl.baselines import ClipB, ClipV, Entropic, HighEntropy, Observe, Repo, Stare, Steer
     from autotelic.trl.controls import ClipCov, EntropyControl, KLCov, entropy_control
+    from autotelic.trl.law import EntropyLawCallback
     from autotelic.trl.mixin import EntropyControlMixin, with_entropy_control
     from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
 
@@ -18,6 +20,15 @@ _HOMES = {
     "KLCov": "controls",
     "EntropyControl": "controls",
     "entropy_control": "controls",
+    "ClipB": "baselines",
+    "ClipV": "baselines",
+    "Entropic": "baselines",
+    "HighEntropy": "baselines",
+    "Observe": "baselines",
+    "Repo": "baselines",
+    "Stare": "baselines",
+    "Steer": "baselines",
+    "EntropyLawCallback": "law",
     "EntropyControlMixin": "mixin",
     "with_entropy_control": "mixin",
     "EntropyMinimization": "one_shot_em",
@@ -25,11 +36,20 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClipB",
     "ClipCov",
+    "ClipV",
+    "Entropic",
     "EntropyControl",
     "EntropyControlMixin",
+    "EntropyLawCallback",
     "EntropyMinimization",
+    "HighEntropy",
     "KLCov",
+    "Observe",
+    "Repo",
+    "Stare",
+    "Steer",
     "entropy_control",
     "with_entropy_control",
     "with_entropy_minimization",

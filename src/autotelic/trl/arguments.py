@@ -53,8 +53,41 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-CONTROL_NAMES = ("none", "clip_cov", "kl_cov", "clip_higher", "entropy_bonus")
-CONTROL_SETTINGS = ("fraction", "low", "high", "coef", "kl_form", "scope", "refresh", "on_policy")
+CONTROL_NAMES = (
+    "none",
+    "observe",
+    "clip_cov",
+    "kl_cov",
+    "high_entropy",
+    "repo",
+    "steer",
+    "entropic",
+    "clip_b",
+    "clip_v",
+    "stare",
+    # TRL's own settings, by name.
+    "clip_higher",
+    "clip_lower",
+    "entropy_bonus",
+    "adaptive_entropy",
+    "cispo",
+    "gspo",
+)
+CONTROL_SETTINGS = (
+    "fraction",
+    "low",
+    "high",
+    "coef",
+    "kl_form",
+    "scope",
+    "refresh",
+    "on_policy",
+    "target",
+    "threshold",
+    "mu",
+    "min_weight",
+    "adapt",
+)
 
 
 @dataclass
@@ -74,14 +107,33 @@ class RunArguments:
         metadata={"help": "a reward of autotelic.rewards, by name, or package.module.function; set by the method"},
     )
     entropy_control: str = field(default="none", metadata={"help": " | ".join(CONTROL_NAMES)})
-    fraction: float | None = field(default=None, metadata={"help": "share of tokens selected (clip_cov, kl_cov)"})
+    fraction: float | None = field(
+        default=None,
+        metadata={"help": "share of tokens (clip_cov, kl_cov, clip_v, stare: touched; high_entropy: kept)"},
+    )
     low: float | None = field(default=None, metadata={"help": "clip_cov: lower end of the covariance band"})
     high: float | None = field(default=None, metadata={"help": "clip_cov: upper end of the covariance band"})
-    coef: float | None = field(default=None, metadata={"help": "kl_cov: beta; entropy_bonus: TRL's entropy_coef"})
+    coef: float | None = field(
+        default=None, metadata={"help": "kl_cov, repo: the term's factor; entropy_bonus: TRL's entropy_coef"}
+    )
     kl_form: str | None = field(default=None, metadata={"help": "kl_cov: abs | k1 | k2 | k3"})
     scope: str | None = field(default=None, metadata={"help": "update (exact) | micro (the reference code's)"})
     refresh: bool | None = field(default=None, metadata={"help": "select on log-probabilities recomputed per update"})
     on_policy: str | None = field(default=None, metadata={"help": "kl_cov with one update per rollout: entropy_term"})
+    target: float | None = field(
+        default=None, metadata={"help": "entropy to hold, in nats (entropic, stare, repo with adapt, adaptive_entropy)"}
+    )
+    threshold: float | None = field(default=None, metadata={"help": "entropic: probability above which tokens count"})
+    mu: float | None = field(default=None, metadata={"help": "clip_b, clip_v: threshold in standard deviations"})
+    min_weight: float | None = field(default=None, metadata={"help": "steer: weight of the largest estimated change"})
+    adapt: bool | None = field(default=None, metadata={"help": "repo: double or halve coef by the entropy's target"})
+    entropy_change_rows: int = field(
+        default=0, metadata={"help": "responses per update whose entropy change is predicted and measured; 0: none"}
+    )
+    law: bool = field(default=False, metadata={"help": "fit the entropy law during the run and log law/*"})
+    law_stop_below: float | None = field(
+        default=None, metadata={"help": "stop when the law leaves less than this to gain; turns law on"}
+    )
     threshold_low: float | None = field(default=None, metadata={"help": "EMPO's delta_low"})
     threshold_high: float | None = field(default=None, metadata={"help": "EMPO's delta_high"})
     threshold_units: str = field(default="nats", metadata={"help": "nats | fraction_of_log_G | p_max"})

@@ -16,7 +16,7 @@ from autotelic.trl.controls import Plan, UpdateBatch
 
 TOP_SHARES = {"0_02": 2e-4, "0_2": 2e-3, "2": 0.02, "20": 0.2, "50": 0.5}
 """The ranks at which Table 1 of arXiv:2505.22617 gives the mean covariance."""
-ACCURACY_BINS = {"low": (0.0, 1 / 3), "mid": (1 / 3, 2 / 3), "high": (2 / 3, 1.0)}
+ACCURACY_BINS = {"low": (1e-6, 0.33), "mid": (0.33, 0.67), "high": (0.67, 1 - 1e-6)}
 """Prompts by their share of right responses; those with none or all right have no advantages."""
 BISECTIONS = 64
 
@@ -97,7 +97,7 @@ def accuracy_metrics(covariance: Float[Tensor, "B T"], batch: UpdateBatch) -> di
         return {}
     rows = []
     for low, high in ACCURACY_BINS.values():
-        inside = (batch.accuracy > 0) & (batch.accuracy < 1) & (batch.accuracy >= low) & (batch.accuracy <= high)
+        inside = (batch.accuracy >= low) & (batch.accuracy < high)
         tokens = batch.mask & inside.unsqueeze(-1)
         rows.append(torch.stack([wide(covariance[tokens]).sum(), wide(tokens.sum())]))
     totals = batch.total(torch.stack(rows)).tolist()

@@ -22,30 +22,24 @@ Evaluate = Callable[[Any], dict[str, float]]
 
 def build_control(run: RunArguments, training_args: Any) -> Any:
     """Return the `EntropyControl` of a run, or None; the baselines are settings of TRL's own and are written there."""
+    from autotelic.trl.baselines import ENGINE_CONTROLS, apply_engine_control
     from autotelic.trl.controls import entropy_control
 
     name, settings = run.entropy_control, run.control_settings()
-    if name in ("clip_cov", "kl_cov"):
-        return entropy_control(name, **settings)
-    allowed = {"none": (), "clip_higher": (), "entropy_bonus": ("coef",)}.get(name)
-    if allowed is None:
+    if name not in CONTROL_NAMES:
         from autotelic.errors import closest
 
         raise UserError(
             f"unknown entropy_control {name!r}{closest(name, CONTROL_NAMES)}; there are {', '.join(CONTROL_NAMES)}"
         )
-    unused = [key for key in settings if key not in allowed]
-    if unused:
-        raise UserError(
-            f"entropy_control {name} does not use {', '.join(unused)}: leave it out, or choose clip_cov or kl_cov"
-        )
-    if name == "clip_higher" and training_args.epsilon_high in (None, training_args.epsilon):
-        training_args.epsilon_high = 0.28  # arXiv:2505.22617, Section 4.2, after DAPO
-    if name == "entropy_bonus":
-        if settings.get("coef") is None:
-            raise UserError("entropy_bonus needs coef, for example --coef 1e-3 (the paper compares 1e-4 to 1e-2)")
-        training_args.entropy_coef = settings["coef"]
-    return None
+    if name == "none":
+        if settings:
+            raise UserError(f"{', '.join(settings)} set without --entropy_control: name one, for example clip_cov")
+        return entropy_control("observe") if run.entropy_change_rows else None
+    if name in ENGINE_CONTROLS:
+        apply_engine_control(name, settings, training_args)
+        return entropy_control("observe") if run.entropy_change_rows else None
+    return entropy_control(name, **settings)
 
 
 def build_trainer(
@@ -91,6 +85,17 @@ def build_trainer(
     callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
     if evaluate is not None and run.validation_steps:
         callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
+    if run.law or run.law_stop_below is not None:
+        from autotelic.trl.law import EntropyLawCallback
+
+        acts = run.entropy_control not in ("none", "observe")
+        callbacks.append(
+            EntropyLawCallback(
+                metrics_file,
+                stop_when_remaining_below=run.law_stop_below,
+                intervention=run.entropy_control if acts else None,
+            )
+        )
     trainer = trainer_class(
         model=model,
         reward_funcs=reward,
@@ -100,6 +105,7 @@ def build_trainer(
         peft_config=peft_config,
         callbacks=callbacks,
         entropy_control=control,
+        entropy_change_rows=run.entropy_change_rows,
         entropy_minimization=minimization,
         rollout_log=(folder / "rollouts.jsonl", run.log_rollouts, run.log_rollouts_steps) if run.log_rollouts else None,
     )
@@ -148,7 +154,7 @@ def write_run_file(folder: Path, method: str, run: RunArguments, training_args: 
     from autotelic import __version__
 
     record = {
-        "method": method if run.entropy_control == "none" else f"{method}+{run.entropy_control}",
+        "method": method if run.entropy_control in ("none", "observe") else f"{method}+{run.entropy_control}",
         "seed": training_args.seed,
         "config": {"run": asdict(run), "training": training_args.to_dict()},
         "versions": {
@@ -166,9 +172,12 @@ def write_run_file(folder: Path, method: str, run: RunArguments, training_args: 
 
 
 def fit(trainer: Any, checkpoint: str | None) -> bool:
-    """Train, save the final model, and return whether the run came to its end."""
+    """Train, save the final model, and return whether the run came to its end: its last step, or the law's stop."""
     trainer.train(resume_from_checkpoint=checkpoint)
-    finished = trainer.state.global_step >= trainer.state.max_steps
+    callbacks = trainer.callback_handler.callbacks
+    finished = trainer.state.global_step >= trainer.state.max_steps or any(
+        getattr(callback, "stopped", False) for callback in callbacks
+    )
     if finished:
         trainer.save_model()
     return finished
