@@ -1,5 +1,7 @@
 """Entropy control on TRL's GRPOTrainer: canary, exactness under splitting, refusals, and that it does something."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -176,3 +178,263 @@ def test_lora_and_accumulation(make_trainer):
     trainer.train()
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+# The trainer's own path on tensors that are made up: log-probabilities are a leaf, so gradients can be read off.
+
+
+def on_made_up_tensors(make_trainer, control, logprobs, old, advantages, mask, **settings):
+    """Return loss and gradient with respect to the log-probabilities of one update of one micro-batch."""
+    leaf = logprobs.clone().requires_grad_()
+    extra_inputs = settings.pop("extra_inputs", {})
+
+    def wrap(trainer_class):
+        class MadeUp(trainer_class):
+            def _get_per_token_logps_and_entropies(self, *args, compute_entropy=False, **kwargs):
+                return leaf if torch.is_grad_enabled() else leaf.detach(), torch.ones_like(leaf) + 0 * old, None
+
+        return with_entropy_control(MadeUp)
+
+    trainer = make_trainer(
+        wrap,
+        entropy_control=control,
+        per_device_train_batch_size=logprobs.shape[0],
+        generation_batch_size=logprobs.shape[0],
+        steps_per_generation=None,
+        num_generations=logprobs.shape[0],
+        num_iterations=2,
+        **settings,
+    )
+    rows = torch.arange(logprobs.shape[0])
+    prompts = trainer.processing_class(["1+2=?"] * len(rows), return_tensors="pt")["input_ids"]
+    trainer._buffered_inputs = [
+        {
+            "prompt_ids": prompts,
+            "prompt_mask": torch.ones_like(prompts),
+            "completion_ids": torch.zeros(mask.shape, dtype=torch.long),
+            "completion_mask": mask.long(),
+            "advantages": advantages,
+            "num_items_in_batch": mask.sum(),
+            "old_per_token_logps": old,
+            "row_ids": rows,
+            **extra_inputs,
+        }
+    ]
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._step = 1  # the second pass over the rollout: nothing is generated
+    trainer.model.train()
+    inputs = trainer._prepare_inputs(None)
+    loss = trainer._compute_loss(trainer.model, inputs)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0], inputs["plan"].selected, trainer
+
+
+def made_up(seed=0, rows=6, width=12):
+    generator = torch.Generator().manual_seed(seed)
+    logprobs = -3 * torch.rand(rows, width, generator=generator)
+    old = logprobs + 0.4 * torch.randn(rows, width, generator=generator)
+    advantages = 2 * torch.randn(rows, generator=generator)
+    mask = torch.arange(width) < torch.randint(1, width + 1, (rows, 1), generator=generator)
+    return logprobs, old, advantages, mask
+
+
+@pytest.mark.parametrize("name", ["paper_7b", "verl_default"])
+@pytest.mark.parametrize("method", ["clip_cov", "kl_cov"])
+def test_presets_have_the_reference_gradient_through_the_trainer(make_trainer, method, name):
+    """`scope="micro"` on one micro-batch: the gradient of the authors' loss, on tokens that theirs would choose."""
+    from autotelic.functional import parity
+
+    control = (ClipCov if method == "clip_cov" else KLCov).preset(name)
+    settings = parity.preset(name)
+    logprobs, old, advantages, mask = made_up()
+    bounds = {"epsilon": settings.clip_low, "epsilon_high": settings.clip_high}
+    if method == "kl_cov":
+        bounds = {"epsilon": 1.0, "epsilon_high": 1e9}
+    _, gradient, selected, _ = on_made_up_tensors(make_trainer, control, logprobs, old, advantages, mask, **bounds)
+    leaf, per_token = logprobs.clone().requires_grad_(), advantages.unsqueeze(1).expand(mask.shape)
+    if method == "clip_cov":  # theirs draws with randperm: the choice is ours, among their candidates
+        candidates = parity.clip_cov_candidates(logprobs, old, per_token, mask, settings)
+        assert int(selected.sum()) == 1 and bool((candidates | ~selected).all())
+    else:
+        assert torch.equal(selected, parity.kl_cov_selection(logprobs, per_token, mask, settings))
+    loss = parity.policy_loss(method, leaf, old, per_token, mask, settings, selected=selected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss, leaf)[0], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["clip_cov", "kl_cov"])
+def test_hostile_values_leave_the_gradient_finite(make_trainer, method):
+    """NaN and inf in padding, a row without tokens, log-ratios of +-1000 for either sign of A, and A = 0."""
+    control = ClipCov(fraction=0.1, low=0.1, high=99.0) if method == "clip_cov" else KLCov(fraction=0.1)
+    logprobs, old, advantages, mask = made_up()
+    mask[2] = False
+    mask[:, 0] = torch.tensor([True, True, False, True, True, True])
+    mask[:, 1] = mask[:, 0]
+    advantages[0], advantages[1], advantages[3] = 1.0, -1.0, 0.0
+    old[:, 0], old[:, 1] = logprobs[:, 0] - 1000, logprobs[:, 1] + 1000
+    for poison in (float("nan"), float("inf")):
+        dirty = [torch.where(mask, x, poison) for x in (logprobs, old)]
+        loss, gradient, _, trainer = on_made_up_tensors(make_trainer, control, *dirty, advantages, mask)
+        assert bool(torch.isfinite(loss)) and bool(torch.isfinite(gradient).all())
+        assert bool((gradient[~mask] == 0).all())
+        assert bool((gradient[:, :2] == 0).all())  # beyond the bound nothing pulls
+        recorded = {name: values[-1] for name, values in trainer._metrics["train"].items() if "/" in name}
+        ours = {name: value for name, value in recorded.items() if not name.startswith("clip_ratio")}
+        assert all(value == value for value in ours.values())
+
+
+def test_a_broken_log_probability_names_step_and_prompt(make_trainer):
+    logprobs, old, advantages, mask = made_up()
+    logprobs[0, 0] = float("nan")
+    mask[0, 0] = True
+    with pytest.raises(FloatingPointError, match=r"step 1 .*1\+2="):
+        on_made_up_tensors(make_trainer, KLCov(fraction=0.1), logprobs, old, advantages, mask)
+
+
+def test_zero_variance_advantages_give_zero_gradient(make_trainer):
+    """Nothing to learn: no covariance is positive, so KL-Cov penalises nothing either."""
+    logprobs, old, _, mask = made_up()
+    for control in (KLCov(fraction=0.5), ClipCov(fraction=0.5, low=-9.0, high=9.0)):
+        loss, gradient, _, _ = on_made_up_tensors(make_trainer, control, logprobs, old, torch.zeros(len(mask)), mask)
+        assert loss == 0 and bool((gradient == 0).all())
+
+
+def test_vllm_importance_ratio_multiplies_the_gradient(make_trainer):
+    """TRL's sampler correction scales whatever the control has rewritten; padding in it is not read."""
+    logprobs, old, advantages, mask = made_up()
+    control = KLCov(fraction=0.2)
+    _, plain, selected, _ = on_made_up_tensors(make_trainer, control, logprobs, old, advantages, mask)
+    ratio = torch.rand(mask.shape) + 0.5
+    extra = {
+        "importance_sampling_ratio": torch.where(mask, ratio, float("nan")),
+        "sampling_per_token_logps": torch.where(mask, old - ratio.log(), float("nan")),
+    }
+
+    class WithVLLM(KLCov):
+        """Turns TRL's correction on after construction, which would look for vLLM."""
+
+        def plan(self, batch):
+            trainer_box[0].use_vllm = trainer_box[0].vllm_importance_sampling_correction = True
+            return super().plan(batch)
+
+    trainer_box = []
+
+    def make(wrap, **settings):
+        trainer_box.append(make_trainer(wrap, **settings))
+        return trainer_box[0]
+
+    _, corrected, same, _ = on_made_up_tensors(
+        make, WithVLLM(fraction=0.2), logprobs, old, advantages, mask, extra_inputs=extra
+    )
+    assert torch.equal(selected, same)
+    torch.testing.assert_close(corrected, torch.where(mask, plain * ratio, 0.0), rtol=1e-5, atol=1e-9)
+
+
+def test_bf16_model_trains(make_trainer, make_model):
+    trainer = make_trainer(
+        with_entropy_control, model=make_model().to(torch.bfloat16), entropy_control=KLCov(fraction=0.2), max_steps=2
+    )
+    trainer.train()
+    assert all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
+
+
+# Baselines, memory, diagnostics.
+
+
+@pytest.mark.parametrize("name", ["high_entropy", "clip_v", "steer"])
+def test_baselines_do_not_depend_on_the_micro_batch(make_trainer, make_model, name):
+    """One update of 32 responses as 1 and 4 micro-batches: same tokens, same gradient (rtol 1e-5)."""
+    from autotelic.trl import entropy_control
+
+    settings = {"clip_v": {"mu": 0.5, "fraction": 0.05}, "steer": {"min_weight": 0.2}}.get(name, {})
+    found = []
+    for accumulation in (1, 4):
+        trainer = make_trainer(
+            with_entropy_control,
+            model=make_model(),
+            entropy_control=entropy_control(name, **settings),
+            per_device_train_batch_size=32 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=2 * accumulation,
+        )
+        torch.manual_seed(3)
+        micro_batches, gradients = first_update(trainer)
+        chosen = {
+            row: selected.tolist()
+            for micro in micro_batches
+            for row, selected in zip(micro["row_ids"].tolist(), micro["plan"].selected, strict=True)
+        }
+        found.append((chosen, gradients))
+    assert any(any(row) for row in found[0][0].values())
+    assert found[1][0] == found[0][0]
+    for parameter, gradient in found[1][1].items():
+        torch.testing.assert_close(gradient, found[0][1][parameter], rtol=1e-5, atol=1e-8)
+
+
+def test_rollout_entropies_cost_no_extra_pass(make_trainer):
+    """Several updates per rollout: TRL's pass for the old log-probabilities gives the entropies too."""
+    from autotelic.trl import HighEntropy
+
+    trainer = make_trainer(with_entropy_control, entropy_control=HighEntropy())
+    calls = []
+    original = trainer._measure
+    trainer._measure = lambda *args: calls.append(1) or original(*args)
+    micro_batches, _ = first_update(trainer)
+    assert not calls
+    micro = micro_batches[0]
+    _, entropies, *_ = trainer._get_per_token_logps_and_entropies(
+        trainer.model,
+        torch.cat([micro["prompt_ids"], micro["completion_ids"]], dim=1),
+        torch.cat([micro["prompt_mask"], micro["completion_mask"]], dim=1),
+        micro["completion_ids"].shape[1],
+        compute_entropy=True,
+    )
+    mask = micro["completion_mask"].bool()
+    torch.testing.assert_close(micro["rollout_entropy"][mask], entropies.detach()[mask])
+
+
+def test_memory_survives_resume(make_trainer, make_model, tmp_path):
+    """EntroPIC's accumulated error after 4 updates is the same in one go and with a break after 2."""
+    from autotelic.trl import Entropic
+
+    def control():
+        return Entropic(target=0.5, threshold=0.5)
+
+    whole = make_trainer(with_entropy_control, model=make_model(), entropy_control=control())
+    whole.train()
+    settings = {"save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / "parts")}
+    make_trainer(with_entropy_control, model=make_model(), entropy_control=control(), **settings).train()
+    resumed = make_trainer(with_entropy_control, model=make_model(), entropy_control=control(), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
+    assert resumed.control_state == pytest.approx(whole.control_state)
+    assert abs(whole.control_state["accumulated"]) > 0.5
+
+
+def test_an_empty_quota_is_said_once(make_trainer):
+    trainer = make_trainer(with_entropy_control, entropy_control=ClipCov(fraction=1e-4), max_steps=2)
+    with pytest.warns(EntropyControlWarning, match="nothing is selected") as caught:
+        trainer.train()
+    assert len([w for w in caught if "nothing is selected" in str(w.message)]) == 1
+
+
+def test_entropy_change_is_that_of_a_recomputation(make_trainer):
+    """Observed over one update: the logged change is the difference of two entropies measured by hand."""
+    from autotelic.trl import Observe
+
+    def wrap(trainer_class):
+        return partial(with_entropy_control(trainer_class), entropy_change_rows=16)
+
+    trainer = make_trainer(wrap, entropy_control=Observe(), max_steps=3)
+    seen, original = [], trainer._entropy_change.measure
+
+    def measure(micro):
+        found = original(micro)
+        seen.append(float(found.entropy[micro["completion_mask"].bool()].mean()))
+        return found
+
+    trainer._entropy_change.measure = measure
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "dynamics/realised" in row]
+    assert [row["step"] for row in rows] == [2, 3]
+    before, after = seen[0], seen[1]
+    assert rows[0]["dynamics/realised"] == pytest.approx(after - before, abs=1e-5)
+    assert all(abs(row["dynamics/predicted_sampled"]) < 10 for row in rows)
+    assert all("policy/entropy_sequence" in row for row in rows)
