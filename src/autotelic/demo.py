@@ -79,11 +79,12 @@ JOBS = (
 )
 
 
-def run_demo(output: Path, *, quiet: bool = False, jobs: Sequence[Job] = JOBS) -> dict[str, Any]:
+def run_demo(output: str | Path, *, quiet: bool = False, jobs: Sequence[Job] = JOBS) -> dict[str, Any]:
     """Evaluate, train, evaluate again; write `results.json` and `report.html`; return the results."""
     from autotelic.report import write_report
 
     started = time.monotonic()
+    output = Path(output)
     runs = output / "runs"
     try:
         runs.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
 
     parser = TrlParser((RunArguments, GRPOConfig, ModelConfig), prog=f"autotelic train {method}")  # pyright: ignore[reportArgumentType]
     known = {action.dest for action in parser._actions}
-    parser.set_defaults_with_config(**{**machine_defaults(), **defaults, "output_dir": f"runs/{method}"})
+    parser.set_defaults_with_config(**{**machine_defaults(GRPOConfig), **defaults, "output_dir": f"runs/{method}"})
     recipe, options = split_recipe(list(options))
     for key in recipe:
         if key not in known:
@@ -58,12 +58,14 @@ def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
     return run_args, training_args, model_args
 
 
-def machine_defaults() -> dict[str, Any]:
-    """Return what depends on the machine: bf16 where a GPU has it, TRL's memory savings where there is a GPU."""
+def machine_defaults(config_class: Any) -> dict[str, Any]:
+    """Return what depends on the machine: bf16 where a GPU has it, recomputed activations where there is a GPU."""
     import torch
 
     gpu = torch.cuda.is_available()
-    return {"bf16": gpu and torch.cuda.is_bf16_supported(), "gradient_checkpointing": gpu, "use_cpu": not gpu}
+    names = ("gradient_checkpointing", "activation_checkpointing")  # transformers renamed it in 5.23
+    recompute = {name: gpu for name in names if name in config_class.__dataclass_fields__}
+    return {"bf16": gpu and torch.cuda.is_bf16_supported(), "use_cpu": not gpu} | recompute
 
 
 def split_recipe(options: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -115,6 +117,7 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
             rows=rows,
             reward=build_reward(run_args, training_args),
             evaluate=build_evaluation(run_args, tokenizer, training_args),
+            probe=build_probe(run_args, tokenizer, training_args),
             peft_config=get_peft_config(model_args),
         )
     except ValueError as error:
@@ -234,6 +237,29 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
         return {f"eval/{ours}": result[theirs].value for ours, theirs in names.items()}
 
     return evaluate
+
+
+def build_probe(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
+    """Return a function from model to label-free statistics for the stop rules, or None."""
+    from autotelic.diagnostics.stopping import parse_rules
+
+    if not parse_rules(run_args.stop_rule):
+        return None
+    from autotelic.evaluation import prompt_text
+    from autotelic.probing import make_probe
+    from autotelic.tasks import load_problems
+
+    source = run_args.probe_dataset or run_args.dataset
+    columns = {"prompt": "prompt" if run_args.probe_dataset else run_args.prompt_column}
+    prompts: list[Any] = [run_args.prompt]
+    if source is not None and (run_args.probe_dataset or run_args.prompt is None):
+        prompts = [row["prompt"] for row in load_problems(source, limit=run_args.probe_limit, columns=columns)]
+    return make_probe(
+        tokenizer,
+        [prompt_text(prompt, tokenizer) for prompt in prompts],
+        k=run_args.probe_k,
+        max_new_tokens=training_args.max_completion_length,
+    )
 
 
 def report(method: str, folder: Path, trainer: Any, finished: bool, run_args: Any) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""The command line as a newcomer meets it: fast help, one-line errors, exit codes."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from autotelic.cli.main import COMMANDS, main
+from autotelic.errors import UserError, closest
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", "autotelic", *arguments], capture_output=True, text=True)
+
+
+def test_help_lists_every_command_at_once():
+    started = time.monotonic()
+    result = run("--help")
+    assert result.returncode == 0 and all(name in result.stdout for name in COMMANDS)
+    assert time.monotonic() - started < 5  # 0.03 s on an idle machine; torch alone would take longer than this
+
+
+def test_unknown_command_suggests_the_nearest():
+    result = run("tran")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "did you mean 'train'" in result.stderr
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_describes_itself(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"autotelic {command}" in capsys.readouterr().out
+
+
+def test_a_user_error_is_one_line_and_debug_shows_where(monkeypatch, capsys):
+    import autotelic.cli.demo as demo
+
+    def fail(args):
+        raise UserError("two\nlines")
+
+    monkeypatch.setattr(demo, "run", fail)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "autotelic: error: two lines\n"
+    assert main(["--debug", "demo"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt_exits_130(monkeypatch, capsys):
+    import autotelic.cli.demo as demo
+
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", interrupt)
+    assert main(["demo"]) == 130
+
+
+def test_closest():
+    assert closest("lerning_rate", ["learning_rate", "seed"]) == "; did you mean 'learning_rate'?"
+    assert closest("zzz", ["learning_rate"]) == ""
