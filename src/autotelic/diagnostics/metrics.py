@@ -135,6 +135,22 @@ METRICS: dict[str, Metric] = {
     "semantic/modal_answer_share": Metric(
         "share", "most common answer across prompts / responses", "one-answer collapse raises it"
     ),
+    # Probes of the stop rules: fixed prompts, k responses each, no labels.
+    "probe/parse_rate": Metric("share", "responses with an answer / responses", "on the probe prompts"),
+    "probe/majority_share": Metric("share", "mean over prompts of max_c p(c)", "on the probe prompts"),
+    "probe/unanimous_share": Metric("share", "prompts whose k answers are all the same", "majority lock-in raises it"),
+    "probe/diversity": Metric("share", "mean over prompts of different answers / k", "what pass@k lives on"),
+    "probe/semantic_entropy": Metric("nats", "mean over prompts of -sum_c p(c) log p(c)", "on the probe prompts"),
+    "probe/modal_answer_share": Metric(
+        "share", "most common answer across prompts / responses", "one-answer collapse raises it"
+    ),
+    "probe/mean_length": Metric("tokens", "mean_i |y_i|, without the end token", "on the probe prompts"),
+    "probe/repetition": Metric("share", "1 - distinct / all 4-grams of tokens, mean over responses", "repetition"),
+    "probe/token_entropy": Metric("nats per token", "mean_t H at temperature 1", "on the probe's own responses"),
+    "probe/logit_skewness": Metric(
+        "1", "m_3 / m_2^1.5 of the raw logits over the vocabulary", "rises under EM", "arXiv:2505.20282"
+    ),
+    "probe/majority_drift": Metric("share", "prompts whose majority answer is not the first probe's", "since step 0"),
     # Validation: labels reach these and nothing else.
     "eval/mean_at_k": Metric("accuracy", "mean over prompts and k samples", "pass@1, sampled"),
     "eval/pass_at_k": Metric("accuracy", "1 - C(n-c, k) / C(n, k)", "at least one of k is right", "arXiv:2107.03374"),

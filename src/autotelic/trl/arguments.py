@@ -147,6 +147,15 @@ class RunArguments:
     validation_limit: int = field(default=100, metadata={"help": "number of validation problems"})
     validation_steps: int = field(default=0, metadata={"help": "validate every so many updates; 0 is never"})
     validation_k: int = field(default=8, metadata={"help": "responses per validation problem"})
+    stop_rule: str = field(
+        default="none",
+        metadata={"help": "none, or rules without labels after commas: diversity, entropy_floor=0.3, collapse, ..."},
+    )
+    stop_action: str = field(default="stop", metadata={"help": "stop | rollback (end with the last probe that passed)"})
+    probe_dataset: str | None = field(default=None, metadata={"help": "prompts of the rules; the data set by default"})
+    probe_limit: int = field(default=16, metadata={"help": "number of probe prompts"})
+    probe_steps: int = field(default=1, metadata={"help": "updates between probes"})
+    probe_k: int = field(default=8, metadata={"help": "responses per probe prompt"})
     log_rollouts: int = field(
         default=0, metadata={"help": "prompts per logged rollout, with token statistics; 0: none"}
     )

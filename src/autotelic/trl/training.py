@@ -52,6 +52,7 @@ def build_trainer(
     rows: Sequence[dict[str, str]],
     reward: Any,
     evaluate: Evaluate | None = None,
+    probe: Any = None,
     peft_config: Any = None,
 ) -> Any:
     """Return a TRL trainer with our mixins and callbacks, ready to train."""
@@ -96,6 +97,8 @@ def build_trainer(
                 intervention=run.entropy_control if acts else None,
             )
         )
+    if probe is not None:
+        callbacks.append(build_stop_rules(run, probe, folder, metrics_file))
     trainer = trainer_class(
         model=model,
         reward_funcs=reward,
@@ -117,6 +120,19 @@ def build_trainer(
     trainer.args.save_steps = -(-int(trainer.args.save_steps) // per_rollout) * per_rollout
     trainer.add_callback(StopCleanly(per_rollout))
     return trainer
+
+
+def build_stop_rules(run: RunArguments, probe: Any, folder: Path, metrics_file: Any) -> Any:
+    """Return the callback that ends a run by rules without labels."""
+    from autotelic.diagnostics.stopping import parse_rules
+    from autotelic.trl.stopping import StopRules
+
+    if run.stop_action not in ("stop", "rollback"):
+        raise UserError(f"unknown stop_action {run.stop_action!r}: use stop or rollback")
+    if run.probe_steps < 1:
+        raise UserError(f"probe_steps must be at least 1, got {run.probe_steps}")
+    rollback = run.stop_action == "rollback"
+    return StopRules(probe, parse_rules(run.stop_rule), run.probe_steps, folder, metrics_file.append, rollback)
 
 
 def prepare_folder(folder: Path, run: RunArguments) -> str | None:

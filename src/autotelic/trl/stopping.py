@@ -1,0 +1,130 @@
+"""Stops a run by a rule that needs no labels, and keeps the last checkpoint before the rule spoke.
+
+The probe, a function from model to `ProbeStatistics`, comes from outside (`autotelic.probing`). At every probe that
+passes, the weights are kept in `output_dir/best`; when a rule trips, the run ends, and with `rollback` the final model
+is that one.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from autotelic.diagnostics.metrics import check_declared
+from autotelic.diagnostics.stopping import ProbeStatistics, Rule, drift, first_tripped
+
+Probe = Callable[[Any], ProbeStatistics]
+
+
+class StopRules(TrainerCallback):
+    """Evaluates rules on probe prompts every `every` updates.
+
+    Args:
+        probe: measures a model, without labels.
+        rules: name -> rule; the first that trips is the reason.
+        every: updates between probes.
+        folder: the run's folder; `probes.jsonl` (a resumed run reads it back) and `best/` are written there.
+        append: adds a row to `metrics.jsonl`.
+        rollback: end with the weights of the last probe that passed, not with the current ones.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        rules: dict[str, Rule],
+        every: int,
+        folder: Path,
+        append: Callable[[dict[str, Any]], None],
+        rollback: bool = False,
+    ):
+        self.probe, self.rules, self.every, self.rollback = probe, rules, every, rollback
+        self.folder, self.append = folder, append
+        self.history: list[ProbeStatistics] = []
+        self.steps: list[int] = []
+        self.tripped: tuple[str, str] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Probe the starting point, or read back what was probed before an interruption."""
+        if state.global_step == 0:
+            self.measure(state, control, kwargs["model"])
+            return
+        for line in (self.folder / "probes.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if row.pop("step") <= state.global_step:
+                self.steps.append(json.loads(line)["step"])
+                self.history.append(ProbeStatistics(**row | {"majority": tuple(row["majority"])}))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Probe on schedule."""
+        if state.global_step % self.every == 0:
+            self.measure(state, control, kwargs["model"])
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Put the kept weights back, where that was asked for."""
+        if self.tripped is not None and self.rollback:
+            load_weights(kwargs["model"], self.folder / "best")
+
+    def measure(self, state: TrainerState, control: TrainerControl, model: Any) -> None:
+        """Probe without disturbing training, write the row, and stop or keep the weights."""
+        import torch
+
+        from autotelic.trl.state import preserved_rng
+
+        training = model.training
+        with preserved_rng(), torch.no_grad():
+            found = self.probe(model)
+        model.train(training)
+        self.history.append(found)
+        self.steps.append(state.global_step)
+        self.tripped = first_tripped(self.rules, self.history)
+        metrics = found.metrics() | {"probe/majority_drift": drift(self.history[0], found)}
+        check_declared(metrics)
+        if state.is_world_process_zero:
+            self.append({"step": state.global_step, **metrics})
+            self.write_probes()
+        if self.tripped is None:
+            if state.is_world_process_zero:
+                save_weights(model, self.folder / "best", state.global_step)
+            return
+        control.should_training_stop = True
+        name, reason = self.tripped
+        ending = "rolling back to the probe before" if self.rollback else "the probe before is in best/"
+        print(f"autotelic: {name} at step {state.global_step}: {reason}; {ending}", file=sys.stderr, flush=True)
+
+    @property
+    def stopped(self) -> bool:
+        """Tell whether a rule ended the run: it is finished, not interrupted."""
+        return self.tripped is not None
+
+    def write_probes(self) -> None:
+        """Write all probes, whole or not at all."""
+        rows = [{"step": step, **asdict(found)} for step, found in zip(self.steps, self.history, strict=True)]
+        temporary = self.folder / "probes.jsonl.tmp"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(self.folder / "probes.jsonl")
+
+
+def save_weights(model: Any, folder: Path, step: int) -> None:
+    """Write the weights (with LoRA: the adapter's) to one file, atomically, and the step beside them."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: p.detach().contiguous().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(kept, folder / "weights.tmp", metadata={"step": str(step)})
+    (folder / "weights.tmp").replace(folder / "weights.safetensors")
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put kept weights back into the model."""
+    import torch
+    from safetensors.torch import load_file
+
+    kept = load_file(folder / "weights.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in kept:
+                parameter.copy_(kept[name])
