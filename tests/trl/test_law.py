@@ -2,18 +2,17 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from autotelic.errors import UserError
 from autotelic.functional import fit_entropy_law
 from autotelic.trl.callbacks import MetricsFile, read_rows
 from autotelic.trl.law import EntropyLawCallback, remaining_gain
 
-ARGS = SimpleNamespace(device="cpu")
+ARGS = TrainingArguments(use_cpu=True, report_to="none")
 
 
 def curve(steps=20, noise=0.002, start=1.2, end=0.1, a=0.3, b=0.9, seed=0):
@@ -132,7 +131,7 @@ def test_it_is_wired_to_the_trainer(make_trainer, tmp_path):
             return super().update(state) or state.global_step == 4
 
     law = Impatient(metrics_file, min_points=3, stop_when_remaining_below=1e-6)
-    trainer = make_trainer(callbacks=[metrics_file, law], max_steps=6)
+    trainer = make_trainer(callbacks=[metrics_file, law], max_steps=6, steps_per_generation=1)
     trainer.train()
     assert trainer.state.global_step == 4 and law.stopped
     assert {row["step"] for row in read_rows(metrics_file.path) if "law/ceiling" in row} == {3, 4}

@@ -107,7 +107,7 @@ class EntropyControl:
     silences: ClassVar[bool] = True
     """Whether touched tokens get no gradient at all; only this can be done under a sequence-level ratio."""
 
-    def check(self, updates_per_rollout: float, importance_sampling_level: str) -> None:
+    def check(self, updates_per_rollout: float | int, importance_sampling_level: str) -> None:
         """Refuse a trainer configuration in which this control cannot work."""
         if importance_sampling_level == "sequence" and not self.silences:
             raise UserError(
@@ -130,7 +130,7 @@ class EntropyControl:
         """Whether statistics belong to each micro-batch of each rank, as in the reference code."""
         return False
 
-    def entropy_coef(self, updates_per_rollout: float) -> float:
+    def entropy_coef(self, updates_per_rollout: float | int) -> float:
         """Return the coefficient of an entropy term on the selected tokens; zero for most controls."""
         return 0.0
 
@@ -262,7 +262,7 @@ class KLCov(CovarianceControl):
         if self.on_policy not in ("refuse", "entropy_term"):
             raise UserError(f"kl_cov: on_policy must be 'refuse' or 'entropy_term', got {self.on_policy!r}")
 
-    def check(self, updates_per_rollout: float, importance_sampling_level: str) -> None:
+    def check(self, updates_per_rollout: float | int, importance_sampling_level: str) -> None:
         """Refuse one update per rollout (zero gradient) and sequence-level ratios (no per-token penalty)."""
         if updates_per_rollout <= 1 and self.on_policy == "refuse":
             raise UserError(
@@ -298,7 +298,7 @@ class KLCov(CovarianceControl):
         """Return A - coef k'(log r) / r on the selected tokens."""
         return F.kl_penalised(advantages, log_ratio, plan.selected, coef=self.coef, form=self.form)
 
-    def entropy_coef(self, updates_per_rollout: float) -> float:
+    def entropy_coef(self, updates_per_rollout: float | int) -> float:
         """Return `coef` where the penalty is replaced by the entropy of the selected positions."""
         return self.coef if updates_per_rollout <= 1 and self.on_policy == "entropy_term" else 0.0
 
