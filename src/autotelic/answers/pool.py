@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 TIME_LIMIT = 2.0
 """Seconds of wall clock for all symbolic work of one group."""
@@ -55,7 +56,7 @@ class _Worker:
         self.buffer = b""
         self.read(START_LIMIT)
 
-    def ask(self, request: dict[str, object], limit: float) -> dict[str, list[bool | None] | int]:
+    def ask(self, request: dict[str, object], limit: float) -> dict[str, Any]:
         """Send one request and return its reply."""
         assert self.process.stdin is not None
         try:
@@ -65,7 +66,7 @@ class _Worker:
             raise WorkerLostError("the worker ended") from error
         return self.read(limit)
 
-    def read(self, limit: float) -> dict[str, list[bool | None] | int]:
+    def read(self, limit: float) -> dict[str, Any]:
         """Return the next line, or raise when it does not come in time."""
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
@@ -110,12 +111,17 @@ class Pool:
 
     def compare(self, leaves: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[bool | None]:
         """Return for each pair of leaves whether they are equal; ``None`` where it could not be decided in time."""
-        if not pairs:
-            return []
+        return self.request(leaves, pairs)[1] if pairs else []
+
+    def request(
+        self, leaves: Sequence[str], pairs: Sequence[tuple[int, int]], mode: str = "math"
+    ) -> tuple[list[Any], list[bool | None]]:
+        """Return what `mode` (`autotelic.answers.worker.MODES`) reports of each leaf, and its verdict on each pair."""
         with self._lock:
             worker = self._started()
             began = time.monotonic()
-            request = {"leaves": list(leaves), "pairs": [list(pair) for pair in pairs], "limit": self.time_limit}
+            request: dict[str, object] = {"leaves": list(leaves), "pairs": [list(pair) for pair in pairs]}
+            request |= {"limit": self.time_limit, "mode": mode}
             self.stats.requests += 1
             self.stats.comparisons += len(pairs)
             try:
@@ -126,16 +132,12 @@ class Pool:
                 self._worker = None
                 self.stats.restarts += 1
                 self.stats.timeouts += 1
-                return [None] * len(pairs)
+                return [None] * len(leaves), [None] * len(pairs)
             finally:
                 self.stats.seconds += time.monotonic() - began
-            timeouts = reply["timeouts"]
-            assert isinstance(timeouts, int)
-            self.stats.timeouts += timeouts
-            self.stats.restarts += timeouts
-            equal = reply["equal"]
-            assert isinstance(equal, list)
-            return equal
+            self.stats.timeouts += reply["timeouts"]
+            self.stats.restarts += reply["timeouts"]
+            return reply["read"], reply["equal"]
 
     def warm_up(self) -> None:
         """Start the worker now (it takes a second or two) instead of at the first formula that needs it."""

@@ -46,6 +46,10 @@ def parse(latex: str) -> Parsed:
         return Parsed(None, None)
 
 
+def report(parsed: Parsed) -> None:
+    """Report nothing: an expression stays in its process."""
+
+
 def _values(expression: Any) -> tuple[Any, ...] | None:
     """Return the values at the sample points, ``None`` where the formula is not numeric."""
     import sympy

@@ -6,12 +6,14 @@ Two processes, both children of the training process's `autotelic.answers.pool`:
 * the *child* parses and compares. It cannot open a file for writing, start a process or reach the network, its memory
   is bounded, and it is killed when one step or the whole request exceeds its time. A new one is forked in milliseconds.
 
-Request: ``{"leaves": [latex, ...], "pairs": [[i, j], ...], "limit": seconds}``.
-Reply: ``{"equal": [true | false | null, ...], "timeouts": number of steps killed, "hostile": [leaf index, ...]}``;
-null means undecided (a side did not parse, or time ran out).
+Request: ``{"leaves": [text, ...], "pairs": [[i, j], ...], "limit": seconds, "mode": name}``.
+Reply: ``{"equal": [true | false | null, ...], "read": [...], "timeouts": steps killed, "hostile": [index, ...]}``;
+null means undecided (a side did not parse, or time ran out). `MODES` names the modules that read and compare; "read" is
+what a mode reports of each leaf (null in the default mode).
 """
 
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -21,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+MODES = {"math": "autotelic.answers.symbolic", "official": "autotelic.answers.official"}
 STEP_LIMIT = 0.7
 """Seconds for one parse or one comparison: what takes longer is hostile, and its neighbours need the rest."""
 MEMORY_LIMIT = 1 << 30
@@ -30,9 +33,8 @@ MEMORY_LIMIT = 1 << 30
 def main() -> None:
     """Serve requests from standard input until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
-    from autotelic.answers import symbolic
-
-    symbolic.warm_up()
+    for module in MODES.values():
+        importlib.import_module(module).warm_up()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing a library prints may enter the protocol
     out.write(json.dumps({"ready": os.getpid()}) + "\n")
@@ -54,13 +56,14 @@ class _Supervisor:
         leaves, pairs = request["leaves"], request["pairs"]
         deadline = time.monotonic() + request["limit"]
         operations = [[i] for i in range(len(leaves))] + pairs
-        results: list[bool | None] = [None] * len(operations)
+        results: list[Any] = [None] * len(operations)
         hostile: set[int] = set()
         timeouts, position = 0, 0
         while position < len(operations) and time.monotonic() < deadline:
             if not self.pid:
                 self.start()
             message = {"leaves": leaves, "operations": operations, "from": position, "skip": sorted(hostile)}
+            message["mode"] = request.get("mode", "math")
             self.send(json.dumps(message).encode() + b"\n")
             position = self.collect(operations, results, position, deadline)
             if position < len(operations):  # the step at `position` was killed
@@ -68,9 +71,14 @@ class _Supervisor:
                 hostile.update(operations[position] if len(operations[position]) == 1 else [])
                 position += 1
         undone = len(operations) - position
-        return {"equal": results[len(leaves) :], "timeouts": timeouts + (undone > 0), "hostile": sorted(hostile)}
+        return {
+            "equal": results[len(leaves) :],
+            "read": results[: len(leaves)],
+            "timeouts": timeouts + (undone > 0),
+            "hostile": sorted(hostile),
+        }
 
-    def collect(self, operations: list[list[int]], results: list[bool | None], position: int, deadline: float) -> int:
+    def collect(self, operations: list[list[int]], results: list[Any], position: int, deadline: float) -> int:
         """Read results until all are there, or kill the child; return the first operation without a result."""
         buffer = b""
         while position < len(operations):
@@ -123,23 +131,25 @@ class _Supervisor:
 
 def _child(request_read: int, reply_write: int) -> None:
     """Parse and compare until the pipe closes; every result is sent as soon as it is known."""
-    from autotelic.answers import symbolic
-
+    modules = {name: importlib.import_module(module) for name, module in MODES.items()}
     _confine()
     with os.fdopen(request_read, "rb") as requests:
         for line in requests:
             message = json.loads(line)
             leaves, skip = message["leaves"], set(message["skip"])
             parsed: dict[int, Any] = {}
+            mode = modules[message["mode"]]
             for index in range(message["from"], len(message["operations"])):
                 operation = message["operations"][index]
                 result = None
                 if not skip.intersection(operation):
                     for leaf in operation:
                         if leaf not in parsed:
-                            parsed[leaf] = symbolic.parse(leaves[leaf])
+                            parsed[leaf] = mode.parse(leaves[leaf])
                     if len(operation) == 2:
-                        result = symbolic.compare(parsed[operation[0]], parsed[operation[1]])
+                        result = mode.compare(parsed[operation[0]], parsed[operation[1]])
+                    else:
+                        result = mode.report(parsed[operation[0]])
                 os.write(reply_write, json.dumps([index, result]).encode() + b"\n")
 
 
