@@ -66,7 +66,7 @@ def endpoint():
     state = {"requests": 0, "failures": 0, "status": 503, "reply": None, "headers": None}
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802
+        def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state["requests"] += 1
             state["headers"] = dict(self.headers)

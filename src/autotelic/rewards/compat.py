@@ -1,8 +1,8 @@
 """The reward vectors of the authors' code, quirks included: for parity tests and for reproducing their runs.
 
 * ``empo_trl`` (QingyangZhang/EMPO, TRL version): answers are equal when their extracted strings are; the reward is the
-  share of the group, 0 without an answer; the whole group gets 0 where the entropy is not below ln G, in floating point,
-  so that groups of some sizes escape the threshold by rounding.
+  share of the group, 0 without an answer; the whole group gets 0 where the entropy is not below ln G, in floating
+  point, so that groups of some sizes escape the threshold by rounding.
 * ``empo_verl`` (the same, verl version): a pairwise grader with a tolerance of 0.2 %; each answer joins the first
   cluster whose first member it equals; an answer that cannot be found is its own cluster and earns 1 / G; no threshold.
 * ``ttrl`` (PRIME-RL/TTRL): the most frequent extracted string is the label (the first seen wins ties, and the empty

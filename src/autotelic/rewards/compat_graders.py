@@ -1,7 +1,7 @@
 """How TTRL and EMPO's verl version decide that two answers are equal, quirks included. For `autotelic.rewards.compat`.
 
 The official graders hand answers to sympy's ``parse_expr``, which evaluates them as Python; here the same comparisons
-are made in the exact ring of `autotelic.answers.exact`, in floating point, or (math-verify's part) in the worker process.
+are made in the exact ring of `autotelic.answers.exact`, in floating point, or (math-verify's part) in the worker.
 """
 
 import contextlib
