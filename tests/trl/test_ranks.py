@@ -1,0 +1,175 @@
+"""The same rollouts on 1, 2 and 4 processes (gloo, through TRL and accelerate): same tokens, metrics and parameters.
+
+Rollouts are made up from each response's place in the batch of all ranks. The 32 responses are two groups of 16, so
+four ranks hold half a group each. Two updates share the rollout, with plain gradient descent, so that parameters show
+gradients, and the second update has ratios other than 1.
+"""
+
+import os
+import socket
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+ROWS, GROUP, STEPS = 32, 16, 2
+METHODS = {
+    "clip_cov": {"fraction": 0.1, "low": 0.05, "high": 99.0},
+    "kl_cov": {"fraction": 0.1},
+    "high_entropy": {"fraction": 0.3},
+    "entropic": {"target": 1.0, "threshold": 0.01},
+}
+
+
+def rollout_trainer(base, tokenizer):
+    """A GRPOTrainer whose rollouts and selections are a matter of row numbers."""
+
+    class Recorded(base):
+        selections: list
+
+        def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+            first = self.accelerator.process_index * len(prompt_ids)
+            responses = []
+            for row in range(first, first + len(prompt_ids)):
+                generator = torch.Generator().manual_seed(row)
+                length = int(torch.randint(1, 12, (1,), generator=generator))
+                ids = torch.randint(0, len(tokenizer), (length,), generator=generator).tolist()
+                responses.append([token for token in ids if token != tokenizer.eos_token_id] or [5])
+            return responses, None
+
+        def _on_plan(self, micro_batches, plans):
+            super()._on_plan(micro_batches, plans)
+            ours = {}
+            for micro, plan in zip(micro_batches, plans, strict=True):
+                for row, mask, selected in zip(micro["row_ids"], micro["completion_mask"], plan.selected, strict=True):
+                    ours[int(row)] = selected[mask.bool()].tolist()
+            self.selections.append(ours)
+
+    return Recorded
+
+
+def length_reward(prompts, completions, completion_ids, **kwargs):
+    """Half of the responses of a group are right, by their length."""
+    return [float(len(ids) % 2) for ids in completion_ids]
+
+
+def train(method, size, folder):
+    """Two updates on this process's share of the rollout; return what must not depend on the number of processes."""
+    from datasets import Dataset
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    from autotelic.tasks.tokenizer import build_tokenizer
+    from autotelic.trl import entropy_control, with_entropy_control
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            num_key_value_heads=1,
+            head_dim=16,
+            max_position_embeddings=64,
+            **sizes,
+            **special,
+        )
+    )
+    trainer = rollout_trainer(with_entropy_control(GRPOTrainer), tokenizer)(
+        model=model,
+        reward_funcs=length_reward,
+        args=GRPOConfig(
+            output_dir=str(folder / "run"),
+            per_device_train_batch_size=ROWS // size,
+            num_generations=GROUP,
+            num_iterations=STEPS,
+            gradient_accumulation_steps=1,
+            steps_per_generation=1,
+            max_completion_length=12,
+            max_steps=STEPS,
+            optim="sgd",
+            learning_rate=0.5,
+            lr_scheduler_type="constant",
+            max_grad_norm=1e9,
+            shuffle_dataset=False,
+            beta=0.0,
+            logging_steps=1,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": p} for p in ("1+2=?", "3+4=?")]),
+        processing_class=tokenizer,
+        entropy_control=entropy_control(method, **METHODS[method]),
+    )
+    trainer.selections = []
+    trainer.train()
+    ours = ("covariance/", "selected/", "advantage/", "policy/", "reward")
+    logs = [{k: v for k, v in row.items() if k.startswith(ours)} for row in trainer.state.log_history[:STEPS]]
+    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return {
+        "selections": trainer.selections,
+        "logs": logs,
+        "parameters": parameters,
+        "state": dict(trainer.control_state),
+    }
+
+
+def worker(rank, size, port, methods, folder):
+    warnings.simplefilter("ignore")
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the life of this process
+    torch.set_num_threads(1)
+    results = {method: train(method, size, Path(folder)) for method in methods}
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Return what one process finds, by method."""
+    from autotelic.trl.controls import EntropyControlWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EntropyControlWarning)
+        return {method: train(method, 1, tmp_path_factory.mktemp(method)) for method in METHODS}
+
+
+def test_one_process_selects_and_moves(alone):
+    """What the other tests compare with is not trivial."""
+    for method, found in alone.items():
+        assert len(found["selections"]) == STEPS
+        assert all(any(any(row) for row in step.values()) for step in found["selections"]), method
+    assert alone["kl_cov"]["logs"][1]["policy/abs_log_ratio"] > 1e-3
+    assert "covariance/accuracy_mid" in alone["clip_cov"]["logs"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("size", [2, 4])
+def test_any_number_of_processes_trains_alike(alone, size, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (size, port, list(METHODS), str(tmp_path)), nprocs=size)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(size)]
+    for method, expected in alone.items():
+        found = [part[method] for part in parts]
+        for step in range(STEPS):
+            merged = {row: tokens for part in found for row, tokens in part["selections"][step].items()}
+            assert merged == expected["selections"][step], (method, step)
+            for name, value in expected["logs"][step].items():
+                assert found[0]["logs"][step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (method, name)
+        for part in found:
+            assert part["state"] == pytest.approx(expected["state"], rel=1e-5)
+            for name, parameter in expected["parameters"].items():
+                torch.testing.assert_close(part["parameters"][name], parameter, rtol=1e-5, atol=1e-7)
