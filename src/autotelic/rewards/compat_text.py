@@ -15,7 +15,8 @@ _COMMON_UNITS = (
     "per|{1}lt|gain|ab|way|west|{2}no change|men|soldier|pie|bc|excess|st|inches|noon|percent|by|gal|kmh|{3}acre|rise|"
     "a . m|th|π r 2|sq|mark|{4}toy|coin|sq . m|gallon|° f|profit|minw|yr|women|feet|am|pm|hr|cu cm|square|v â € ™|are|"
     "rupee|rounds|cubic|cc|mtr|{5}ohm|number|kmph|day|hour|minute|min|second|man|woman|sec|cube|mt|sq inch|mp|∏ cm ³|"
-    "hectare|more|sec|unit|cu . m|cm 2|rs .|rs|kg|{6}month|{7}cm|mm|apple|liter|loss|yard|pure|year|increase|decrease|{8}"
+    "hectare|more|sec|"
+    "unit|cu . m|cm 2|rs .|rs|kg|{6}month|{7}cm|mm|apple|liter|loss|yard|pure|year|increase|decrease|{8}"
     "less|Surface|litre|pi sq m|s .|metre|meter|inch"
 )
 _LETTER_UNITS = (
