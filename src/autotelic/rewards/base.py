@@ -137,6 +137,7 @@ class LabelFreeReward(ABC):
         linkage: How pairs become clusters (`autotelic.answers.cluster_group`).
         token_stats: Statistics for the next call, set by a trainer; used once.
         last_result: Result of the last call, for a trainer's metrics and its denominator.
+        last_places: Where each row of this process stands in it: (group, response).
     """
 
     name: ClassVar[str]
@@ -153,6 +154,7 @@ class LabelFreeReward(ABC):
     linkage: str = "union_find"
     token_stats: TokenStats | None = field(default=None, repr=False)
     last_result: RewardResult | None = field(default=None, repr=False)
+    last_places: list[tuple[int, int]] = field(default_factory=list, repr=False)
 
     def __getattr__(self, attribute: str) -> str:
         """Answer ``__name__``, by which TRL names a reward function."""
@@ -181,7 +183,7 @@ class LabelFreeReward(ABC):
         rows = self._rows(prompts, completions, stats)
         groups, places = gather_groups(rows, self.num_generations or context.num_generations, everyone=self.whole_batch)
         result = self.score(groups, step=context.step)
-        self.last_result, self.token_stats = result, None
+        self.last_result, self.last_places, self.token_stats = result, places, None
         if context.log_metric is not None:
             for key, value in result.diagnostics.items():
                 context.log_metric(key, value)

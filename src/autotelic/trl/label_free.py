@@ -52,22 +52,22 @@ class LabelFreeMixin(TrainerBase):
         output = super()._generate_and_score_completions(inputs)
         rewards = self._label_free_rewards()
         if len(self.reward_funcs) == 1 and rewards and rewards[0].last_result is not None:
-            self._apply(output, rewards[0].last_result)
+            self._apply(output, rewards[0])
         return output
 
     def _label_free_rewards(self) -> list[LabelFreeReward]:
         return [reward for reward in self.reward_funcs if isinstance(reward, LabelFreeReward)]
 
-    def _apply(self, output: dict[str, Any], result: Any) -> None:
+    def _apply(self, output: dict[str, Any], reward: LabelFreeReward) -> None:
         """Scale advantages, and count the response tokens of the prompts that train."""
-        rows = output["completion_ids"].shape[0]
-        group = self.num_generations if self.model.training else self.num_generations_eval
-        local = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
-        device = output["advantages"].device
-        keep = result.prompt_mask.repeat_interleave(group)[local].to(device)
-        scale = result.advantage_scale.repeat_interleave(group)[local].to(output["advantages"])
+        result, advantages = reward.last_result, output["advantages"]
+        groups = torch.tensor([group for group, _ in reward.last_places])
+        keep = result.prompt_mask[groups].to(advantages.device)
+        advantages = advantages * keep
+        if self.scale_rewards == "group":  # elsewhere the factor, which the rewards carry, survives TRL's normalisation
+            advantages = advantages * result.advantage_scale[groups].to(advantages)
         mask = output["completion_mask"] * output["tool_mask"] if "tool_mask" in output else output["completion_mask"]
-        output["advantages"] = output["advantages"] * keep * scale
+        output["advantages"] = advantages
         output["num_items_in_batch"] = self.accelerator.gather((mask * keep.unsqueeze(1)).sum()).sum()
 
 

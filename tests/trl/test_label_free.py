@@ -1,0 +1,87 @@
+"""Label-free rewards inside the trainer: masked prompts leave the denominator, statistics arrive, scales apply once."""
+
+import pytest
+import torch
+
+from autotelic.rewards import EMPO, SeedGRPO, SelfCertainty
+from autotelic.rewards.base import LabelFreeReward
+from autotelic.trl.label_free import token_statistics, with_label_free_rewards
+
+
+class Graded(LabelFreeReward):
+    """Rewards by place in the group; masks the first prompt; scales the second by ten."""
+
+    name = "graded"
+
+    def rewards(self, batch):
+        return torch.arange(batch.clusters.shape[1], dtype=torch.float64).expand(batch.clusters.shape)
+
+    def prompt_mask(self, batch):
+        return torch.arange(len(batch.groups)) > 0
+
+    def advantage_scale(self, batch):
+        scale = torch.ones(len(batch.groups), dtype=torch.float64)
+        scale[1] = 10.0
+        return scale
+
+
+def rollout(trainer):
+    trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    return trainer._generate_and_score_completions(batch)
+
+
+def test_masked_prompts_have_no_advantage_and_leave_the_denominator(make_trainer):
+    trainer = make_trainer(with_label_free_rewards, reward_funcs=Graded())
+    output = rollout(trainer)
+    advantages = output["advantages"].view(-1, 4)
+    assert bool((advantages[0] == 0).all()) and bool((advantages[2:].abs().sum(-1) > 0).all())
+    assert int(output["num_items_in_batch"]) == int(output["completion_mask"][4:].sum())
+
+
+@pytest.mark.parametrize(("scale_rewards", "factor"), [("group", 10.0), ("none", 10.0)])
+def test_advantage_scale_applies_exactly_once(make_trainer, scale_rewards, factor):
+    trainer = make_trainer(with_label_free_rewards, reward_funcs=Graded(), scale_rewards=scale_rewards)
+    advantages = rollout(trainer)["advantages"].view(-1, 4)
+    torch.testing.assert_close(advantages[1], factor * advantages[2], rtol=1e-3, atol=1e-3)
+
+
+def test_other_reward_functions_are_left_alone(make_trainer):
+    output = rollout(make_trainer(with_label_free_rewards))
+    assert int(output["num_items_in_batch"]) == int(output["completion_mask"].sum())
+
+
+def test_token_statistics_ignore_padding_and_batching(make_model, tokenizer):
+    """One row at a time and all at once give the same numbers; left padding is invisible."""
+    model = make_model().eval()
+    prompts = [tokenizer(text)["input_ids"] for text in ("1+2=?", "10+20+30=?", "3-3=?")]
+    responses = [tokenizer(text)["input_ids"] for text in ("3", "30+30=60", "0")]
+    settings = {"pad_id": tokenizer.pad_token_id, "temperature": 0.7}
+    whole = token_statistics(model, prompts, responses, batch_size=3, **settings)
+    for i in range(3):
+        alone = token_statistics(model, prompts[i : i + 1], responses[i : i + 1], batch_size=1, **settings)
+        n = len(responses[i])
+        assert int(whole.mask[i].sum()) == n
+        for name in ("logprobs", "entropy", "self_certainty"):
+            torch.testing.assert_close(getattr(whole, name)[i, :n], getattr(alone, name)[0, :n], rtol=1e-4, atol=1e-5)
+
+
+def test_token_statistics_by_hand(make_model, tokenizer):
+    """The first response token's log-probability is the model's own at the prompt's last position."""
+    model = make_model().eval()
+    prompt, response = tokenizer("1+2=?")["input_ids"], tokenizer("3")["input_ids"]
+    with torch.no_grad():
+        log_p = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    found = token_statistics(model, [prompt], [response], pad_id=0, temperature=1.0, batch_size=1)
+    assert float(found.logprobs[0, 0]) == pytest.approx(float(log_p[response[0]]), abs=1e-5)
+    assert float(found.entropy[0, 0]) == pytest.approx(float(-(log_p.exp() * log_p).sum()), abs=1e-5)
+    assert float(found.self_certainty[0, 0]) == pytest.approx(
+        float(-log_p.mean() - torch.tensor(float(len(log_p))).log()), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("reward", [EMPO(), SelfCertainty(), SeedGRPO()], ids=lambda r: r.name)
+def test_training_with_each_kind_of_reward(make_trainer, reward):
+    trainer = make_trainer(with_label_free_rewards, reward_funcs=reward, max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
