@@ -253,3 +253,25 @@ def test_command_line_settings_reach_a_control():
     fields = {name for control in methods().values() for name in control.__dataclass_fields__} | {"kl_form"}
     assert set(CONTROL_SETTINGS) <= fields
     HighEntropy().check(1, "sequence")  # silencing works under a shared ratio
+
+
+def test_names_on_the_command_line():
+    """Every name builds a control or writes TRL's fields; settings that a name does not use are refused."""
+    from autotelic.trl.arguments import RunArguments
+    from autotelic.trl.training import build_control
+
+    needed = {
+        "repo": {"coef": 0.1},
+        "entropic": {"target": 0.1, "threshold": 0.9},
+        "entropy_bonus": {"coef": 1e-3},
+        "clip_lower": {},
+    }
+    for name in CONTROL_NAMES:
+        args = config(epsilon=0.1, epsilon_high=0.2, importance_sampling_level="token")
+        control = build_control(RunArguments(entropy_control=name, **needed.get(name, {})), args)
+        assert (None if control is None else control.name) == (name if name in CONTROLS else None)
+    assert build_control(RunArguments(entropy_change_rows=4), config()).name == "observe"
+    with pytest.raises(UserError, match="coef set without"):
+        build_control(RunArguments(coef=0.1), config())
+    with pytest.raises(UserError, match="no setting 'mu'"):
+        build_control(RunArguments(entropy_control="kl_cov", mu=1.0), config())
