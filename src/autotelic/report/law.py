@@ -20,6 +20,15 @@ INTERVENTIONS = {
     "kl_cov": "KL-Cov",
     "clip_higher": "clip-higher",
     "entropy_bonus": "an entropy bonus",
+    "adaptive_entropy": "an adaptive entropy bonus",
+    "clip_lower": "clip-lower",
+    "high_entropy": "the high-entropy token mask",
+    "repo": "REPO",
+    "steer": "STEER",
+    "entropic": "EntroPIC",
+    "clip_b": "Clip_B",
+    "clip_v": "Clip_V",
+    "stare": "STARE",
     "one_shot_em": "entropy minimisation",
 }
 

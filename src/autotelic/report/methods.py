@@ -31,6 +31,11 @@ STYLES: dict[str, Style] = {
     "random_reward": Style("random reward", PALETTE[5], "dot"),
     "clip_higher": Style("clip-higher", "#8C6D31", "longdash"),
     "entropy_bonus": Style("entropy bonus", "#6A51A3", "longdashdot"),
+    "high_entropy": Style("80/20 mask", PALETTE[3], "dash"),
+    "repo": Style("REPO", PALETTE[4], "dot"),
+    "steer": Style("STEER", PALETTE[5], "dashdot"),
+    "entropic": Style("EntroPIC", PALETTE[0], "longdash"),
+    "stare": Style("STARE", PALETTE[1], "longdashdot"),
 }
 
 
@@ -55,7 +60,7 @@ def method_of(description: Mapping[str, Any], folder: str) -> str:
     settings = settings_of(description)
     method = str(description.get("method") or folder)
     control = settings.get("entropy_control")
-    if method == "grpo" and isinstance(control, str) and control not in {"", "none"}:
+    if method == "grpo" and isinstance(control, str) and control not in {"", "none", "observe"}:
         return control
     if method.startswith("grpo+"):
         return method.removeprefix("grpo+")

@@ -61,6 +61,7 @@ class LabelFreeMixin(TrainerBase):
     def _apply(self, output: dict[str, Any], reward: LabelFreeReward) -> None:
         """Scale advantages, and count the response tokens of the prompts that train."""
         result, advantages = reward.last_result, output["advantages"]
+        assert result is not None  # the caller has looked
         groups = torch.tensor([group for group, _ in reward.last_places])
         keep = result.prompt_mask[groups].to(advantages.device)
         advantages = advantages * keep
