@@ -36,6 +36,7 @@ EM = {"method": "one_shot_em", "prompt": PROMPT, "learning_rate": 2e-4, "max_ste
 MANY = EM | {"prompt": None, "dataset": "chain_sums:train", "max_steps": 20}
 RL = {"method": "grpo", "dataset": "chain_sums:train", "dataset_limit": 4000, "num_generations": 8}
 RL |= {"per_device_train_batch_size": 64, "steps_per_generation": 2, "learning_rate": 2e-4, "max_steps": 24}
+STRICTER = ("majority_drift=0.3", "diversity=0.9", "entropy_floor=0.75", "length=1.25", "logit_skew=0.1")
 SCORES = ("variance", "majority_variance", "semantic_entropy", "token_entropy", "disagreement", "chance")
 
 
@@ -300,7 +301,9 @@ def curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def stop_rules(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """For each rule, over seeds: the step of the checkpoint it keeps, and the accuracy lost against the run's best."""
-    from autotelic.diagnostics.stopping import STOP_RULES, ProbeStatistics, stopping_point
+    from autotelic.diagnostics.stopping import STOP_RULES, ProbeStatistics, parse_rules, stopping_point
+
+    rules = dict(STOP_RULES) | {f"{text} (stricter)": rule for text in STRICTER for rule in parse_rules(text).values()}
 
     kept: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for row in rows:
@@ -316,7 +319,7 @@ def stop_rules(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "step 10": max(i for i, step in enumerate(steps) if step <= 10),
             "last step": len(steps) - 1,
         }
-        for name, rule in STOP_RULES.items():
+        for name, rule in rules.items():
             point = stopping_point(rule, history)
             choices[name] = len(steps) - 1 if point is None else point - 1
         for name, index in choices.items():

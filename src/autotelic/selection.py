@@ -132,7 +132,7 @@ def compare_scores(rows: Sequence[Mapping[str, Any]], *, num_top: int = 10) -> d
         constant = len(set(scores)) == 1 or len(set(variances)) == 1
         found = {row["id"] for row in rank(rows, name)[:num_top]}
         result[name] = {
-            "spearman": None if constant else float(spearmanr(scores, variances).statistic),
+            "spearman": None if constant else float(spearmanr(scores, variances)[0]),  # pyright: ignore[reportArgumentType]
             "top_overlap": len(found & wanted) / num_top,
             "chance": num_top / len(rows),
         }

@@ -12,6 +12,7 @@ ended, and never runs a finished trial again. Worker processes stay warm from tr
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -167,9 +168,11 @@ def run_on_ray(trials: Sequence[Any], store: Any, args: argparse.Namespace) -> l
     workers = args.workers or os.cpu_count() or 1
     if workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}")
-    local = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}
+    options: dict[str, Any] = {"address": args.address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if not args.address:
+        options |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}
     try:
-        ray.init(address=args.address, log_to_driver=False, logging_level="error", **({} if args.address else local))
+        ray.init(**options)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"cannot reach the Ray cluster {args.address}: {error}") from error
     failures: list[str] = []
