@@ -123,6 +123,50 @@ def curves(output: Path, metric: str, steps: list[int]) -> str:
     return "\n".join(lines)
 
 
+def dynamics(output: Path) -> str:
+    """Predicted against realised change of entropy: correlation and slope per seed, summarised over seeds."""
+    lines = ["| prediction | seeds | correlation | slope of realised on predicted |", "| --- | --- | --- | --- |"]
+    for name in ("predicted_covariance", "predicted_sampled"):
+        correlations, slopes = [], []
+        for path in sorted(output.glob("*/run/metrics.jsonl")):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            pairs = [
+                (row[f"dynamics/{name}"], row["dynamics/realised"])
+                for row in rows
+                if f"dynamics/{name}" in row and "dynamics/realised" in row
+            ]
+            predicted, realised = np.asarray(pairs).T
+            correlations.append(float(np.corrcoef(predicted, realised)[0, 1]))
+            slopes.append(float(np.polyfit(predicted, realised, 1)[0]))
+        (r, r_half), (slope, slope_half) = interval(correlations), interval(slopes)
+        lines.append(f"| {name} | {len(slopes)} | {r:.2f} ± {r_half:.2f} | {slope:.3f} ± {slope_half:.3f} |")
+    return "\n".join(lines)
+
+
+def law(output: Path, names: list[str]) -> str:
+    """The law fitted to each run's validation points, and its forecast from the first 15 %, over seeds."""
+    from autotelic.diagnostics.logs import pick_curve, read_log
+    from autotelic.functional import fit_entropy_law
+    from autotelic.functional.entropy_law import forecast
+
+    lines = [
+    heads = ["run", "seeds", "a", "b", "ceiling", "R²", "RMSE after 15 %", "last value", "linear in H", "linear in step"]
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name in names:
+        columns: list[list[float]] = [[] for _ in range(8)]
+        for path in sorted(output.glob(f"{name}-seed*/run/metrics.jsonl")):
+            curve = pick_curve(read_log(path))
+            fit = fit_entropy_law(curve.entropy, curve.reward)
+            errors = list(forecast(curve.step, curve.entropy, curve.reward, share=0.15).rmse.values())
+            for column, value in zip(columns, [fit.a, fit.b, fit.ceiling, fit.r_squared, *errors], strict=True):
+                column.append(value)
+        if columns[0]:
+            cells = (f"{interval(column)[0]:.3f} ± {interval(column)[1]:.3f}" for column in columns)
+            lines.append(f"| {name} | {len(columns[0])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -136,12 +180,21 @@ def main() -> None:
     shower.add_argument("--metrics", nargs="*", default=["mean@8", "greedy", "pass@8", "maj@8", "entropy"])
     shower.add_argument("--curve", default=None)
     shower.add_argument("--steps", type=int, nargs="*", default=[0, 40, 80, 120, 160, 200])
+    changes = commands.add_parser("dynamics")
+    changes.add_argument("output", type=Path)
+    fits = commands.add_parser("law")
+    fits.add_argument("output", type=Path)
+    fits.add_argument("--runs", nargs="*", default=["grpo"])
     args = parser.parse_args()
     if args.command == "run":
         import torch
 
         torch.set_num_threads(1)
         run(args.recipe, args.output, args.only, args.seeds)
+    elif args.command == "dynamics":
+        print(dynamics(args.output))
+    elif args.command == "law":
+        print(law(args.output, args.runs))
     elif args.curve:
         print(curves(args.output, args.curve, args.steps))
     else:
