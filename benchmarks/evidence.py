@@ -149,9 +149,8 @@ def law(output: Path, names: list[str]) -> str:
     from autotelic.functional import fit_entropy_law
     from autotelic.functional.entropy_law import forecast
 
-    lines = [
-    heads = ["run", "seeds", "a", "b", "ceiling", "R²", "RMSE after 15 %", "last value", "linear in H", "linear in step"]
-    ]
+    heads = ["run", "seeds", "a", "b", "ceiling", "R²"]
+    heads += ["RMSE after 15 %", "last value", "linear in H", "linear in step"]
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for name in names:
         columns: list[list[float]] = [[] for _ in range(8)]
