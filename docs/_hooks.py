@@ -1,0 +1,83 @@
+"""Links from the documents to files of the repository also work on the site.
+
+A page links to `../src/autotelic/functional/covariance.py#token_covariance`, which a reader of the repository can
+follow. For the site, every file that is linked so becomes a page of highlighted source, with a heading per top-level
+name, so that the anchor leads to the function without a line number.
+"""
+
+import ast
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+LINK = re.compile(r"\]\(((?:\.\./)+[^)\s]+)\)")
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
+
+
+def on_files(files, config):
+    """Add a page for every file outside docs/ that a page links to."""
+    root = Path(config.config_file_path).parent
+    wanted = set()
+    for file in files.documentation_pages():
+        for target in LINK.findall(Path(file.abs_src_path).read_text(encoding="utf-8")):
+            place = outside(file.src_uri, target)
+            if place is not None:
+                wanted.add(place[0])
+    for name in sorted(wanted):
+        if (root / name).is_file():
+            files.append(File.generated(config, page_of(name), content=source_page(root / name, name)))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Point links that leave docs/ to those pages."""
+
+    def moved(match):
+        place = outside(page.file.src_uri, match[1])
+        if place is None:
+            return match[0]
+        name, anchor = place
+        return f"]({posixpath.relpath(page_of(name), posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
+
+    return LINK.sub(moved, markdown)
+
+
+def outside(page, target):
+    """Return (path from the repository's root, anchor) if the link leaves docs/, else None."""
+    path, mark, anchor = target.partition("#")
+    place = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
+    return (place.removeprefix("../"), mark + anchor) if place.startswith("../") else None
+
+
+def page_of(name):
+    """Return where a file's page lies."""
+    return name if name.endswith(".md") else f"{name}.md"
+
+
+def source_page(path, name):
+    """Return a file as Markdown."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return text.replace("](docs/", "](")
+    head = f"---\ntitle: {name}\nsearch:\n  exclude: true\n---\n\n# {name}\n\n"
+    if path.suffix != ".py":
+        return head + fenced(text, LANGUAGES.get(path.suffix, "text"))
+    lines, start, parts = text.splitlines(), 0, []
+    for node in ast.parse(text).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+        if first > start:
+            parts.append(fenced("\n".join(lines[start:first]), "python"))
+        parts.append(f"## {node.name} {{ #{node.name} }}\n")
+        parts.append(fenced("\n".join(lines[first : node.end_lineno]), "python"))
+        start = node.end_lineno
+    parts.append(fenced("\n".join(lines[start:]), "python"))
+    return head + "\n".join(parts)
+
+
+def fenced(code, language):
+    """Return a code block, or nothing for empty code."""
+    return f"````{language}\n{code.strip(chr(10))}\n````\n" if code.strip() else ""

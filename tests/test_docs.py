@@ -1,0 +1,238 @@
+"""The documents stay true: code blocks run, command lines parse, links resolve, the site builds strictly.
+
+A Python block runs unless the line above it is `<!-- skip: reason -->`. `<!-- slow: reason -->` leaves it to the slow
+tests. The blocks of a page share one namespace, in their order.
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+from autotelic.cli.main import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```\s*$", re.M | re.S)
+MARK = re.compile(r"<!--\s*(?P<kind>\w+)\s*:?\s*(?P<reason>.*?)\s*-->\s*\Z", re.S)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
+SHELL = ("", "bash", "sh", "console")
+
+
+@dataclass
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    body: str
+    line: int
+    mark: str
+    reason: str
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path) -> list[Block]:
+    text = path.read_text(encoding="utf-8")
+    found = []
+    for match in FENCE.finditer(text):
+        above = MARK.search(text[: match.start()].rstrip())
+        mark, reason = (above["kind"], above["reason"]) if above else ("", "")
+        body = "\n".join(line.removeprefix(match["indent"]) for line in match["body"].split("\n"))
+        found.append(Block(match["language"], body, text[: match.start("body")].count("\n"), mark, reason))
+    return found
+
+
+def python_blocks(path: Path) -> list[Block]:
+    return [block for block in blocks(path) if block.language == "python"]
+
+
+def run_blocks(path: Path, chosen: list[Block]) -> None:
+    namespace = {"__name__": "page"}
+    for block in chosen:
+        # Empty lines in front make a traceback name the line of the page.
+        exec(compile("\n" * block.line + block.body, str(path), "exec"), namespace)
+
+
+WITH_CODE = [path for path in PAGES if python_blocks(path)]
+SLOW = [path for path in WITH_CODE if any(block.mark == "slow" for block in python_blocks(path))]
+
+
+@pytest.mark.parametrize("path", WITH_CODE, ids=name_of)
+def test_code_blocks_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_blocks(path, [block for block in python_blocks(path) if block.mark not in ("skip", "slow")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SLOW, ids=name_of)
+def test_slow_code_blocks_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_blocks(path, [block for block in python_blocks(path) if block.mark != "skip"])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_a_block_that_does_not_run_says_why(path):
+    for block in python_blocks(path):
+        if block.mark in ("skip", "slow"):
+            assert len(block.reason) > 5, f"{name_of(path)}, line {block.line}: <!-- {block.mark}: why? -->"
+
+
+def command_lines(path: Path) -> list[list[str]]:
+    """Every command line of ours in a shell block, as words; what follows a pipe or a redirection is left out."""
+    found = []
+    for block in blocks(path):
+        if block.language not in SHELL:
+            continue
+        for line in block.body.replace("\\\n", " ").split("\n"):
+            if "autotelic" not in line or line.lstrip().startswith("#"):
+                continue
+            words = shlex.split(line, comments=True)
+            for place, word in enumerate(words):
+                launched = place > 0 and words[place - 1] == "-m"
+                if Path(word).name == "autotelic" and (place == 0 or launched or "=" in words[place - 1]):
+                    ours = words[place + 1 :]
+                    cut = next((i for i, w in enumerate(ours) if w in ("|", ">", ">>", "&&", "&", ";")), len(ours))
+                    found.append(ours[:cut])
+                    break
+    return found
+
+
+@pytest.fixture(scope="module")
+def training_options():
+    """Every option of `autotelic train`."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl import GRPOConfig, ModelConfig
+
+    from autotelic.trl.arguments import RunArguments
+
+    return {"config"} | {field.name for kind in (RunArguments, GRPOConfig, ModelConfig) for field in fields(kind)}
+
+
+def refuse(message: str) -> None:
+    raise AssertionError(message)
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if command_lines(p)], ids=name_of)
+def test_command_lines_exist(path, request):
+    for words in command_lines(path):
+        if words[0] in ("--help", "--version", "COMMAND"):
+            continue
+        assert words[0] in COMMANDS, f"{name_of(path)}: autotelic {' '.join(words)}"
+        if words[0] == "train":
+            check_training(words[1:], request.getfixturevalue("training_options"))
+            continue
+        module = importlib.import_module(f"autotelic.cli.{words[0]}")
+        parser = argparse.ArgumentParser(prog=f"{name_of(path)}: autotelic {words[0]}")
+        module.add_arguments(parser)
+        for each in (parser, *subparsers(parser)):
+            each.error = refuse
+        if "--help" not in words:
+            parser.parse_args(words[1:])
+
+
+def subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [each for action in actions for each in action.choices.values()]
+
+
+def check_training(words: list[str], known: set[str]) -> None:
+    from autotelic.trl.arguments import CONTROL_NAMES, METHODS
+
+    assert words[0] in METHODS, words
+    for place, word in enumerate(words):
+        if word.startswith("--"):
+            option, _, value = word.removeprefix("--").partition("=")
+            option = option.replace("-", "_").removeprefix("no_")
+            assert option in known, f"autotelic train has no option {word}"
+            value = value or next(iter(words[place + 1 : place + 2]), "")
+            if option == "entropy_control":
+                assert value in CONTROL_NAMES, value
+            if option == "config":
+                assert (ROOT / value).is_file(), f"{value} does not exist"
+
+
+def prose(path: Path) -> str:
+    """A page without its code."""
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", path.read_text(encoding="utf-8")))
+
+
+def anchors(path: Path) -> set[str]:
+    """What may stand after # in a link to this file."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return {n.name for n in ast.parse(text).body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    headings = re.findall(r"^#+ +(.*?)\s*$", FENCE.sub("", text), re.M)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_resolve(path):
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for target in LINK.findall(text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (path.parent / place).resolve() if place else path
+        assert file.exists(), f"{name_of(path)} links to {target}, which does not exist"
+        if anchor and file.suffix in (".md", ".py") and file.name != "api.md":
+            assert anchor in anchors(file), f"{name_of(path)} links to {target}: no such heading or name there"
+
+
+def test_the_checks_can_fail(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\n1 / 0\n```\n\n<!-- skip: needs a GPU -->\n```python\n2 / 0\n```\n\n```bash\nautotelic x\n```\n"
+    )
+    first, second = python_blocks(page)
+    assert (first.mark, second.mark, second.reason) == ("", "skip", "needs a GPU")
+    with pytest.raises(ZeroDivisionError):
+        run_blocks(page, [first])
+    assert command_lines(page) == [["x"]]
+    with pytest.raises(AssertionError, match="no option"):
+        check_training(["grpo", "--fractoin", "0.1"], {"fraction"})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install '.[docs]'")
+def test_the_site_builds_strictly(tmp_path):
+    """No warning in the build, and an equation's link leads to its function."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "site/papers/entropy_mechanism.html").read_text()
+    assert "token_advantages.py.html#clip_cov" in page
+    source = tmp_path / "site/src/autotelic/functional/token_advantages.py.html"
+    assert 'id="clip_cov"' in source.read_text()
+    assert "autotelic.functional.token_advantages.clip_cov" in (tmp_path / "site/api.html").read_text()
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_examples_run(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path), "--max-steps", "2"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert "2 updates" in capsys.readouterr().out
