@@ -13,7 +13,7 @@ import yaml
 
 from autotelic import sweeping
 from autotelic.cli.main import main
-from autotelic.cli.sweep import parse_grid, train_trial
+from autotelic.cli.sweep import check_training, parse_grid, read_recipe, train_trial
 from autotelic.errors import UserError
 
 HERE = Path(__file__).parent
@@ -117,6 +117,13 @@ def test_a_training_trial_keeps_its_numbers_and_not_its_model(tmp_path):
     found = train_trial(settings | {"validation_k": 2}, tmp_path)
     assert found["best/eval/mean_at_k"] >= found["eval/mean_at_k"] and "train/em_loss" in found
     assert not list(tmp_path.rglob("*.safetensors")) and (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("path", sorted((HERE.parents[1] / "recipes").glob("sweep_*.yaml")), ids=lambda path: path.stem)
+def test_recipes_can_be_trained(path):
+    recipe = read_recipe(path)
+    settings = recipe["config"] | {"method": recipe["method"]}
+    check_training(sweeping.make_trials(sweeping.TRAIN, settings, recipe["grid"], recipe["seeds"]))
 
 
 def start(path, out, *options):

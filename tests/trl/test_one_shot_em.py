@@ -2,15 +2,18 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from autotelic.cli.train import train
+from autotelic.cli.train import parse, train
 from autotelic.errors import UserError
 from autotelic.functional import entropy_minimization_loss, entropy_minimization_official
 from autotelic.trl import EntropyMinimization, with_entropy_minimization
 from autotelic.trl.mixin import response_mask
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def constant_reward(prompts, completions, **kwargs):
@@ -245,6 +248,21 @@ def test_same_seed_same_numbers(tmp_path, make_model, tokenizer):
     tokenizer.save_pretrained(tmp_path / "model")
     runs = [run_of(tmp_path, f"run{i}", tmp_path / "model", seed) for i, seed in enumerate((1, 1, 2))]
     assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("one_shot_em_*.yaml")), ids=lambda path: path.stem)
+def test_recipes_hold_the_papers_settings(path):
+    on_one_process = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "8", "--bf16", "false"]
+    run, training, _ = parse("one_shot_em", ["--config", str(path), *on_one_process])
+    assert (training.num_generations, training.temperature, training.max_steps) == (64, 0.5, 10)
+    assert (training.weight_decay, training.max_grad_norm, training.lr_scheduler_type) == (0.01, 1.0, "constant")
+    if "qwen" in path.stem:
+        assert training.learning_rate == 2e-5
+        assert run.prompt.startswith("The pressure \\( P \\) exerted by wind on a sail varies jointly as the area")
+        assert run.prompt.endswith(
+            "Find the wind velocity when the pressure on \\( 4 \\) square feet of sail is \\( 32 \\) pounds."
+        )
+        assert "\n" not in run.prompt and "  " not in run.prompt
 
 
 def rank_worker(rank, size, port, folder):
