@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from autotelic.cli.main import COMMANDS
 
@@ -236,3 +237,18 @@ def test_examples_run(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(path), "--max-steps", "2"])
     runpy.run_path(str(path), run_name="__main__")
     assert "2 updates" in capsys.readouterr().out
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_every_setting_of_a_recipe_has_its_source(path):
+    """`docs/papers.md` names the recipe, and each of its keys in the recipe's own section."""
+    sections = re.split(r"^## ", (ROOT / "docs/papers.md").read_text(), flags=re.M)
+    own = [section for section in sections if path.name in section]
+    assert own, f"docs/papers.md does not name {path.name}"
+    if "as above" in own[0]:
+        own += sections
+    for key in yaml.safe_load(path.read_text()):
+        assert any(f"`{key}`" in section for section in own), f"docs/papers.md, {path.name}: no row for `{key}`"
