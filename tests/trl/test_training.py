@@ -56,16 +56,23 @@ def without_time(rows):
 def test_grpo_with_clip_cov_leaves_a_run_folder(tmp_path, options):
     summary = train(
         "grpo",
-        options(
-            reward="random",
-            entropy_control="clip_cov",
-            fraction=0.01,
-            low=-9,
-            high=9,
-            log_rollouts=2,
-            validation_steps=2,
-        )
-        + ["--validation_dataset", str(tmp_path / "data.jsonl"), "--validation_limit", "4", "--validation_k", "2"],
+        [
+            *options(
+                reward="random",
+                entropy_control="clip_cov",
+                fraction=0.01,
+                low=-9,
+                high=9,
+                log_rollouts=2,
+                validation_steps=2,
+            ),
+            "--validation_dataset",
+            str(tmp_path / "data.jsonl"),
+            "--validation_limit",
+            "4",
+            "--validation_k",
+            "2",
+        ],
     )
     assert summary["finished"] and summary["step"] == 4
     rows = metrics(tmp_path, "run")
@@ -102,7 +109,7 @@ def test_one_shot_em_lowers_entropy(tmp_path, options):
     flags = options(num_generations=32, per_device_train_batch_size=32, steps_per_generation=1, max_steps=8)
     place = flags.index("--dataset")
     flags[place : place + 2] = ["--prompt", "1+2=?"]
-    train("one_shot_em", flags + ["--learning_rate", "1e-2"])
+    train("one_shot_em", [*flags, "--learning_rate", "1e-2"])
     entropies = [row["policy/entropy"] for row in metrics(tmp_path, "run")]
     assert entropies[-1] < 0.8 * entropies[0]
 
@@ -169,3 +176,46 @@ def test_recipe_then_command_line(tmp_path):
     recipe.write_text("learning_rte: 1\n")
     with pytest.raises(UserError, match="did you mean 'learning_rate'"):
         parse("empo", options)
+
+
+def test_interrupt_leaves_a_checkpoint_and_resume_finishes_with_the_same_numbers(
+    tmp_path, options, monkeypatch, capsys
+):
+    """Ctrl-C in the middle of a rollout: its updates are finished, a checkpoint is written, the message says how on."""
+    module = tmp_path / "interrupting.py"
+    module.write_text(
+        "import os, signal\n"
+        "calls = []\n"
+        "def reward(prompts, completions, **kwargs):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    extra = {"reward": "interrupting.reward", "max_steps": 8, "save_steps": 100}
+    summary = train("grpo", options("parts", **extra))
+    assert not summary["finished"] and summary["step"] == 4
+    assert "--resume" in capsys.readouterr().err
+    assert (tmp_path / "parts" / "checkpoint-4").is_dir()
+    assert train("grpo", [*options("parts", **extra), "--resume", "true"])["finished"]
+    import interrupting
+
+    interrupting.calls.extend([1, 1, 1])  # past the call that interrupts
+    train("grpo", options("whole", **extra))
+    assert without_time(metrics(tmp_path, "parts")) == without_time(metrics(tmp_path, "whole"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, options, monkeypatch):
+    module = tmp_path / "breaking.py"
+    module.write_text(
+        "def reward(prompts, completions, trainer_state, log_metric, **kwargs):\n"
+        "    if trainer_state.global_step:\n"
+        "        log_metric.__self__.model.lm_head.weight.data.fill_(float('nan'))\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="step 3 is nan"):
+        train("grpo", options(reward="breaking.reward", max_steps=8, save_steps=2))
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+    assert max(row["step"] for row in metrics(tmp_path, "run")) == 2
