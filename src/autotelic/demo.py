@@ -36,7 +36,7 @@ LOGGED = {"validation_steps": 10, "log_rollouts": 4, "log_rollouts_steps": 20}
 COMMON = {
     "model_name_or_path": MODEL,
     "validation_dataset": PROBLEMS,
-    "validation_limit": 100,
+    "validation_limit": 60,
     "validation_k": 4,
     "save_strategy": "no",
     "seed": 0,

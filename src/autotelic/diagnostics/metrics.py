@@ -186,7 +186,7 @@ def to_markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated from `autotelic.diagnostics.metrics` by `python -m autotelic.diagnostics.metrics > docs/metrics.md`.",
+        "Generated from `autotelic.diagnostics.metrics`: `python -m autotelic.diagnostics.metrics > docs/metrics.md`.",
         "",
         "| metric | unit | formula | meaning | source |",
         "| --- | --- | --- | --- | --- |",
