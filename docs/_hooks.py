@@ -3,6 +3,8 @@
 A page links to `../src/autotelic/functional/covariance.py#token_covariance`, which a reader of the repository can
 follow. For the site, every file that is linked so becomes a page of highlighted source, with a heading per top-level
 name, so that the anchor leads to the function without a line number.
+
+In `api.md`, `<!-- modules of PACKAGE -->` becomes an entry for every public module of that package.
 """
 
 import ast
@@ -13,6 +15,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 LINK = re.compile(r"\]\(((?:\.\./)+[^)\s]+)\)")
+MODULES = re.compile(r"<!-- modules of ([\w.]+) -->")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
 
 
@@ -41,7 +44,16 @@ def on_page_markdown(markdown, page, config, files):
         name, anchor = place
         return f"]({posixpath.relpath(page_of(name), posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
 
-    return LINK.sub(moved, markdown)
+    root = Path(config.config_file_path).parent
+    return LINK.sub(moved, MODULES.sub(lambda match: entries(root / "src", match[1]), markdown))
+
+
+def entries(source, package):
+    """Return what the package says of itself, and an entry for each of its modules."""
+    folder = source.joinpath(*package.split("."))
+    about = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    return "\n\n".join([about.split("\n\n")[0], *(f"::: {package}.{name}" for name in names)])
 
 
 def outside(page, target):
