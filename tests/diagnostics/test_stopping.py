@@ -132,6 +132,35 @@ def test_rules_are_read_from_text():
             parse_rules(text)
 
 
+def test_a_resumed_run_reads_its_probes_back(tmp_path):
+    """Steps past the checkpoint are dropped; the reference stays the model before training."""
+    import torch
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from autotelic.trl.stopping import StopRules
+
+    answers = iter([BASE, replace(BASE, diversity=0.4), replace(BASE, diversity=0.3), replace(BASE, diversity=0.2)])
+    model, rules, rows = torch.nn.Linear(2, 2), parse_rules("diversity"), []
+
+    def callback():
+        return StopRules(lambda model: next(answers), rules, 1, tmp_path, rows.append)
+
+    def state(step):
+        return TrainerState(global_step=step, is_world_process_zero=True)
+
+    control, args = TrainerControl(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    first = callback()
+    first.on_train_begin(args, state(0), control, model=model)
+    for step in (1, 2):
+        first.on_step_end(args, state(step), control, model=model)
+    second = callback()
+    second.on_train_begin(args, state(1), control, model=model)
+    assert second.steps == [0, 1] and second.history == first.history[:2]
+    second.on_step_end(args, state(2), control, model=model)
+    assert second.stopped and control.should_training_stop and second.tripped[0] == "diversity"
+    assert [row["step"] for row in rows] == [0, 1, 2, 2]
+
+
 @pytest.mark.parametrize("action", ["stop", "rollback"])
 def test_a_run_stops_by_its_rule_and_keeps_the_best_weights(tmp_path, action):
     """Entropy is driven down until the rule speaks, on the carried model; rollback ends with the weights kept."""

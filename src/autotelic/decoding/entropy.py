@@ -105,15 +105,15 @@ def _cool(z: Float[Tensor, "B V"], target: Float[Tensor, " B"], tolerance: float
         if not short.any():
             break
         low, high = torch.where(short, high, low), torch.where(short, 2 * high, high)
-    # Below the target is allowed within the tolerance, above it is not needed: the entropy never rises.
     middle = (low + high) / 2
     for _ in range(MAX_BISECTIONS):
         entropy = _entropy_at(z, middle)
-        if bool(((entropy - target).abs() <= tolerance / 2).all()):
+        far: Bool[Tensor, " B"] = (entropy - target).abs() > tolerance / 2
+        if not far.any():
             break
-        above: Bool[Tensor, " B"] = entropy > target
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        middle = (low + high) / 2
+        above = entropy > target
+        low, high = torch.where(above & far, middle, low), torch.where(~above & far, middle, high)
+        middle = torch.where(far, (low + high) / 2, middle)  # a row that is there stays: it knows no neighbours
     return z * middle.unsqueeze(-1)
 
 

@@ -49,13 +49,14 @@ class StopRules(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Probe the starting point, or read back what was probed before an interruption."""
-        if state.global_step == 0:
+        if state.global_step == 0 or not (self.folder / "probes.jsonl").exists():
             self.measure(state, control, kwargs["model"])
             return
         for line in (self.folder / "probes.jsonl").read_text().splitlines():
             row = json.loads(line)
-            if row.pop("step") <= state.global_step:
-                self.steps.append(json.loads(line)["step"])
+            step = row.pop("step")
+            if step <= state.global_step:
+                self.steps.append(step)
                 self.history.append(ProbeStatistics(**row | {"majority": tuple(row["majority"])}))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
