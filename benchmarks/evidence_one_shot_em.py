@@ -231,6 +231,8 @@ def run(output: Path, share: str) -> None:
     while waiting:
         ready = [t for t in waiting if (path := needs(t, store.place(t))) is None or path.exists()]
         if not ready:
+            if all((path.parent / "error.txt").exists() for t in waiting if (path := needs(t, store.place(t)))):
+                raise SystemExit("what the remaining trials start from has failed: see error.txt, then run again")
             time.sleep(5)  # another process has not finished what these start from
             continue
         failure = run_trial(ready[0], store)
