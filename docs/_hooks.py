@@ -8,6 +8,7 @@ In `api.md`, `<!-- modules of PACKAGE -->` becomes an entry for every public mod
 """
 
 import ast
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -73,6 +74,10 @@ def source_page(path, name):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return text.replace("](docs/", "](")
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        kinds = {"markdown": str, "code": lambda code: fenced(code, "python")}
+        return "\n\n".join(kinds[cell["cell_type"]]("".join(cell["source"])) for cell in cells)
     head = f"---\ntitle: {name}\nsearch:\n  exclude: true\n---\n\n# {name}\n\n"
     if path.suffix != ".py":
         return head + fenced(text, LANGUAGES.get(path.suffix, "text"))

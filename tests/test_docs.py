@@ -8,6 +8,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```\s*$", re.M | re.S)
-MARK = re.compile(r"<!--\s*(?P<kind>\w+)\s*:?\s*(?P<reason>.*?)\s*-->\s*\Z", re.S)
+MARK = re.compile(r"<!--\s*(?P<kind>\w+)\s*:?\s*(?P<reason>(?:(?!-->).)*?)\s*-->\s*\Z", re.S)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 SHELL = ("", "bash", "sh", "console")
 
@@ -195,11 +196,11 @@ def test_links_resolve(path):
 
 def test_the_checks_can_fail(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(
-        "```python\n1 / 0\n```\n\n<!-- skip: needs a GPU -->\n```python\n2 / 0\n```\n\n```bash\nautotelic x\n```\n"
-    )
-    first, second = python_blocks(page)
-    assert (first.mark, second.mark, second.reason) == ("", "skip", "needs a GPU")
+    python, shell = "```python\n1 / 0\n```\n\n", "```bash\nautotelic x\n```\n"
+    page.write_text(f"{python}<!-- skip: needs a GPU -->\n{python}<!-- slow: trains -->\n{python}{shell}")
+    first, *marked = python_blocks(page)
+    assert first.mark == ""
+    assert [(block.mark, block.reason) for block in marked] == [("skip", "needs a GPU"), ("slow", "trains")]
     with pytest.raises(ZeroDivisionError):
         run_blocks(page, [first])
     assert command_lines(page) == [["x"]]
@@ -237,6 +238,27 @@ def test_examples_run(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(path), "--max-steps", "2"])
     runpy.run_path(str(path), run_name="__main__")
     assert "2 updates" in capsys.readouterr().out
+
+
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+FAST_NOTEBOOKS = ("entropy_by_hand",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[] if p.stem in FAST_NOTEBOOKS else pytest.mark.slow) for p in NOTEBOOKS],
+    ids=name_of,
+)
+def test_notebooks_run(path, tmp_path, monkeypatch, capsys):
+    """Every code cell, in order, in one namespace; a notebook is kept without outputs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEPS", "2")
+    namespace = {"__name__": "notebook"}
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    for number, cell in enumerate(cells):
+        assert not cell["outputs"], f"{path.name}: clear the outputs"
+        exec(compile("".join(cell["source"]), f"{path.name}, code cell {number}", "exec"), namespace)
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
