@@ -72,7 +72,7 @@ def results(folder):
         script = folder / f"{path.stem}.py"
         about = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) if script.exists() else ""
         numbers = list(leaves(json.loads(path.read_text(encoding="utf-8"))))
-        rows = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in numbers)]
+        rows = ["| measure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in numbers)]
         parts.append("\n".join([f"## {path.stem}\n", fenced(about or "", "text"), *rows]))
     return "\n\n".join(parts) or "Nothing was written yet."
 
