@@ -57,7 +57,7 @@ JOBS = (
     Job(
         "clip_cov",
         "grpo",
-        ROLLOUT | {"entropy_control": "clip_cov", "fraction": 0.2, "low": 0.3, "high": 9.0} | LOGGED,
+        ROLLOUT | {"entropy_control": "clip_cov", "fraction": 0.15, "low": 0.3, "high": 9.0} | LOGGED,
     ),
     Job(
         "kl_cov",
