@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from autotelic.errors import UserError
+from autotelic.errors import UserError, closest
 from autotelic.trl.arguments import CONTROL_NAMES, RunArguments
 
 Evaluate = Callable[[Any], dict[str, float]]
@@ -27,8 +27,6 @@ def build_control(run: RunArguments, training_args: Any) -> Any:
 
     name, settings = run.entropy_control, run.control_settings()
     if name not in CONTROL_NAMES:
-        from autotelic.errors import closest
-
         raise UserError(
             f"unknown entropy_control {name!r}{closest(name, CONTROL_NAMES)}; there are {', '.join(CONTROL_NAMES)}"
         )
@@ -117,7 +115,8 @@ def build_trainer(
 
     trainer.remove_callback(PrinterCallback)
     per_rollout = max(int(updates_per_rollout(trainer.args)), 1)
-    trainer.args.save_steps = -(-int(trainer.args.save_steps) // per_rollout) * per_rollout
+    if trainer.args.save_steps >= 1:  # below 1 it is a share of all steps, which TRL resolves
+        trainer.args.save_steps = -(-int(trainer.args.save_steps) // per_rollout) * per_rollout
     trainer.add_callback(StopCleanly(per_rollout))
     return trainer
 
