@@ -89,6 +89,19 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
 
 
+def cell(values: list[float]) -> str:
+    """A mean and its interval, as a table shows them; one seed has no interval."""
+    mean, half = interval(values)
+    return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
+
+
+def collect(output: Path, target: Path) -> None:
+    """Write every run's evaluation and the experiment's settings to one file."""
+    runs = [record for rows in records(output).values() for record in rows]
+    experiment = json.loads((output / "experiment.json").read_text())
+    target.write_text(json.dumps({"experiment": experiment, "runs": runs}, separators=(",", ":")) + "\n")
+
+
 def table(output: Path, names: list[str]) -> str:
     experiment = json.loads((output / "experiment.json").read_text())
     found = records(output)
@@ -99,8 +112,7 @@ def table(output: Path, names: list[str]) -> str:
             continue
         cells = []
         for metric in names:
-            mean, half = interval([row["evaluation"][metric]["value"] for row in rows])
-            cells.append(f"{mean:.3f} ± {half:.3f}")
+            cells.append(cell([row["evaluation"][metric]["value"] for row in rows]))
         lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -118,7 +130,7 @@ def curves(output: Path, metric: str, steps: list[int]) -> str:
                 if step in seen:
                     values[step].append(seen[step])
         if any(values.values()):
-            cells = (f"{interval(v)[0]:.3f} ± {interval(v)[1]:.3f}" if v else "" for v in values.values())
+            cells = (cell(v) if v else "" for v in values.values())
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -161,7 +173,7 @@ def law(output: Path, names: list[str]) -> str:
             for column, value in zip(columns, [fit.a, fit.b, fit.ceiling, fit.r_squared, *errors], strict=True):
                 column.append(value)
         if columns[0]:
-            cells = (f"{interval(column)[0]:.3f} ± {interval(column)[1]:.3f}" for column in columns)
+            cells = (cell(column) for column in columns)
             lines.append(f"| {name} | {len(columns[0])} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -184,6 +196,9 @@ def main() -> None:
     fits = commands.add_parser("law")
     fits.add_argument("output", type=Path)
     fits.add_argument("--runs", nargs="*", default=["grpo"])
+    collector = commands.add_parser("collect")
+    collector.add_argument("output", type=Path)
+    collector.add_argument("target", type=Path)
     args = parser.parse_args()
     if args.command == "run":
         import torch
@@ -192,6 +207,8 @@ def main() -> None:
         run(args.recipe, args.output, args.only, args.seeds)
     elif args.command == "dynamics":
         print(dynamics(args.output))
+    elif args.command == "collect":
+        collect(args.output, args.target)
     elif args.command == "law":
         print(law(args.output, args.runs))
     elif args.curve:
