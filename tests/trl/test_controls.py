@@ -23,7 +23,8 @@ from autotelic.trl.baselines import (
     Steer,
     apply_engine_control,
 )
-from autotelic.trl.controls import ClipCov, EntropyControlWarning, KLCov, UpdateBatch, entropy_control, methods
+from autotelic.trl.by_name import METHODS, entropy_control
+from autotelic.trl.controls import ClipCov, EntropyControlWarning, KLCov, UpdateBatch
 from autotelic.trl.statistics import TOP_SHARES, control_metrics, largest
 
 CONTROLS = {
@@ -81,7 +82,7 @@ def rewritten(control, batch):
 
 
 def test_every_control_is_tested_here():
-    assert set(CONTROLS) == set(methods())
+    assert set(CONTROLS) == set(METHODS)
     assert set(CONTROL_NAMES) == {"none", *CONTROLS, *ENGINE_CONTROLS}
 
 
@@ -250,7 +251,7 @@ def test_refusals(make, message):
 
 
 def test_command_line_settings_reach_a_control():
-    fields = {name for control in methods().values() for name in control.__dataclass_fields__} | {"kl_form"}
+    fields = {name for control in METHODS.values() for name in control.__dataclass_fields__} | {"kl_form"}
     assert set(CONTROL_SETTINGS) <= fields
     HighEntropy().check(1, "sequence")  # silencing works under a shared ratio
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotelic.trl.baselines import ClipB, ClipV, Entropic, HighEntropy, Observe, Repo, Stare, Steer
-    from autotelic.trl.controls import ClipCov, EntropyControl, KLCov, entropy_control
+    from autotelic.trl.by_name import entropy_control
+    from autotelic.trl.controls import ClipCov, EntropyControl, KLCov
     from autotelic.trl.law import EntropyLawCallback
     from autotelic.trl.mixin import EntropyControlMixin, with_entropy_control
     from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
@@ -19,7 +20,7 @@ _HOMES = {
     "ClipCov": "controls",
     "KLCov": "controls",
     "EntropyControl": "controls",
-    "entropy_control": "controls",
+    "entropy_control": "by_name",
     "ClipB": "baselines",
     "ClipV": "baselines",
     "Entropic": "baselines",

@@ -328,35 +328,3 @@ def _preset(cls: type[Any], name: str) -> Any:
     if name not in known:
         raise UserError(f"{cls.name}: unknown preset {name!r}{closest(name, known)} There are {', '.join(known)}.")
     return PRESETS[cls.name, name]
-
-
-def methods() -> dict[str, type[EntropyControl]]:
-    """Return every control by its name in configuration files."""
-    from autotelic.trl import baselines
-
-    return {control.name: control for control in (ClipCov, KLCov, *baselines.CONTROLS)}
-
-
-def entropy_control(name: str, **settings: Any) -> EntropyControl:
-    """Return a control by its name in configuration files, with settings that differ from the defaults.
-
-    Raises:
-        UserError: an unknown name or setting.
-    """
-    from autotelic.trl.baselines import ENGINE_CONTROLS
-
-    known_methods = methods()
-    if name in ENGINE_CONTROLS:
-        raise UserError(
-            f"{name} is a setting of TRL's GRPOConfig, not a control: {ENGINE_CONTROLS[name].__doc__} "
-            "Set it there, or let `autotelic train --entropy_control` do so."
-        )
-    if name not in known_methods:
-        raise UserError(
-            f"unknown entropy control {name!r}{closest(name, known_methods)}; there are {', '.join(known_methods)}"
-        )
-    known = known_methods[name].__dataclass_fields__
-    for key in settings:
-        if key not in known:
-            raise UserError(f"{name} has no setting {key!r}{closest(key, known)}; it has {', '.join(known)}")
-    return known_methods[name](**settings)

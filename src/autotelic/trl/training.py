@@ -23,7 +23,7 @@ Evaluate = Callable[[Any], dict[str, float]]
 def build_control(run: RunArguments, training_args: Any) -> Any:
     """Return the `EntropyControl` of a run, or None; the baselines are settings of TRL's own and are written there."""
     from autotelic.trl.baselines import ENGINE_CONTROLS, apply_engine_control
-    from autotelic.trl.controls import entropy_control
+    from autotelic.trl.by_name import entropy_control
 
     name, settings = run.entropy_control, run.control_settings()
     if name not in CONTROL_NAMES:
