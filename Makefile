@@ -31,7 +31,7 @@ test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: setup
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --timeout 900
 
 lint: setup
 	$(BIN)/ruff check src tests
