@@ -283,7 +283,28 @@ def table(output: Path) -> None:
         temporary = RESULTS / f"one_shot_em.{name}.tmp"
         temporary.write_text(text)
         temporary.replace(RESULTS / f"one_shot_em.{name}")
+    if heat:
+        heat_map(heat, RESULTS.parent.parent / "docs" / "img" / "one_shot_em_temperature.png")
     print(markdown(result))
+
+
+def heat_map(rows: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Draw accuracy by model (base, EM at two training temperatures, RL) and evaluation temperature."""
+    from matplotlib.figure import Figure
+
+    labels = {"base": "base", "em": "EM, trained at T 0.5", "em trained at T 1": "EM, trained at T 1", "rl": "RL"}
+    models = [arm for arm in labels if arm in rows]
+    values = np.array([[rows[arm][str(t)]["mean"] for t in TEMPERATURES] for arm in models])
+    figure = Figure(figsize=(7, 0.7 * len(models) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (y, x), value in np.ndenumerate(values):
+        axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+    axes.set_xticks(range(len(TEMPERATURES)), [str(t) for t in TEMPERATURES])
+    axes.set_yticks(range(len(models)), [labels[arm] for arm in models])
+    axes.set_xlabel("sampling temperature in evaluation")
+    figure.colorbar(image, ax=axes, label="accuracy (mean@4)")
+    figure.savefig(path, dpi=110)
 
 
 def by_step(row: dict[str, Any], name: str) -> dict[int, float]:
