@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.errors import UserError
+from autotelic.files import write_atomically
 
 MODEL = "any_pair"
 PROBLEMS, NUM_PROBLEMS, NUM_RESPONSES, MAX_TOKENS = "chain_sums:test", 200, 8, 32
@@ -189,10 +190,3 @@ def table(results: dict[str, Any]) -> str:
             f"{name:<14}" + "".join(f"{f'{value:.3f} [{low:.2f}, {high:.2f}]':>21}" for value, low, high in cells)
         )
     return "\n".join(lines)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from autotelic.errors import UserError, closest
+from autotelic.files import write_atomically
 
 TrialFunction = Callable[[dict[str, Any], Path], Mapping[str, Any]]
 TRAIN = "autotelic.cli.sweep.train_trial"
@@ -81,9 +82,7 @@ class TrialStore:
         path = self.place(trial) / "result.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"function": trial.function, "settings": trial.settings, "cell": trial.cell, "metrics": dict(metrics)}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, default=str) + "\n")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(record, default=str) + "\n")
 
     def place(self, trial: Trial) -> Path:
         """Return the trial's own folder."""

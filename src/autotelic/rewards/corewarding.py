@@ -38,7 +38,7 @@ class _OtherView(LabelFreeReward):
 
     def votes(self, batch: Batch) -> list[str | None]:
         """Return the other view's majority answer for each prompt."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return whether each answer is the other view's majority answer."""

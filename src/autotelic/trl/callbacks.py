@@ -11,7 +11,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from autotelic.diagnostics.metrics import TRL_PREFIX, check_declared
+from autotelic.diagnostics.logs import read_jsonl
+from autotelic.diagnostics.metrics import METRICS, TRL_PREFIX, check_declared
+from autotelic.files import write_atomically
 
 TRL_NAMES = {
     "entropy": "policy/entropy",
@@ -34,8 +36,6 @@ TRL_NAMES = {
 
 def to_glossary(logs: dict[str, Any]) -> dict[str, float]:
     """Rename one of TRL's log dictionaries; values that are not finite numbers are left out."""
-    from autotelic.diagnostics.metrics import METRICS
-
     row: dict[str, float] = {}
     for name, value in logs.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -60,9 +60,7 @@ class MetricsFile(TrainerCallback):
         kept = [row for row in read_rows(self.path) if row.get("step", 0) <= state.global_step]
         if state.global_step == 0:
             kept = []
-        replacement = self.path.with_suffix(".tmp")
-        replacement.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        replacement.replace(self.path)
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Write one row and flush it, so that a killed run keeps all but the row in flight."""
@@ -80,18 +78,8 @@ class MetricsFile(TrainerCallback):
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a `metrics.jsonl`; a last line torn by a kill is dropped, an unreadable one elsewhere is an error."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines):
-                raise
-    return rows
+    """Read a `metrics.jsonl` that may not exist yet; a last line torn by a kill is dropped."""
+    return read_jsonl(path) if path.exists() else []
 
 
 class Progress(TrainerCallback):

@@ -75,6 +75,7 @@ class EntropyControlMixin(TrainerBase):
         self.control_state: dict[str, float] = {}
         self._plans: list[Plan] = []
         self._active_plan: Any = None
+        self._loss_entropies: Any = None
         self._micro_batch: dict[str, Any] | None = None
         self._drift: Any = None
         self._scoring_rollout = False
@@ -260,6 +261,7 @@ class EntropyControlMixin(TrainerBase):
             self._micro_batch = None
         if plan is not None:
             loss = loss + self._entropy_term(plan, micro_batch)
+            self._loss_entropies = None  # with it goes this micro-batch's graph
             self._finish_drift()
         if not torch.isfinite(loss):
             raise FloatingPointError(self._not_finite(loss, inputs))
@@ -275,7 +277,8 @@ class EntropyControlMixin(TrainerBase):
         if self._micro_batch is None:
             return result
         logprobs, entropies, *rest = result
-        return *self._rewrite(self._micro_batch, logprobs, entropies), *rest
+        logprobs, self._loss_entropies = self._rewrite(self._micro_batch, logprobs, entropies)
+        return logprobs, self._loss_entropies, *rest
 
     def _rewrite(
         self, micro: dict[str, Any], logprobs: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"] | None
@@ -313,10 +316,7 @@ class EntropyControlMixin(TrainerBase):
         coef = self.entropy_control.entropy_coef(updates_per_rollout(self.args))
         if not coef:
             return 0.0
-        _, entropies, *_ = self._get_per_token_logps_and_entropies(
-            self.model, *forward_inputs(micro), compute_entropy=True, **forward_extras(micro)
-        )
-        return -coef * F.reduce_tokens(entropies, plan.selected, denominator=self._tokens_per_rank(micro))
+        return -coef * F.reduce_tokens(self._loss_entropies, plan.selected, denominator=self._tokens_per_rank(micro))
 
     def _tokens_per_rank(self, micro: dict[str, Any]) -> Tensor:
         """Return the denominator of a global token mean, as TRL's `dapo` loss takes it.

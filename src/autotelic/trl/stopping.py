@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from autotelic.diagnostics.metrics import check_declared
 from autotelic.diagnostics.stopping import ProbeStatistics, Rule, drift, first_tripped
+from autotelic.files import write_atomically
 
 Probe = Callable[[Any], ProbeStatistics]
 
@@ -104,9 +105,7 @@ class StopRules(TrainerCallback):
     def write_probes(self) -> None:
         """Write all probes, whole or not at all."""
         rows = [{"step": step, **asdict(found)} for step, found in zip(self.steps, self.history, strict=True)]
-        temporary = self.folder / "probes.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self.folder / "probes.jsonl")
+        write_atomically(self.folder / "probes.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def save_weights(model: Any, folder: Path, step: int) -> None:

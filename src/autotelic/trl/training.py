@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.errors import UserError, closest
+from autotelic.files import write_atomically
 from autotelic.trl.arguments import CONTROL_NAMES, RunArguments
 
 Evaluate = Callable[[Any], dict[str, float]]
@@ -181,9 +182,7 @@ def write_run_file(folder: Path, method: str, run: RunArguments, training_args: 
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    temporary = folder / "run.json.tmp"
-    temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
-    temporary.replace(folder / "run.json")
+    write_atomically(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")
 
 
 def fit(trainer: Any, checkpoint: str | None) -> bool:
