@@ -296,3 +296,17 @@ def test_groups_of_different_sizes_and_invalid_rows():
     row = groups[0].rows[2]
     cut = Group((*groups[0].rows[:2], row.__class__(row.prompt, row.text, row.answer, row.stats, valid=False)))
     assert rewards.EMPO(low=-1.0, high=2.0).score([cut]).rewards.tolist() == [[1.0, 1.0, 0.0]]
+
+
+def test_prompt_fraction_keeps_the_most_agreed():
+    """Two of four prompts train: p_max is 1/2, 1, 3/4 and 3/4, and the earlier prompt wins the tie."""
+    answers = ["1122", "1111", "1112", "1222"]
+    groups = [Group.of(f"q{i}", [str(a) for a in row], list(row)) for i, row in enumerate(answers)]
+    result = rewards.MajorityVote(prompt_fraction=0.5).score(groups)
+    assert result.prompt_mask.tolist() == [False, True, True, False]
+    assert rewards.MajorityVote(prompt_fraction=0.6).score(groups).prompt_mask.sum() == 3  # rounded up
+    assert (
+        not rewards.EMPO(prompt_fraction=0.5).score(groups).prompt_mask[1]
+    )  # the unanimous prompt stays out: both rules hold
+    with pytest.raises(UserError, match="prompt_fraction"):
+        rewards.MajorityVote(prompt_fraction=0.0).score(groups)

@@ -81,4 +81,12 @@ def make_trainer(tokenizer, make_model, tmp_path: Path):
     return build
 
 
-TRAINER_KEYS = {"entropy_control", "entropy_minimization", "rollout_log", "reward_funcs", "peft_config", "callbacks"}
+TRAINER_KEYS = {
+    "entropy_control",
+    "train_generations",
+    "entropy_minimization",
+    "rollout_log",
+    "reward_funcs",
+    "peft_config",
+    "callbacks",
+}

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from autotelic.errors import UserError
 from autotelic.rewards import EMPO, SeedGRPO, SelfCertainty
 from autotelic.rewards.base import LabelFreeReward
-from autotelic.trl.label_free import token_statistics, with_label_free_rewards
+from autotelic.trl.label_free import token_statistics, with_label_free_rewards, with_surplus_votes
 
 
 class Graded(LabelFreeReward):
@@ -85,3 +86,35 @@ def test_training_with_each_kind_of_reward(make_trainer, reward):
     trainer = make_trainer(with_label_free_rewards, reward_funcs=reward, max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def rollout_of(trainer, rows: int) -> dict:
+    """Make one rollout of `rows` responses."""
+    trainer.model.train()
+    trainer._step = 0
+    prompts = [{"prompt": p} for p in ("1+2=?", "3+4+5=?", "9-1=?", "2-2=?")]
+    torch.manual_seed(0)
+    return trainer._generate_and_score_completions([prompts[i // trainer.num_generations] for i in range(rows)])
+
+
+def test_surplus_votes_keep_every_second_response(make_trainer):
+    """Rewards and advantages come from all votes; half of the rows train, and only they are in the denominator."""
+    whole = rollout_of(make_trainer(with_label_free_rewards, reward_funcs=EMPO(low=-1.0, high=2.0)), 16)
+    trainer = make_trainer(
+        lambda cls: with_surplus_votes(with_label_free_rewards(cls)),
+        reward_funcs=EMPO(low=-1.0, high=2.0),
+        train_generations=2,
+    )
+    half = rollout_of(trainer, 16)
+    assert whole["completion_ids"].shape[0] == 16 and half["completion_ids"].shape[0] == 8
+    torch.testing.assert_close(half["completion_ids"], whole["completion_ids"][::2])
+    torch.testing.assert_close(half["advantages"], whole["advantages"][::2])
+    assert int(half["num_items_in_batch"]) == int(half["completion_mask"].sum()) < int(whole["num_items_in_batch"])
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize("wrong", [3, 0, 5])
+def test_surplus_votes_refuses_what_does_not_divide(make_trainer, wrong):
+    with pytest.raises(UserError, match="must divide num_generations=4"):
+        make_trainer(with_surplus_votes, train_generations=wrong)

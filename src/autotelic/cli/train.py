@@ -208,6 +208,8 @@ def build_reward(run_args: Any, training_args: Any) -> Any:
     settings = given | ({"units": run_args.threshold_units} if given else {})
     if "seed" in fields:
         settings["seed"] = training_args.seed
+    if run_args.prompt_fraction != 1:
+        settings["prompt_fraction"] = run_args.prompt_fraction
     return dataclasses.replace(reward, num_generations=training_args.num_generations, **settings)
 
 

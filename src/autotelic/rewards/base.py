@@ -11,6 +11,7 @@ TRL passes every column of the data set in ``**kwargs``, labels included. `Conte
 them, and it takes nothing that a column could be: a label-free reward cannot see a label.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from autotelic.answers import cluster_group, default_pool, extract
 from autotelic.errors import UserError
-from autotelic.functional import semantic_entropy
+from autotelic.functional import cluster_sizes, semantic_entropy
 from autotelic.rewards.groups import Completion, Group, Prompt, Row, as_text, gather_groups, prompt_key
 
 
@@ -135,6 +136,8 @@ class LabelFreeReward(ABC):
         extraction: How an answer is found, names from `autotelic.answers.METHODS`; ``None`` is the default order.
         equivalence: When two answers are the same; mathematics by default, or any backend or function of two strings.
         linkage: How pairs become clusters (`autotelic.answers.cluster_group`).
+        prompt_fraction: Train on this share of a batch's prompts only, those of largest p_max (rounded up; the earlier
+            prompt wins a tie). A safeguard of SRT (Shafayat et al. 2025), where the choice is made once, beforehand.
         token_stats: Statistics for the next call, set by a trainer; used once.
         last_result: Result of the last call, for a trainer's metrics and its denominator.
         last_places: Where each row of this process stands in it: (group, response).
@@ -152,6 +155,7 @@ class LabelFreeReward(ABC):
     extraction: Sequence[str] | None = None
     equivalence: Any = None
     linkage: str = "union_find"
+    prompt_fraction: float | int = 1.0
     token_stats: TokenStats | None = field(default=None, repr=False)
     last_result: RewardResult | None = field(default=None, repr=False)
     last_places: list[tuple[int, int]] = field(default_factory=list, repr=False)
@@ -181,7 +185,8 @@ class LabelFreeReward(ABC):
         context = Context.take(kwargs)
         stats = context.token_stats or self.token_stats
         rows = self._rows(prompts, completions, stats)
-        groups, places = gather_groups(rows, self.num_generations or context.num_generations, everyone=self.whole_batch)
+        size, everyone = self.num_generations or context.num_generations, self.whole_batch or self.prompt_fraction < 1
+        groups, places = gather_groups(rows, size, everyone=everyone)
         result = self.score(groups, step=context.step)
         self.last_result, self.last_places, self.token_stats = result, places, None
         if context.log_metric is not None:
@@ -221,6 +226,7 @@ class LabelFreeReward(ABC):
                 rewards[p, valid[p]] = values[row]
             mask[index] = self.prompt_mask(batch)
             scale[index] = self.advantage_scale(batch).to(torch.float64)
+        mask &= self._most_consistent(clusters, sizes)
         self._check_finite(rewards, groups)
         diagnostics = _diagnostics(clusters, valid, mask)
         diagnostics["semantic/timeouts"] = float(default_pool().stats.timeouts - timeouts)
@@ -250,6 +256,18 @@ class LabelFreeReward(ABC):
             Row(prompt_key(prompt), text, extract(text, **options), {need: columns[need][i] for need in columns})
             for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
         ]
+
+    def _most_consistent(self, clusters: Int[Tensor, "P G"], sizes: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
+        """Return the prompts among the `prompt_fraction` with the largest p_max."""
+        if not 0 < self.prompt_fraction <= 1:
+            raise UserError(f"prompt_fraction is a share of the prompts, in (0, 1], got {self.prompt_fraction}")
+        if self.prompt_fraction == 1:
+            return torch.ones(len(clusters), dtype=torch.bool)
+        keep = torch.zeros(len(clusters), dtype=torch.bool)
+        p_max = cluster_sizes(clusters).max(-1).values.to(torch.float64) / sizes.clamp(min=1)
+        order = p_max.argsort(descending=True, stable=True)
+        keep[order[: math.ceil(self.prompt_fraction * len(clusters) - 1e-9)]] = True
+        return keep
 
     def _check_finite(self, rewards: Tensor, groups: Sequence[Group]) -> None:
         """Stop at the first reward that is not a number."""

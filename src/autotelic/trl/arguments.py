@@ -137,6 +137,13 @@ class RunArguments:
     threshold_low: float | None = field(default=None, metadata={"help": "EMPO's delta_low"})
     threshold_high: float | None = field(default=None, metadata={"help": "EMPO's delta_high"})
     threshold_units: str = field(default="nats", metadata={"help": "nats | fraction_of_log_G | p_max"})
+    prompt_fraction: float = field(
+        default=1.0,
+        metadata={"help": "label-free rewards: train on this share of each batch's prompts, most agreed first"},
+    )
+    train_generations: int | None = field(
+        default=None, metadata={"help": "vote on num_generations responses, train on so many of them"}
+    )
     em_coef: float = field(default=1.0, metadata={"help": "one_shot_em: multiplies the entropy; negative maximises it"})
     em_reduction: str = field(default="token_mean", metadata={"help": "token_mean | sequence_mean | token_sum"})
     em_floor: float = field(default=0.0, metadata={"help": "one_shot_em: nats below which a token is left alone"})

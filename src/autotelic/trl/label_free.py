@@ -6,6 +6,8 @@
 * Token statistics of the sampling policy (self-certainty, token entropy, log-probabilities): one forward pass, only for
   rewards that ask for them.
 * A factor on a prompt's advantages (SEED-GRPO).
+
+`with_surplus_votes` adds TTRL's economy for any reward: judge all G responses, train on fewer of them.
 """
 
 from typing import Any
@@ -14,9 +16,13 @@ import torch
 from torch import Tensor
 
 from autotelic import functional as F
+from autotelic.errors import UserError
 from autotelic.rewards.base import LabelFreeReward, TokenStats
 from autotelic.rewards.formulas import self_certainty
 from autotelic.trl.base import TrainerBase
+
+IN_LOSS = "row_in_loss"
+"""Rows whose tokens count in the denominator, (B,)."""
 
 
 class LabelFreeMixin(TrainerBase):
@@ -70,6 +76,7 @@ class LabelFreeMixin(TrainerBase):
         mask = output["completion_mask"] * output["tool_mask"] if "tool_mask" in output else output["completion_mask"]
         output["advantages"] = advantages
         output["num_items_in_batch"] = self.accelerator.gather((mask * keep.unsqueeze(1)).sum()).sum()
+        output[IN_LOSS] = keep
 
 
 @torch.no_grad()
@@ -115,3 +122,56 @@ def token_statistics(
 def with_label_free_rewards(trainer_class: type) -> type:
     """Return a subclass of GRPOTrainer that serves `autotelic.rewards` fully."""
     return type(f"LabelFree{trainer_class.__name__}", (LabelFreeMixin, trainer_class), {})
+
+
+class SurplusVotesMixin(TrainerBase):
+    """Rewards and advantages from all G responses of a prompt, gradients from `train_generations` of them.
+
+    Responses are exchangeable, so every (G / n)-th is kept; each rank keeps its share also where a group spans ranks.
+    A micro-batch shrinks by the same factor.
+
+    Reference: Zuo et al. 2025, arXiv:2504.16084 (vote on 64, train on 32).
+    Deviations: advantages are normalised over all votes, whose mean estimates the baseline better.
+
+    Keyword Args:
+        train_generations: n, a divisor of `num_generations`; None trains on all.
+    """
+
+    def __init__(self, *args: Any, train_generations: int | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._vote_stride = 1
+        if train_generations is not None:
+            votes = self.num_generations
+            if train_generations < 1 or votes % train_generations:
+                raise UserError(
+                    f"train_generations={train_generations} must divide num_generations={votes}: "
+                    f"use {max(n for n in range(1, votes + 1) if votes % n == 0 and n <= max(train_generations, 1))}"
+                )
+            self._vote_stride = votes // train_generations
+            if self.args.per_device_train_batch_size % self._vote_stride:
+                raise UserError(
+                    f"per_device_train_batch_size={self.args.per_device_train_batch_size} must be a multiple of "
+                    f"num_generations / train_generations = {self._vote_stride}: micro-batches shrink by that factor"
+                )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Drop the responses that only vote, after everything has been computed from all of them."""
+        output = super()._generate_and_score_completions(inputs)
+        if self._vote_stride == 1 or not self.model.training:
+            return output
+        rows = output["completion_ids"].shape[0]
+        output = {
+            key: value[:: self._vote_stride]
+            if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows
+            else value
+            for key, value in output.items()
+        }
+        mask = output["completion_mask"] * output["tool_mask"] if "tool_mask" in output else output["completion_mask"]
+        counted = mask * output[IN_LOSS].unsqueeze(1) if IN_LOSS in output else mask
+        output["num_items_in_batch"] = self.accelerator.gather(counted.sum()).sum()
+        return output
+
+
+def with_surplus_votes(trainer_class: type) -> type:
+    """Return a subclass of GRPOTrainer that takes `train_generations`; put it outermost."""
+    return type(f"SurplusVotes{trainer_class.__name__}", (SurplusVotesMixin, trainer_class), {})

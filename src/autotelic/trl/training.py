@@ -59,7 +59,7 @@ def build_trainer(
 
     from autotelic.tasks import to_dataset
     from autotelic.trl.callbacks import MetricsFile, Progress, StopCleanly, Validation
-    from autotelic.trl.label_free import with_label_free_rewards
+    from autotelic.trl.label_free import with_label_free_rewards, with_surplus_votes
     from autotelic.trl.mixin import updates_per_rollout, with_entropy_control
     from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
     from autotelic.trl.rollouts import with_rollout_log
@@ -78,8 +78,8 @@ def build_trainer(
         if method == "one_shot_em"
         else None
     )
-    trainer_class = with_rollout_log(
-        with_entropy_minimization(with_entropy_control(with_label_free_rewards(GRPOTrainer)))
+    trainer_class = with_surplus_votes(
+        with_rollout_log(with_entropy_minimization(with_entropy_control(with_label_free_rewards(GRPOTrainer))))
     )
     metrics_file = MetricsFile(folder / "metrics.jsonl")
     callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
@@ -109,6 +109,7 @@ def build_trainer(
         entropy_control=control,
         entropy_change_rows=run.entropy_change_rows,
         entropy_minimization=minimization,
+        train_generations=run.train_generations,
         rollout_log=(folder / "rollouts.jsonl", run.log_rollouts, run.log_rollouts_steps) if run.log_rollouts else None,
     )
     # TRL's own printing callback would repeat on stdout what Progress shows.
