@@ -94,9 +94,9 @@ def test_model_folder_with_a_sweep(model, capsys):
         ("", "is empty"),
         ('{"prompt": "a", "answer": 1, "responses": ["1"]}\nnope\n', "line 2 is not JSON"),
         ("[]\n", "line 1 is not a JSON object"),
-        ('{"prompt": "a", "responses": ["1"]}\n', "line 1 has no 'answer'"),
+        ('{"prompt": "a", "responses": ["1"]}\n', "line 1 has no column 'answer'"),
         ('{"prompt": "a", "answers": 1, "responses": ["1"]}\n', "did you mean 'answers'"),
-        ('{"prompt": "a", "answer": 1, "responses": "1"}\n', "row 1 has no `responses`"),
+        ('{"prompt": "a", "answer": 1, "responses": "1"}\n', "'responses' must be a list of strings"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path, capsys, content, message):

@@ -68,7 +68,7 @@ def test_plots_are_written(tmp_path, capsys, suffix):
     assert main(["forecast", str(path), "--plot", str(plot)]) == 0
     head = plot.read_bytes()[:200]
     assert head.startswith(b"\x89PNG") if suffix == ".png" else b"<html" in head
-    assert str(plot) in capsys.readouterr().out
+    assert str(plot) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

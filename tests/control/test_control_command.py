@@ -12,7 +12,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def test_tree_prints_and_writes(tmp_path, capsys):
-    files = ["--json", str(tmp_path / "t.json"), "--plot", str(tmp_path / "t.svg")]
+    files = ["--out", str(tmp_path / "t.json"), "--plot", str(tmp_path / "t.svg")]
     assert main(["control", "tree", "--p-bad", "0.5", "--pairs", "200", "--seeds", "3", *files]) == 0
     out = capsys.readouterr().out
     assert "0.8669" in out and "0.1420" in out
@@ -25,7 +25,7 @@ def test_tree_prints_and_writes(tmp_path, capsys):
 
 def test_mdp_prints_and_writes(tmp_path, capsys):
     command = ["control", "mdp", "--pairs", "300", "--judges", "regret", "--seeds", "2", "--methods", "ppl", "auto"]
-    assert main([*command, "--json", str(tmp_path / "m.json"), "--plot", str(tmp_path / "m.svg")]) == 0
+    assert main([*command, "--out", str(tmp_path / "m.json"), "--plot", str(tmp_path / "m.svg")]) == 0
     out = capsys.readouterr().out
     assert "auto picked PPL on" in out
     rows = json.loads((tmp_path / "m.json").read_text())["rows"]
@@ -63,7 +63,7 @@ def test_bad_recipes_are_refused_in_one_line(tmp_path, capsys, text, words):
         (["tree", "--p-bad", "2"], "p_bad"),
         (["tree", "--temperature", "0"], "temperature"),
         (["tree", "--methods", "ppl_e"], "unknown method"),
-        (["tree", "--json", "/nowhere/x.json"], "cannot write"),
+        (["tree", "--out", "/proc/x.json"], "cannot write"),
         (["tree", "--pairs", "-1"], "pairs"),
         (["mdp", "--pairs", "1"], "pairs"),
         (["mdp", "--temperature", "-1"], "temperature"),

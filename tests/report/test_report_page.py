@@ -66,7 +66,7 @@ def test_script_puts_no_text_through_markup():
 def test_failed_write_leaves_the_old_page(runs, tmp_path, monkeypatch):
     target = tmp_path / "page.html"
     target.write_text("old")
-    monkeypatch.setattr("pathlib.Path.chmod", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "no space left")))
+    monkeypatch.setattr("pathlib.Path.replace", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "no space left")))
     with pytest.raises(UserError, match="no space left"):
         write_report([runs], target)
     assert target.read_text() == "old"

@@ -6,14 +6,14 @@ autotelic control mdp      KL to the optimal policy on random MDPs, by judge, la
 
 import argparse
 import json
-import os
-import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from autotelic.cli.options import add_output, say, say_written
 from autotelic.errors import UserError
+from autotelic.files import check_writable, write_output
 
 JUDGES = ("regret", "advantage", "return")
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -58,8 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for command in (tree, mdp):
         command.add_argument("--methods", nargs="+", help="some of the label models (all)")
         command.add_argument("--recipe", type=Path, help="YAML file with any of these options")
-        command.add_argument("--json", type=Path, help="write rows and settings to this file")
-        command.add_argument("--plot", type=Path, help="draw the table into this SVG file")
+        add_output(command, out="write rows and settings to this JSON file", plot="draw the table into this SVG file")
     parser.set_defaults(parsers={"tree": tree, "mdp": mdp})
 
 
@@ -68,22 +67,26 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     if settings["seeds"] < 2:
         raise UserError(f"seeds is {settings['seeds']}: an interval over seeds needs 2 or more.")
-    for path in (args.json, args.plot):
-        _check_writable(path)
+    for path in filter(None, (args.out, args.plot)):
+        check_writable(path)
     started = time.perf_counter()
-    rows, text, chart = (_tree if args.what == "tree" else _mdp)(settings)
-    print(text)
+    rows, text, chart = (_tree if args.what == "tree" else _mdp)(settings, partial(say, args))
     seconds = round(time.perf_counter() - started, 2)
-    print(f"{seconds} s", file=sys.stderr)
-    _write(args.json, json.dumps({"settings": settings, "seconds": seconds, "rows": rows}, indent=1) + "\n")
-    _write(args.plot, chart)
+    result = {"settings": settings, "seconds": seconds, "rows": rows}
+    print(json.dumps(result) if args.json else text)
+    say(args, f"{seconds} s")
+    if args.out:
+        write_output(args.out, json.dumps(result, indent=1) + "\n")
+    if args.plot:
+        write_output(args.plot, chart)
+    say_written(args, args.out, args.plot)
     return 0
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """Options of the command line over those of the recipe over the defaults."""
     parser: argparse.ArgumentParser = args.parsers[args.what]
-    names = [a.dest for a in parser._actions if a.dest not in ("help", "recipe", "json", "plot")]
+    names = [a.dest for a in parser._actions if a.dest not in ("help", "recipe", "json", "quiet", "out", "plot")]
     recipe = _read_recipe(args.recipe, args.what, names, parser) if args.recipe else {}
     settings = {**dict.fromkeys(names), **DEFAULTS[args.what], **recipe}
     return {**settings, **{n: v for n in names if (v := getattr(args, n)) is not None}}
@@ -116,7 +119,7 @@ def _read_recipe(path: Path, what: str, names: list[str], parser: argparse.Argum
     return {n: v for n in names if (v := getattr(parsed, n)) is not None}
 
 
-def _tree(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
+def _tree(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]], str, str]:
     from autotelic.control.plot import line_chart
     from autotelic.control.tables import format_table, tree_table
     from autotelic.control.tree import METHODS
@@ -127,7 +130,7 @@ def _tree(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
     names, temperature = tuple(settings["methods"] or METHODS), settings["temperature"]
     with _quiet_bias():
         rows = tree_table(
-            settings["p_bad"], settings["slip"], settings["judge"], pairs, seeds, names, temperature, _progress
+            settings["p_bad"], settings["slip"], settings["judge"], pairs, seeds, names, temperature, progress
         )
     columns = [("p_bad", "{p_bad:g}"), ("method", "{method}"), ("infinite data", "{population:.4f}")]
     if pairs:
@@ -141,7 +144,7 @@ def _tree(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
     return rows, head + format_table(rows, columns), chart
 
 
-def _mdp(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
+def _mdp(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]], str, str]:
     from dataclasses import replace
 
     from autotelic.control.plot import line_chart
@@ -151,7 +154,7 @@ def _mdp(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
     if min(settings["pairs"]) < 2:
         raise UserError(f"pairs is {min(settings['pairs'])}: a held-out split needs 2 or more.")
     setup = replace(DEFAULT, **{name: settings[name] for name in SETUP if settings[name] is not None})
-    rows = mdp_table(settings["pairs"], settings["judges"], settings["seeds"], settings["methods"], setup, _progress)
+    rows = mdp_table(settings["pairs"], settings["judges"], settings["seeds"], settings["methods"], setup, progress)
     columns = [
         ("judge", "{judge}"),
         ("pairs", "{pairs}"),
@@ -185,24 +188,3 @@ def _quiet_bias() -> Any:
     from autotelic.functional.lookahead import BiasedLookaheadWarning
 
     return warnings.catch_warnings(action="ignore", category=BiasedLookaheadWarning)
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise UserError(
-            f"cannot write {path}: its folder does not exist or is read-only. Create it, or choose another."
-        )
-
-
-def _write(path: Path | None, text: str) -> None:
-    """Write to a temporary neighbour and rename it: the file is never half-written."""
-    if path is None:
-        return
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as temporary:
-        temporary.write(text)
-    Path(temporary.name).chmod(0o644)
-    Path(temporary.name).replace(path)

@@ -7,12 +7,13 @@ import argparse
 import json
 from pathlib import Path
 
+from autotelic.cli.options import add_output, say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to write."""
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,9 +21,6 @@ def run(args: argparse.Namespace) -> int:
     from autotelic.demo import run_demo, table
 
     results = run_demo(args.output, quiet=args.quiet)
-    if args.json:
-        print(json.dumps(results))
-    else:
-        print(table(results))
-        print(f"page: {(args.output / 'report.html').resolve().as_uri()}")
+    print(json.dumps(results) if args.json else table(results))
+    say(args, f"page: {(args.output / 'report.html').resolve().as_uri()}")
     return 0

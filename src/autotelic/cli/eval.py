@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from autotelic.cli.options import add_batch_size, add_output, add_sampling, read_samples, say, say_written
 from autotelic.errors import UserError, closest
 
 DEFAULT_PROBLEMS = "chain_sums:test"
@@ -24,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="MODEL_OR_FILE", help="what to evaluate")
     parser.add_argument("--problems", help=f"problems with answers, for a model (default: {DEFAULT_PROBLEMS})")
     parser.add_argument("--limit", type=int, default=200, help="at most this many problems (default: %(default)s)")
-    parser.add_argument("--k", type=int, default=8, help="samples of each problem (default: %(default)s)")
+    add_sampling(parser, k=8)
+    add_batch_size(parser)
     parser.add_argument(
         "--temperature",
         type=float,
@@ -33,36 +35,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the sampling; several make a sweep (default: 1.0)",
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of the sampling (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest response (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="sequences at once (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling and bootstrap (default: %(default)s)")
     parser.add_argument("--chat", action="store_true", help="put prompts through the model's chat template")
     parser.add_argument("--no-greedy", action="store_true", help="do not decode greedily")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--out", type=Path, help="also write the figures and every response to this JSON file")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_output(parser, out="also write the figures and every response to this JSON file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     from contextlib import nullcontext
 
-    from autotelic.cli.score import replacing
+    from autotelic.files import replacing
 
     with replacing(args.out) if args.out else nullcontext() as out:
         results = evaluate(args)
         if out is not None:
             json.dump({str(t): result.as_dict(samples=True) for t, result in results.items()}, out, ensure_ascii=False)
-    if args.json:
-        parts = {str(t): result.as_dict() for t, result in results.items()}
-        print(json.dumps(next(iter(parts.values())) if len(parts) == 1 else parts))
-        return 0
     for temperature, result in results.items():
         for warning in result.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        print(table(result, None if len(results) == 1 else temperature))
-    if args.out:
-        print(f"written to {args.out}")
+        if not args.json:
+            print(table(result, None if len(results) == 1 else temperature))
+    if args.json:
+        parts = {str(t): result.as_dict() for t, result in results.items()}
+        print(json.dumps(next(iter(parts.values())) if len(parts) == 1 else parts))
+    say_written(args, args.out)
     return 0
 
 
@@ -74,11 +70,10 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
     if path.is_file():
         if args.problems:
             raise UserError("--problems is for a model: a file of samples brings its own prompts and answers")
-        return {"samples": evaluate_samples(read_samples(path), seed=args.seed)}
+        return {"samples": evaluate_samples(read_samples(path, answers=True, least=1), seed=args.seed)}
     problems = read_problems(args)
     model, tokenizer = load_model(args.source)
-    if not args.quiet:
-        print(f"{len(problems)} problems x {args.k} samples ...", file=sys.stderr, flush=True)
+    say(args, f"{len(problems)} problems x {args.k} samples ...")
     return dict(
         temperature_sweep(
             model,
@@ -103,35 +98,6 @@ def read_problems(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.limit < 1:
         raise UserError(f"--limit must be at least 1, got {args.limit}")
     return load_problems(args.problems or DEFAULT_PROBLEMS, limit=args.limit, seed=args.seed, require_answer=True)
-
-
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a file of samples; a bad line is named by its number."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UserError(
-                f"{path}, line {number} is not JSON: give one object with prompt, responses, answer a line"
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number} is not a JSON object: give prompt, responses and answer")
-        for column in ("prompt", "responses", "answer"):
-            if row.get(column) is None:
-                raise UserError(
-                    f"{path}, line {number} has no {column!r}; it has {', '.join(row)}{closest(column, row)}"
-                )
-        rows.append(row)
-    if not rows:
-        raise UserError(f"{path} is empty: give one JSON object a line with prompt, responses and answer")
-    return rows
 
 
 def load_model(name: str) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from autotelic.cli.options import add_output, say_written
 from autotelic.errors import UserError
 
 BASELINES = ("law", "last_value", "linear_in_entropy", "linear_in_step")
@@ -29,10 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--intervention", help="what acts on the entropy in this run, if anything (found by itself in our run folders)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the text")
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="also write a picture: .html, or .png with matplotlib"
-    )
+    add_output(parser, plot="also write a picture: .html, or .png with matplotlib")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         write_plot(args.plot, curve, fit, result)
         result["plot"] = str(args.plot)
     print(json.dumps(result) if args.json else text(result))
+    say_written(args, args.plot)
     return 0
 
 
@@ -150,8 +149,6 @@ def text(result: dict[str, Any]) -> str:
     lines.append(
         "intervals: 95 %, Student t; points of one run are correlated, so they are too narrow rather than too wide"
     )
-    if "plot" in result:
-        lines.append(f"written to {result['plot']}")
     return "\n".join(lines)
 
 
@@ -170,7 +167,7 @@ def draw_html(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: s
     """Write one self-contained page with plotly."""
     import plotly.graph_objects as go
 
-    from autotelic.report.page import write_atomically
+    from autotelic.files import write_output
 
     blue = "#0072B2"
     figure = go.Figure()
@@ -195,7 +192,7 @@ def draw_html(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: s
     figure.update_layout(
         title=title, template="plotly_white", xaxis_title="entropy H (nats per token)", yaxis_title=curve.reward_column
     )
-    write_atomically(path, figure.to_html(include_plotlyjs=True, config={"displaylogo": False}))
+    write_output(path, figure.to_html(include_plotlyjs=True, config={"displaylogo": False}))
 
 
 def draw_png(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: str, result: dict[str, Any]) -> None:
@@ -216,6 +213,6 @@ def draw_png(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: st
     axes.set(title=title, xlabel="entropy H (nats per token)", ylabel=curve.reward_column)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    from autotelic.report.page import write_atomically
+    from autotelic.files import write_output
 
-    write_atomically(path, buffer.getvalue())
+    write_output(path, buffer.getvalue())

@@ -12,11 +12,11 @@ as a column `response` (or `responses`) of the prompt file.
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autotelic.cli.options import add_output, add_sampling, say, say_written
 from autotelic.errors import UserError
 
 
@@ -25,23 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="the base model, then the tuned ones")
     parser.add_argument("--prompts", default="chain_sums:test", help="a data set or a file (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=50, help="at most this many prompts (default: %(default)s)")
-    parser.add_argument("--k", type=int, default=4, help="sampled responses a prompt (default: %(default)s)")
+    add_sampling(parser, k=4)
     parser.add_argument("--temperature", type=float, default=1.0, help="of the text; 0: greedy (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest response (default: %(default)s)")
     parser.add_argument("--bin-width", type=float, default=0.25, help="of the histograms (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling and bootstrap (default: %(default)s)")
     parser.add_argument("--compat", choices=("none", "official"), default="none", help="official: the published plot")
-    parser.add_argument("--out", type=Path, help="write every figure here (JSON)")
-    parser.add_argument("--plot", type=Path, help="write a picture here (HTML)")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_output(parser, out="write every figure here (JSON)", plot="write a picture here (HTML)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the text, measure every model, write."""
     from contextlib import ExitStack
 
-    from autotelic.cli.score import replacing
+    from autotelic.files import replacing
 
     if args.limit < 1 or args.k < 1 or args.max_new_tokens < 1 or not args.bin_width > 0 or args.temperature < 0:
         raise UserError(
@@ -55,13 +50,8 @@ def run(args: argparse.Namespace) -> int:
             json.dump(result, out)
         if plot is not None:
             plot.write(picture(result))
-    if args.json:
-        print(json.dumps(result))
-        return 0
-    print(table(result))
-    for path in (args.out, args.plot):
-        if path:
-            print(f"written to {path}")
+    print(json.dumps(result) if args.json else table(result))
+    say_written(args, args.out, args.plot)
     return 0
 
 
@@ -152,12 +142,6 @@ def sample(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namesp
         entropy=False,
     )
     return given_sequences(list(zip(repeated, found.texts, strict=True)), tokenizer)
-
-
-def say(args: argparse.Namespace, text: str) -> None:
-    """Print progress, where it is wanted."""
-    if not args.quiet:
-        print(text, file=sys.stderr, flush=True)
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -4,11 +4,13 @@ autotelic pretrain --config recipes/pretrain_tiny.yaml --output_dir runs/any_pai
 """
 
 import argparse
-import sys
-import tempfile
+import json
 from pathlib import Path
+from typing import Any
 
+from autotelic.cli.options import add_output
 from autotelic.errors import UserError
+from autotelic.files import check_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, help="a recipe, such as recipes/pretrain_tiny.yaml")
     parser.add_argument("--output_dir", type=Path, help="folder of the model (default: runs/pretrain/NAME)")
     parser.add_argument("--num_steps", type=int, help="instead of the recipe's, for a trial")
+    add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,19 +35,27 @@ def run(args: argparse.Namespace) -> int:
         recipe = replace(recipe, num_steps=args.num_steps)
     folder = args.output_dir or Path("runs") / "pretrain" / recipe.name
     check_output(folder)
-    model, losses = pretraining.pretrain(recipe)
+    model, losses = pretraining.pretrain(recipe, progress=not args.quiet)
     pretraining.save(model, recipe, losses, folder)
-    print(f"{folder}: {model.num_parameters():,} parameters, loss {losses[-1]:.3f} nats/token", file=sys.stderr)
+    summary = {"folder": str(folder), "parameters": model.num_parameters(), "steps": len(losses), "loss": losses[-1]}
+    print(json.dumps(summary) if args.json else table(summary))
     return 0
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Return the summary for people."""
+    return "\n".join(
+        [
+            f"parameters   {summary['parameters']:,}",
+            f"steps        {summary['steps']}",
+            f"last loss    {summary['loss']:.3f} nats per token",
+            f"model        {summary['folder']}",
+        ]
+    )
 
 
 def check_output(folder: Path) -> None:
     """Refuse, before the work, a folder that cannot be written or that holds something else than a model."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
         raise UserError(f"{folder} exists and is not a model folder; choose another --output_dir.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {folder.parent}: {error.strerror}; choose another --output_dir.") from error
+    check_writable(folder / "config.json", "choose another --output_dir")

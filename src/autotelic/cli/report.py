@@ -7,10 +7,11 @@ RUN is a run folder (run.json, metrics.jsonl, rollouts.jsonl) or a folder of the
 """
 
 import argparse
-import sys
+import json
 import time
 from pathlib import Path
 
+from autotelic.cli.options import add_output, say
 from autotelic.errors import UserError
 
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--title", default="autotelic report", help="title of the page")
     parser.add_argument("--watch", action="store_true", help="write the page anew whenever a log grows, until Ctrl-C")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between looks with --watch (default: 10)")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,9 +37,11 @@ def run(args: argparse.Namespace) -> int:
         state = fingerprint(args.runs)
         if state != last:
             written = write_report(args.runs, args.output, title=args.title, refresh=refresh)
-            size = written.stat().st_size / 1e6
-            if not args.quiet:
-                print(f"{written} ({size:.1f} MB)", flush=True)
+            size = written.stat().st_size
+            if args.json:
+                print(json.dumps({"page": str(written), "bytes": size}), flush=True)
+            elif not args.quiet:
+                print(f"{written} ({size / 1e6:.1f} MB)", flush=True)
             last = state
         if not args.watch:
             return 0
@@ -46,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
             time.sleep(args.every)
         except KeyboardInterrupt:
             write_report(args.runs, args.output, title=args.title)  # the last page no longer loads itself anew
-            if not args.quiet:
-                print("autotelic: stopped watching", file=sys.stderr)
+            say(args, "autotelic: stopped watching")
             return 0
 
 

@@ -15,11 +15,11 @@ Ties go to the smaller id.
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autotelic.cli.options import add_batch_size, add_output, add_sampling, read_samples, say, say_written
 from autotelic.errors import UserError
 
 COLUMNS = ("mean", "variance", "majority_share", "majority_variance", "semantic_entropy", "token_entropy", "agreement")
@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", help="the score to rank by (default: variance with labels, else majority_variance)")
     parser.add_argument("--reverse", action="store_true", help="least promising first")
     parser.add_argument("--limit", type=int, help="at most this many prompts")
-    parser.add_argument("--k", type=int, default=16, help="samples a prompt and temperature (default: %(default)s)")
+    add_sampling(parser, k=16, k_help="samples of each prompt and temperature")
+    add_batch_size(parser)
     parser.add_argument(
         "--temperatures",
         type=float,
@@ -40,24 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[1.0],
         help="the first gives every score, further ones the agreement (default: 1.0)",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest response (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="sequences at once (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
     parser.add_argument("--prompt-column", default="prompt", help="column with the prompts (default: %(default)s)")
     parser.add_argument("--answer-column", default="answer", help="column with the labels, if any")
     parser.add_argument("--top", type=int, default=10, help="rows shown, and compared (default: %(default)s)")
     parser.add_argument("--take", type=int, help="write only the best so many to --out, ready for training")
-    parser.add_argument("--out", type=Path, help="write the ranking here, one JSON object a line")
-    parser.add_argument("--plot", type=Path, help="write a picture here (HTML)")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_output(parser, out="write the ranking here, one JSON object a line", plot="write a picture here (HTML)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Sample or read, score, rank, write."""
     from contextlib import ExitStack
 
-    from autotelic.cli.score import replacing
+    from autotelic.files import replacing
     from autotelic.selection import compare_scores, rank
 
     for name in ("k", "top", "take", "limit"):
@@ -84,16 +79,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(table(ranked[: args.top], by, len(ranked)))
         print(comparison_table(comparison, args.top), end="")
-        for path in (args.out, args.plot):
-            if path:
-                print(f"written to {path}")
+    say_written(args, args.out, args.plot)
     return 0
 
 
 def read(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the samples of a file."""
-    from autotelic.cli.score import read_samples
-
     path = Path(args.source)
     if not path.is_file():
         raise UserError(f"{path} is not a file of samples; to sample from a data set, say which model: --model NAME")
@@ -121,10 +112,7 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     temperatures = list(dict.fromkeys(args.temperatures))
     for index, temperature in enumerate(temperatures):
-        if not args.quiet:
-            print(
-                f"{len(rows)} prompts x {args.k} samples at temperature {temperature} ...", file=sys.stderr, flush=True
-            )
+        say(args, f"{len(rows)} prompts x {args.k} samples at temperature {temperature} ...")
         found = sample_responses(
             model,
             tokenizer,

@@ -20,7 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autotelic.cli.options import add_output, say, say_written
 from autotelic.errors import UserError, closest
+from autotelic.files import write_output
 
 KEYS = ("method", "config", "function", "seeds", "grid", "metric")
 
@@ -37,10 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="trials at a time (default: one per core)")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0, help="share of a GPU (default: %(default)s)")
     parser.add_argument("--address", help="of a Ray cluster; it must see OUT (default: this machine)")
-    parser.add_argument("--plot", type=Path, help="strip plot (default: OUT/strip.html)")
     parser.add_argument("--table-only", action="store_true", help="run nothing, show what there is")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_output(parser, plot="strip plot (default: OUT/strip.html)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,13 +61,14 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / args.recipe.stem
     store = sweeping.TrialStore(out.absolute())
     missing = [] if args.table_only else store.missing(trials)
-    if not args.quiet:
-        print(f"{len(trials)} trials, {len(store.missing(trials))} without a result", file=sys.stderr, flush=True)
+    say(args, f"{len(trials)} trials, {len(store.missing(trials))} without a result")
     failures = run_on_ray(missing, store, args) if missing else []
     rows = sweeping.summarize(trials, store, metric)
-    write(args.plot or out / "strip.html", sweeping.strip_plot(rows, metric))
-    write(out / "table.json", json.dumps({"metric": metric, "rows": rows}) + "\n")
+    plot, table = args.plot or out / "strip.html", out / "table.json"
+    write_output(plot, sweeping.strip_plot(rows, metric))
+    write_output(table, json.dumps({"metric": metric, "rows": rows}) + "\n")
     print(json.dumps({"metric": metric, "rows": rows}) if args.json else sweeping.table(rows, metric))
+    say_written(args, table, plot)
     for failure in failures[:3]:
         print(f"failed: {failure}", file=sys.stderr)
     if failures:
@@ -242,11 +243,3 @@ def progress(tune: Any, total: int, failures: list[str], quiet: bool) -> Any:
                 self.shown = now
 
     return Progress()
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    from autotelic.cli.score import replacing
-
-    with replacing(path) as out:
-        out.write(text)

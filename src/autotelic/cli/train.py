@@ -265,7 +265,7 @@ def build_probe(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
 
 
 def report(method: str, folder: Path, trainer: Any, finished: bool, run_args: Any) -> dict[str, Any]:
-    """Print how the run ended, and what to do next."""
+    """Print how the run ended, and what to do next; only the main process speaks."""
     from autotelic.trl.callbacks import read_rows
 
     rows = read_rows(folder / "metrics.jsonl")
@@ -273,20 +273,38 @@ def report(method: str, folder: Path, trainer: Any, finished: bool, run_args: An
     for row in rows:
         last |= row
     summary = {"finished": finished, "step": trainer.state.global_step, "output_dir": str(folder), "metrics": last}
+    if not trainer.is_world_process_zero():
+        return summary
     if run_args.json:
         print(json.dumps(summary))
-    elif not finished:
+    elif not run_args.quiet:
+        print(f"{method}: {trainer.state.global_step} updates -> {folder}\n{summary_table(rows)}".rstrip())
+    if not finished:
         print(
             f"stopped at step {trainer.state.global_step} with a checkpoint; "
             "continue with the same command and --resume",
             file=sys.stderr,
         )
-    elif not run_args.quiet:
-        shown = {
-            name: last[name]
-            for name in ("policy/entropy", "reward/mean", "eval/mean_at_k", "eval/greedy")
-            if name in last
-        }
-        numbers = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
-        print(f"{method}: {trainer.state.global_step} updates  {numbers}  ->  {folder}")
     return summary
+
+
+SUMMARY = ("policy/entropy", "reward/", "completions/mean_length", "train/loss", "train/em_loss", "eval/")
+
+
+def summary_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return first, last, lowest and highest value of the metrics in `SUMMARY`; `eval/` stands for all below it."""
+    curves: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if any(name == wanted or (wanted.endswith("/") and name.startswith(wanted)) for wanted in SUMMARY):
+                curves.setdefault(name, []).append(value)
+    if not curves:
+        return ""
+    names = sorted(curves, key=lambda name: next(i for i, wanted in enumerate(SUMMARY) if name.startswith(wanted)))
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{title:>11}" for title in ("first", "last", "lowest", "highest"))]
+    for name in names:
+        values = curves[name]
+        numbers = (values[0], values[-1], min(values), max(values))
+        lines.append(f"{name:<{width}}" + "".join(f"{number:>11.4g}" for number in numbers))
+    return "\n".join(lines)

@@ -5,9 +5,7 @@ the page through `textContent` only, and the page's content security policy forb
 """
 
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.errors import UserError
+from autotelic.files import write_output
 from autotelic.report import data, law
 from autotelic.report.load import Run, find_results, find_runs, load_run
 from autotelic.report.rollouts import rollouts
@@ -47,7 +46,7 @@ def write_report(
     output = Path(output)
     loaded = [load_run(path) for path in find_runs(paths)]
     payload = build_payload(loaded, results if results is not None else find_results(paths), title)
-    write_atomically(output, render(payload, refresh))
+    write_output(output, render(payload, refresh), "choose another place with -o")
     return output
 
 
@@ -151,22 +150,3 @@ def has_surrogate(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a temporary file in the same folder and rename it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another place with -o") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another place with -o") from None
-        raise
