@@ -118,6 +118,7 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
             reward=build_reward(run_args, training_args),
             evaluate=build_evaluation(run_args, tokenizer, training_args),
             probe=build_probe(run_args, tokenizer, training_args),
+            follow=build_follower(run_args, tokenizer, training_args, rows),
             peft_config=get_peft_config(model_args),
         )
     except ValueError as error:
@@ -260,6 +261,28 @@ def build_probe(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
         tokenizer,
         [prompt_text(prompt, tokenizer) for prompt in prompts],
         k=run_args.probe_k,
+        max_new_tokens=training_args.max_completion_length,
+    )
+
+
+def build_follower(run_args: Any, tokenizer: Any, training_args: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    """Return a function from model to rollouts of the first training prompts, or None."""
+    from autotelic.probing import make_follower
+
+    if not run_args.follow_prompts:
+        return None
+    if run_args.log_rollouts_steps < 1:
+        raise UserError(f"log_rollouts_steps must be at least 1, got {run_args.log_rollouts_steps}")
+    prompts: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        prompts.setdefault(str(row["prompt"]), {"prompt": row["prompt"], "id": row["id"]})
+    if run_args.follow_prompts < 0:
+        raise UserError(f"follow_prompts must not be negative, got {run_args.follow_prompts}")
+    return make_follower(
+        tokenizer,
+        list(prompts.values())[: run_args.follow_prompts],
+        k=run_args.follow_k,
+        temperature=training_args.temperature,
         max_new_tokens=training_args.max_completion_length,
     )
 

@@ -167,6 +167,11 @@ class RunArguments:
         default=0, metadata={"help": "prompts per logged rollout, with token statistics; 0: none"}
     )
     log_rollouts_steps: int = field(default=20, metadata={"help": "updates between logged rollouts"})
+    follow_prompts: int = field(
+        default=0,
+        metadata={"help": "prompts sampled again every log_rollouts_steps updates, for the report's slider; 0: none"},
+    )
+    follow_k: int = field(default=8, metadata={"help": "responses of each followed prompt"})
     resume: bool = field(default=False, metadata={"help": "continue the run in output_dir from its last checkpoint"})
     overwrite: bool = field(default=False, metadata={"help": "start anew in an output_dir that holds a run"})
     quiet: bool = field(default=False, metadata={"help": "no progress"})

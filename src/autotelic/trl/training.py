@@ -3,6 +3,7 @@
 output_dir/run.json       method, seed, configuration, versions
 output_dir/metrics.jsonl  one row per update
 output_dir/rollouts.jsonl sampled responses with token statistics, where asked for
+output_dir/followed.jsonl the same prompts at every look, where asked for
 output_dir/checkpoint-*   TRL's; output_dir itself holds the final model
 """
 
@@ -52,6 +53,7 @@ def build_trainer(
     reward: Any,
     evaluate: Evaluate | None = None,
     probe: Any = None,
+    follow: Any = None,
     peft_config: Any = None,
 ) -> Any:
     """Return a TRL trainer with our mixins and callbacks, ready to train."""
@@ -96,6 +98,10 @@ def build_trainer(
                 intervention=run.entropy_control if acts else None,
             )
         )
+    if follow is not None:
+        from autotelic.trl.followed import FollowedPrompts
+
+        callbacks.append(FollowedPrompts(follow, folder / "followed.jsonl", run.log_rollouts_steps))
     if probe is not None:
         callbacks.append(build_stop_rules(run, probe, folder, metrics_file))
     trainer = trainer_class(
