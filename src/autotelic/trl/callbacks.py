@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from autotelic.diagnostics.logs import read_jsonl
 from autotelic.diagnostics.metrics import METRICS, TRL_PREFIX, check_declared
 from autotelic.files import write_atomically
+from autotelic.functional.distributed import global_max
+from autotelic.trl.state import preserved_rng
 
 TRL_NAMES = {
     "entropy": "policy/entropy",
@@ -140,9 +143,12 @@ class Validation(TrainerCallback):
         self.last: int | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        """Measure the starting point of a fresh run."""
+        """Measure the starting point of a fresh run; a resumed one knows what was measured before."""
         if state.global_step == 0:
             self.measure(state, kwargs["model"])
+        else:
+            rows = read_rows(self.metrics_file.path)
+            self.last = max((row["step"] for row in rows if any(key.startswith("eval/") for key in row)), default=None)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Measure on schedule."""
@@ -156,10 +162,6 @@ class Validation(TrainerCallback):
 
     def measure(self, state: TrainerState, model: Any) -> None:
         """Evaluate without disturbing training: mode and random state are put back."""
-        import torch
-
-        from autotelic.trl.state import preserved_rng
-
         self.last = state.global_step
         training = model.training
         model.eval()
@@ -172,7 +174,10 @@ class Validation(TrainerCallback):
 
 
 class StopCleanly(TrainerCallback):
-    """Turns Ctrl-C or SIGTERM into a checkpoint at the next rollout boundary; a second Ctrl-C stops at once."""
+    """Turns Ctrl-C or SIGTERM into a checkpoint at the next rollout boundary; a second Ctrl-C stops at once.
+
+    Processes stop at the same boundary, whichever of them got the signal.
+    """
 
     def __init__(self, updates_per_rollout: int):
         self.updates_per_rollout = updates_per_rollout
@@ -196,8 +201,11 @@ class StopCleanly(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Save and stop where a resumed run generates anew, so that it continues with the same numbers."""
-        if self.requested and state.global_step % self.updates_per_rollout == 0:
-            control.should_save = control.should_training_stop = True
+        if state.global_step % self.updates_per_rollout:
+            return
+        requested = torch.tensor(int(self.requested), device=args.device)
+        if global_max(requested):
+            self.requested = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Give the signals back."""

@@ -28,6 +28,7 @@ from autotelic.functional.parity import ratio_clipped
 from autotelic.trl.base import TrainerBase
 from autotelic.trl.controls import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
 from autotelic.trl.dynamics import EntropyChange, VocabularyStatistics, vocabulary_statistics
+from autotelic.trl.state import stop_if_not_finite
 from autotelic.trl.statistics import control_metrics, drift_metrics, drift_sums, jaccard
 
 ROW_IDS = "row_ids"
@@ -263,9 +264,16 @@ class EntropyControlMixin(TrainerBase):
             loss = loss + self._entropy_term(plan, micro_batch)
             self._loss_entropies = None  # with it goes this micro-batch's graph
             self._finish_drift()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(self._not_finite(loss, inputs))
+        stop_if_not_finite(self, "loss", loss, inputs["prompt_ids"])
         return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Stop before an update whose gradient is not finite: the weights, and the next checkpoint, stay usable."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if grad_norm is not None and getattr(self.accelerator, "scaler", None) is None:  # a scaler skips such updates
+            norm = torch.as_tensor(grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm)
+            stop_if_not_finite(self, "gradient norm", norm, self._buffered_inputs[0]["prompt_ids"])
+        return grad_norm
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
         """Pass TRL's result on; while a loss is being computed, rewrite the advantages it is about to read."""
@@ -316,6 +324,7 @@ class EntropyControlMixin(TrainerBase):
         coef = self.entropy_control.entropy_coef(updates_per_rollout(self.args))
         if not coef:
             return 0.0
+        check_entropy_gradient(self._loss_entropies)
         return -coef * F.reduce_tokens(self._loss_entropies, plan.selected, denominator=self._tokens_per_rank(micro))
 
     def _tokens_per_rank(self, micro: dict[str, Any]) -> Tensor:
@@ -331,13 +340,11 @@ class EntropyControlMixin(TrainerBase):
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
-    def _not_finite(self, loss: Tensor, inputs: dict[str, Any]) -> str:
-        prompts = self.processing_class.batch_decode(inputs["prompt_ids"], skip_special_tokens=True)
-        return (
-            f"the loss of step {self.state.global_step + 1} is {loss.item()}: training stopped before the update; "
-            f"prompts of this micro-batch: {sorted(set(prompts))[:3]}. The last checkpoint is intact; lower the "
-            "learning rate, or inspect these prompts."
-        )
+
+def check_entropy_gradient(entropy: Tensor | None) -> None:
+    """Refuse to train on entropies that TRL gives without a gradient."""
+    if entropy is None or (torch.is_grad_enabled() and not entropy.requires_grad):
+        raise UserError("this TRL gives entropies without a gradient, so an entropy term cannot train; use TRL >= 1.16")
 
 
 def with_entropy_control(trainer_class: type) -> type:

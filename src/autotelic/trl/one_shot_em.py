@@ -21,7 +21,8 @@ from torch import Tensor
 from autotelic import functional as F
 from autotelic.errors import UserError
 from autotelic.trl.base import TrainerBase
-from autotelic.trl.mixin import response_mask
+from autotelic.trl.mixin import check_entropy_gradient, response_mask
+from autotelic.trl.state import stop_if_not_finite
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,18 @@ class EntropyMinimizationMixin(TrainerBase):
         if self.entropy_minimization is None:
             return super()._compute_loss(model, inputs)
         if self.entropy_minimization.compat == "official":
-            official = self._official_loss(model, inputs)
-            return super()._compute_loss(model, inputs) + self.entropy_minimization.coef * official
-        self._capturing, self._captured = True, None
-        try:
+            term = self._official_loss(model, inputs)
             loss = super()._compute_loss(model, inputs)
-        finally:
-            self._capturing = False
-        return loss + self.entropy_minimization.coef * self._entropy_loss(inputs)
+        else:
+            self._capturing, self._captured = True, None
+            try:
+                loss = super()._compute_loss(model, inputs)
+            finally:
+                self._capturing = False
+            term = self._entropy_loss(inputs)
+        loss = loss + self.entropy_minimization.coef * term
+        stop_if_not_finite(self, "loss", loss, inputs["prompt_ids"])
+        return loss
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
         """Keep the entropies of the pass that computes the loss."""
@@ -140,10 +145,8 @@ class EntropyMinimizationMixin(TrainerBase):
     def _entropy_loss(self, inputs: dict[str, Any]) -> Tensor:
         settings, entropy, mask = self.entropy_minimization, self._captured, response_mask(inputs)
         self._captured = None
-        if entropy is None or (torch.is_grad_enabled() and not entropy.requires_grad):
-            raise UserError(
-                "this TRL gives entropies without a gradient, so entropy minimisation cannot train; use TRL >= 1.16"
-            )
+        check_entropy_gradient(entropy)
+        assert entropy is not None
         chosen = settings.position_mask(entropy, mask)
         floored = entropy.clamp(min=settings.floor) if settings.floor else entropy
         accumulation = self.current_gradient_accumulation_steps if self.model.training else 1

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from autotelic.answers import cluster, extract
+from autotelic.diagnostics.logs import read_jsonl
+from autotelic.files import write_atomically
 from autotelic.trl.mixin import FORWARD_KEYS, ROW_IDS, EntropyControlMixin, response_mask
 
 
@@ -32,12 +34,12 @@ class RolloutLogMixin(EntropyControlMixin):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Write the rollout that was logged last, and take a sample of this one if it is due."""
         output = super()._generate_and_score_completions(inputs)
-        if self.rollout_log is None or not self.model.training or not self.accelerator.is_main_process:
+        if self.rollout_log is None or not self.model.training:
             return output
         self.flush_rollouts()
         if self.state.global_step >= self._next_logged_step:
             self._next_logged_step = self.state.global_step + self.rollout_log[2]
-            self._take_sample(inputs, output)
+            self._take_sample(inputs, output)  # on every process: a sharded model needs them all for a forward pass
         return output
 
     def _take_sample(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
@@ -105,10 +107,29 @@ class RolloutLogMixin(EntropyControlMixin):
 
     def flush_rollouts(self) -> None:
         """Append the sampled rollout to the file."""
-        if self._logged_prompts:
+        if self._logged_prompts and self.accelerator.is_main_process:
             with self.rollout_log[0].open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in self._logged_prompts)
         self._logged_prompts, self._logged = [], {}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write what is still held back: a run that resumes from this checkpoint does not sample it again."""
+        if self.rollout_log is not None:
+            self.flush_rollouts()
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Forget what was logged after the checkpoint, and go on in its rhythm."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.rollout_log is None:
+            return
+        path, _, every = self.rollout_log
+        rows = read_jsonl(path) if path.exists() else []
+        kept = [row for row in rows if row["step"] < self.state.global_step]
+        self._next_logged_step = kept[-1]["step"] + every if kept else 0
+        if self.accelerator.is_main_process:
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.accelerator.wait_for_everyone()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and write what is still held back at the end."""

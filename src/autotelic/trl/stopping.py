@@ -7,7 +7,8 @@ is that one.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from autotelic.diagnostics.metrics import check_declared
 from autotelic.diagnostics.stopping import ProbeStatistics, Rule, drift, first_tripped
+from autotelic.errors import UserError
 from autotelic.files import write_atomically
 
 Probe = Callable[[Any], ProbeStatistics]
@@ -89,13 +91,13 @@ class StopRules(TrainerCallback):
             self.append({"step": state.global_step, **metrics})
             self.write_probes()
         if self.tripped is None:
-            if state.is_world_process_zero:
-                save_weights(model, self.folder / "best", state.global_step)
+            save_weights(model, self.folder / "best", state.global_step, write=state.is_world_process_zero)
             return
         control.should_training_stop = True
         name, reason = self.tripped
         ending = "rolling back to the probe before" if self.rollback else "the probe before is in best/"
-        print(f"autotelic: {name} at step {state.global_step}: {reason}; {ending}", file=sys.stderr, flush=True)
+        if state.is_world_process_zero:
+            print(f"autotelic: {name} at step {state.global_step}: {reason}; {ending}", file=sys.stderr, flush=True)
 
     @property
     def stopped(self) -> bool:
@@ -108,23 +110,58 @@ class StopRules(TrainerCallback):
         write_atomically(self.folder / "probes.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def save_weights(model: Any, folder: Path, step: int) -> None:
-    """Write the weights (with LoRA: the adapter's) to one file, atomically, and the step beside them."""
+def save_weights(model: Any, folder: Path, step: int, write: bool = True) -> None:
+    """Write the weights (with LoRA: the adapter's) to one file, atomically, and the step beside them.
+
+    Where the model is sharded every process calls this, and parts are put together; one of them writes.
+    """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: p.detach().contiguous().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(kept, folder / "weights.tmp", metadata={"step": str(step)})
-    (folder / "weights.tmp").replace(folder / "weights.safetensors")
+    kept = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with whole(parameter) as value:
+                if write:
+                    kept[name] = value.contiguous().cpu().clone()
+    if write:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(kept, folder / "weights.tmp", metadata={"step": str(step)})
+        (folder / "weights.tmp").replace(folder / "weights.safetensors")
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Put kept weights back into the model."""
+    """Put kept weights back into the model, sharded as it is; every process calls this."""
     import torch
     from safetensors.torch import load_file
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
     kept = load_file(folder / "weights.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in kept:
-                parameter.copy_(kept[name])
+            if name not in kept:
+                continue
+            value = kept[name].to(parameter.device)
+            if isinstance(parameter, DTensor):
+                parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements))
+            else:
+                with whole(parameter, change=True) as place:
+                    place.copy_(value)
+
+
+@contextmanager
+def whole(parameter: Any, change: bool = False) -> Iterator[Any]:
+    """Give a parameter's full value: put together from FSDP2's shards, or gathered by DeepSpeed's ZeRO-3.
+
+    Raises:
+        UserError: FSDP1, which flattens several parameters into one.
+    """
+    if type(parameter).__name__ == "FlatParameter":
+        raise UserError("stop rules cannot keep weights under FSDP1: set fsdp_version: 2")
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if change else None):
+            yield parameter.data
+        return
+    value = parameter.detach()
+    yield value.full_tensor() if hasattr(value, "full_tensor") else value

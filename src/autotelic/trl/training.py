@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.errors import UserError, closest
-from autotelic.files import write_atomically
+from autotelic.files import check_writable, write_atomically
 from autotelic.trl.arguments import CONTROL_NAMES, RunArguments
 
 Evaluate = Callable[[Any], dict[str, float]]
@@ -61,8 +61,10 @@ def build_trainer(
 
     from autotelic.tasks import to_dataset
     from autotelic.trl.callbacks import MetricsFile, Progress, StopCleanly, Validation
+    from autotelic.trl.checkpoints import with_whole_checkpoints
     from autotelic.trl.label_free import with_label_free_rewards, with_surplus_votes
     from autotelic.trl.mixin import updates_per_rollout, with_entropy_control
+    from autotelic.trl.model_card import with_model_card
     from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
     from autotelic.trl.rollouts import with_rollout_log
 
@@ -83,6 +85,7 @@ def build_trainer(
     trainer_class = with_surplus_votes(
         with_rollout_log(with_entropy_minimization(with_entropy_control(with_label_free_rewards(GRPOTrainer))))
     )
+    trainer_class = with_whole_checkpoints(with_model_card(trainer_class))
     metrics_file = MetricsFile(folder / "metrics.jsonl")
     callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
     if evaluate is not None and run.validation_steps:
@@ -142,39 +145,54 @@ def build_stop_rules(run: RunArguments, probe: Any, folder: Path, metrics_file: 
     return StopRules(probe, parse_rules(run.stop_rule), run.probe_steps, folder, metrics_file.append, rollback)
 
 
-def prepare_folder(folder: Path, run: RunArguments) -> str | None:
-    """Check that the folder can be written and holds no other run; return the checkpoint to resume from, if asked."""
-    from transformers.trainer_utils import get_last_checkpoint
+RUN_FILES = ("metrics.jsonl", "rollouts.jsonl", "followed.jsonl", "probes.jsonl", "run.json")
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write_test"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; choose another --output_dir or free the space"
-        ) from error
-    checkpoint = get_last_checkpoint(str(folder))
+
+def prepare_folder(folder: Path, run: RunArguments) -> str | None:
+    """Check that the folder can be written and holds no other run; return the checkpoint to resume from, if asked.
+
+    The main process looks, and all of them get its answer. Half-written checkpoints are deleted on resuming, a run's
+    files and checkpoints on overwriting.
+    """
+    from autotelic.trl.state import on_main_process
+
+    return on_main_process(lambda: _prepare_folder(folder, run))
+
+
+def _prepare_folder(folder: Path, run: RunArguments) -> str | None:
+    from autotelic.trl.checkpoints import checkpoints, discard, last_complete
+
+    check_writable(folder / "metrics.jsonl", "choose another --output_dir or free the space")
     if run.resume:
-        if checkpoint is None:
-            raise UserError(f"nothing to resume: {folder} has no checkpoint; start without --resume")
-        return checkpoint
-    if (folder / "metrics.jsonl").exists() and not run.overwrite:
+        whole = last_complete(folder)
+        if whole is None:
+            raise UserError(f"nothing to resume: {folder} has no whole checkpoint; start anew, with --overwrite")
+        every = checkpoints(folder)
+        for later in every[every.index(whole) + 1 :]:  # half-written, or they would be the last
+            discard(later)
+        return str(whole)
+    if ((folder / "metrics.jsonl").exists() or checkpoints(folder)) and not run.overwrite:
         raise UserError(
             f"{folder} already holds a run: --resume continues it, --overwrite starts anew, or choose another "
             "--output_dir"
         )
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for old in checkpoints(folder):
+        discard(old)
     return None
 
 
 def write_run_file(folder: Path, method: str, run: RunArguments, training_args: Any) -> None:
-    """Write run.json: what was asked for, and with which versions."""
+    """Write run.json: what was asked for, and with which versions. Only the main process writes."""
     import torch
     import transformers
     import trl
 
     from autotelic import __version__
+
+    if training_args.process_index:
+        return
 
     record = {
         "method": method if run.entropy_control in ("none", "observe") else f"{method}+{run.entropy_control}",
@@ -194,11 +212,13 @@ def write_run_file(folder: Path, method: str, run: RunArguments, training_args: 
 
 def fit(trainer: Any, checkpoint: str | None) -> bool:
     """Train, save the final model, and return whether the run came to its end: its last step, or the law's stop."""
+    from autotelic.trl.checkpoints import save_final_model
+
     trainer.train(resume_from_checkpoint=checkpoint)
     callbacks = trainer.callback_handler.callbacks
     finished = trainer.state.global_step >= trainer.state.max_steps or any(
         getattr(callback, "stopped", False) for callback in callbacks
     )
     if finished:
-        trainer.save_model()
+        save_final_model(trainer)
     return finished
