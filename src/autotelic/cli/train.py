@@ -1,8 +1,9 @@
-"""Train a model on TRL's GRPOTrainer.
+"""Train a model on TRL's GRPOTrainer, or on pairs on its DPOTrainer (ppl).
 
-    autotelic train grpo | empo | one_shot_em [--config RECIPE.yaml] [--FIELD VALUE ...]
+    autotelic train grpo | empo | one_shot_em | ppl [--config RECIPE.yaml] [--FIELD VALUE ...]
 
-Fields are those of TRL's GRPOConfig and ModelConfig under their own names, and ours (`autotelic train grpo --help`).
+Fields are those of TRL's GRPOConfig (ppl: DPOConfig) and ModelConfig under their own names, and ours
+(`autotelic train grpo --help`).
 Values on the command line override the recipe, the recipe overrides the method's defaults (the paper's values).
 """
 
@@ -20,7 +21,7 @@ from autotelic.errors import UserError, closest
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The method comes first; everything after it belongs to TRL's parser."""
-    parser.add_argument("method", help="grpo | empo | one_shot_em")
+    parser.add_argument("method", help="grpo | empo | one_shot_em | ppl")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="--config RECIPE.yaml and/or --FIELD VALUE")
 
 
@@ -31,16 +32,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
-    """Return (RunArguments, GRPOConfig, ModelConfig) from defaults, recipe and command line."""
+    """Return (RunArguments, GRPOConfig or DPOConfig, ModelConfig) from defaults, recipe and command line."""
     from autotelic.trl.arguments import RunArguments, method_defaults
 
     defaults = method_defaults(method)  # before TRL is imported: a misspelt method is answered at once
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl import GRPOConfig, ModelConfig, TrlParser
+    from trl import DPOConfig, GRPOConfig, ModelConfig, TrlParser
 
-    parser = TrlParser((RunArguments, GRPOConfig, ModelConfig), prog=f"autotelic train {method}")  # pyright: ignore[reportArgumentType]
+    run_class, engine_class = RunArguments, GRPOConfig
+    if method == "ppl":
+        from autotelic.trl.ppl_run import PreferenceArguments
+
+        run_class, engine_class = PreferenceArguments, DPOConfig
+    parser = TrlParser((run_class, engine_class, ModelConfig), prog=f"autotelic train {method}")  # pyright: ignore[reportArgumentType]
     known = {action.dest for action in parser._actions}
-    parser.set_defaults_with_config(**{**machine_defaults(GRPOConfig), **defaults, "output_dir": f"runs/{method}"})
+    parser.set_defaults_with_config(**{**machine_defaults(engine_class), **defaults, "output_dir": f"runs/{method}"})
     recipe, options = split_recipe(list(options))
     for key in recipe:
         if key not in known:
@@ -100,30 +106,16 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
     from autotelic.trl.training import prepare_folder
 
     folder = Path(training_args.output_dir)
+    if getattr(run_args, "objective", None) == "auto":
+        return train_and_choose(method, options, run_args, folder)
     checkpoint = prepare_folder(folder, run_args)
-    rows = load_rows(run_args)
-    model, tokenizer = load_model(model_args, training_args)
-    from trl import get_peft_config
-
-    from autotelic.trl.training import build_trainer, fit, write_run_file
+    from autotelic.trl.training import fit, write_run_file
 
     try:
-        trainer = build_trainer(
-            method,
-            run_args,
-            training_args,
-            model=model,
-            tokenizer=tokenizer,
-            rows=rows,
-            reward=build_reward(run_args, training_args),
-            evaluate=build_evaluation(run_args, tokenizer, training_args),
-            probe=build_probe(run_args, tokenizer, training_args),
-            follow=build_follower(run_args, tokenizer, training_args, rows),
-            peft_config=get_peft_config(model_args),
-        )
+        trainer = (build_preferences if method == "ppl" else build)(method, run_args, training_args, model_args)
     except ValueError as error:
         raise UserError(str(error)) from error
-    write_run_file(folder, method, run_args, training_args)
+    write_run_file(folder, getattr(run_args, "objective", method), run_args, training_args)
     try:
         finished = fit(trainer, checkpoint)
     except FloatingPointError as error:
@@ -133,6 +125,77 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
             f"writing to {folder} failed: {error.strerror or error}; free the space, then --resume"
         ) from error
     return report(method, folder, trainer, finished, run_args)
+
+
+def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> Any:
+    """Return the trainer of a GRPO method."""
+    rows = load_rows(run_args)
+    model, tokenizer = load_model(model_args, training_args)
+    from trl import get_peft_config
+
+    from autotelic.trl.training import build_trainer
+
+    return build_trainer(
+        method,
+        run_args,
+        training_args,
+        model=model,
+        tokenizer=tokenizer,
+        rows=rows,
+        reward=build_reward(run_args, training_args),
+        evaluate=build_evaluation(run_args, tokenizer, training_args),
+        probe=build_probe(run_args, tokenizer, training_args),
+        follow=build_follower(run_args, tokenizer, training_args, rows),
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def build_preferences(method: str, run_args: Any, training_args: Any, model_args: Any) -> Any:
+    """Return the trainer of policy-labelled preferences."""
+    from dataclasses import replace
+
+    from trl import get_peft_config
+
+    from autotelic.trl.ppl_run import build_preference_trainer, check_settings
+
+    check_settings(run_args)
+    model, tokenizer = load_model(model_args, training_args)
+
+    def load(name: str | None) -> Any:
+        chosen = model_args if name is None else replace(model_args, model_name_or_path=name)
+        return load_model(chosen, training_args)[0].to(training_args.device)
+
+    return build_preference_trainer(
+        run_args,
+        training_args,
+        model=model,
+        tokenizer=tokenizer,
+        load_model=load,
+        reward=build_reward(run_args, training_args) if run_args.online else None,
+        evaluate=build_evaluation(run_args, tokenizer, training_args),
+        probe=build_probe(run_args, tokenizer, training_args),
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder: Path) -> dict[str, Any]:
+    """Train with the look-ahead and without it, all else equal, and keep the lower held-out preference loss."""
+    from autotelic.files import write_atomically
+
+    candidates = {"ppl": ["--objective", "ppl"], "dpo": ["--objective", "ppl", "--divergence", "none"]}
+    summaries = {}
+    for name, settings in candidates.items():
+        summaries[name] = train(method, [*options, *settings, "--output_dir", str(folder / name)])
+        if not summaries[name]["finished"]:
+            return summaries[name]
+    losses = {name: summary["metrics"].get("preference/heldout_nll") for name, summary in summaries.items()}
+    if None in losses.values():
+        raise UserError("--objective auto compares held-out losses: give heldout_dataset, or heldout_fraction above 0")
+    best = min(losses, key=lambda name: losses[name])
+    write_atomically(folder / "choice.json", json.dumps({"chosen": best, "heldout_nll": losses}, indent=2) + "\n")
+    if not (run_args.quiet or run_args.json):
+        print(f"auto: {best}, held-out preference loss {losses[best]:.4f}  ->  {folder / best}")
+    return summaries[best]
 
 
 def load_rows(run_args: Any) -> list[dict[str, str]]:
@@ -207,11 +270,17 @@ def build_reward(run_args: Any, training_args: Any) -> Any:
     if given and "units" not in fields:
         raise UserError(f"the reward {name} has no entropy thresholds: leave out threshold_low and threshold_high")
     settings = given | ({"units": run_args.threshold_units} if given else {})
+    group = getattr(training_args, "num_generations", None) or run_args.online_generations
     if "seed" in fields:
         settings["seed"] = training_args.seed
     if run_args.prompt_fraction != 1:
         settings["prompt_fraction"] = run_args.prompt_fraction
-    return dataclasses.replace(reward, num_generations=training_args.num_generations, **settings)
+    return dataclasses.replace(reward, num_generations=group, **settings)
+
+
+def response_length(run_args: Any, training_args: Any) -> int:
+    """Return the longest response of validation and probes: GRPOConfig's, or ours where pairs are trained on."""
+    return getattr(training_args, "max_completion_length", None) or run_args.max_completion_length
 
 
 def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
@@ -231,7 +300,7 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
             tokenizer,
             problems,
             k=run_args.validation_k,
-            max_new_tokens=training_args.max_completion_length,
+            max_new_tokens=response_length(run_args, training_args),
             seed=0,
         )
         k = run_args.validation_k
@@ -261,7 +330,7 @@ def build_probe(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
         tokenizer,
         [prompt_text(prompt, tokenizer) for prompt in prompts],
         k=run_args.probe_k,
-        max_new_tokens=training_args.max_completion_length,
+        max_new_tokens=response_length(run_args, training_args),
     )
 
 
@@ -311,7 +380,16 @@ def report(method: str, folder: Path, trainer: Any, finished: bool, run_args: An
     return summary
 
 
-SUMMARY = ("policy/entropy", "reward/", "completions/mean_length", "train/loss", "train/em_loss", "eval/")
+SUMMARY = (
+    "policy/entropy",
+    "reward/",
+    "completions/mean_length",
+    "train/loss",
+    "train/em_loss",
+    "preference/heldout_nll",
+    "preference/heldout_accuracy",
+    "eval/",
+)
 
 
 def summary_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 ENTROPY_MECHANISM = "arXiv:2505.22617"
 EMPO = "arXiv:2504.05812"
+PPL = "arXiv:2505.06273"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,36 @@ METRICS: dict[str, Metric] = {
         "reduction of the token entropy named in the run's configuration",
         "the one-shot EM objective",
         "arXiv:2505.20282",
+    ),
+    # Preference pairs (autotelic train ppl); heldout_* is the same on pairs that no update sees.
+    **{
+        f"preference/{prefix}{name}": metric
+        for prefix in ("", "heldout_")
+        for name, metric in {
+            "nll": Metric(
+                "nats per pair",
+                "-log sigma(beta (S+ - S-)), lambda = 1",
+                "how well the objective's own score predicts the preferences; what auto compares",
+                PPL,
+            ),
+            "nll_no_lookahead": Metric(
+                "nats per pair",
+                "the same policy's loss when S has no look-ahead: DPO's score, CPL's without a reference",
+                "what the same policy would predict without policy labels",
+                "arXiv:2305.18290, Eq. 7",
+            ),
+            "accuracy": Metric("share", "pairs with S+ > S-", "preferences that the score predicts"),
+            "margin": Metric("nats", "mean of beta (S+ - S-)", "how far apart the sides are"),
+            "divergence": Metric(
+                "nats per token",
+                "mean_l d_l over response tokens, both sides",
+                "what the look-ahead averages: KL(label || policy), one sample of it, or -log pi",
+                PPL,
+            ),
+        }.items()
+    },
+    "preference/decided_share": Metric(
+        "share", "prompts whose responses do not all have the same reward", "online: prompts that give a pair"
     ),
     # Token covariance and what a control selects.
     "covariance/mean": Metric(
@@ -157,6 +188,25 @@ METRICS: dict[str, Metric] = {
     "eval/maj_at_k": Metric("accuracy", "the largest cluster is right", "majority vote"),
     "eval/greedy": Metric("accuracy", "one greedy response", "temperature 0"),
     "eval/entropy": Metric("nats per token", "mean_t H at temperature 1, on the evaluation samples", "token mean"),
+    # Control: preferences between segments, and episodes of the deterministic policy.
+    "preference/nll_cpl": Metric(
+        "nats per pair",
+        "-mean log sigma(c (S_win - S_lose)), S = sum_t log pi; c fitted to the training pairs",
+        "held-out preference NLL under CPL's label model",
+        "arXiv:2310.13639",
+    ),
+    "preference/nll_ppl": Metric(
+        "nats per pair",
+        "the same with S = sum_t log pi - look-ahead",
+        "held-out preference NLL under PPL's label model",
+        "arXiv:2505.06273",
+    ),
+    "preference/accuracy": Metric("share", "held-out pairs whose higher score was preferred", "the method's own score"),
+    "eval/success": Metric("share", "episodes with success at any step", "of the deterministic policy"),
+    "eval/success_low": Metric("share", "95 % Wilson interval of eval/success, lower end", "over episodes"),
+    "eval/success_high": Metric("share", "95 % Wilson interval of eval/success, upper end", "over episodes"),
+    "eval/return": Metric("reward", "mean over episodes of sum_t r_t", "undiscounted"),
+    "feedback/labels": Metric("comparisons", "answers asked for so far", "the budget of online learning"),
     # The law.
     "law/a": Metric("accuracy", "R = -a exp(H) + b, least squares", "slope", f"{ENTROPY_MECHANISM}"),
     "law/b": Metric("accuracy", "R = -a exp(H) + b, least squares", "intercept", f"{ENTROPY_MECHANISM}"),

@@ -12,6 +12,7 @@ METHODS = {
     "grpo": "GRPO with labels (a verifier), or with any reward",
     "empo": "EMPO: the reward is the share of responses that mean the same; no labels",
     "one_shot_em": "one-shot entropy minimisation: the entropy of the model's own samples is the loss; no labels",
+    "ppl": "policy-labelled preference learning: pairs, and who produced each side; also DPO, CPL, RePO, on DPOTrainer",
 }
 
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -51,7 +52,12 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "temperature": 0.5,
         "max_steps": 10,
     },
+    # arXiv:2606.09124 (RePO's code): alpha .1, lr 5e-7. The paper, arXiv:2505.06273, has no language model.
+    "ppl": {"learning_rate": 5e-7, "beta": 0.1},
 }
+
+ROLLOUT_DEFAULTS = ("beta", "temperature", "loss_type")
+"""Common defaults that belong to GRPO's rollouts and loss; pairs have none."""
 
 CONTROL_NAMES = (
     "none",
@@ -193,4 +199,6 @@ def method_defaults(method: str) -> dict[str, Any]:
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}{closest(method, METHODS)}; there are {', '.join(METHODS)}")
-    return COMMON_DEFAULTS | METHOD_DEFAULTS[method]
+    left_out = ROLLOUT_DEFAULTS if method == "ppl" else ()
+    common = {name: value for name, value in COMMON_DEFAULTS.items() if name not in left_out}
+    return common | METHOD_DEFAULTS[method]
