@@ -39,7 +39,7 @@ def test_episodes_end_at_the_horizon():
 def test_logprobs_are_the_density_of_the_action_that_was_sent():
     behavior = LinearBehavior(std=0.5, gain=1.0)
     data = collect(PointReach(5, 8), behavior, 0)
-    mean, log_std = behavior.parameters(data.observations)
+    mean, log_std = behavior.parameters_at(data.observations)
     action = np.tanh(data.pre_tanh)
     slow = (norm.logpdf(np.arctanh(action), mean, np.exp(log_std)) - np.log(1 - action**2)).sum(-1)
     np.testing.assert_allclose(data.logprobs, slow, atol=1e-6)

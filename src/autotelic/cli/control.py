@@ -1,7 +1,10 @@
-"""Preference learning for control: the exact experiments on finite MDPs.
+"""Preference learning for control: the exact experiments on finite MDPs, and robots.
 
 autotelic control tree     the mismatch of CPL on a two-step tree, for infinite data and over seeds
 autotelic control mdp      KL to the optimal policy on random MDPs, by judge, label model and number of pairs
+autotelic control data     episodes of several behaviours and a judge's preferences, on point-reach or MetaWorld
+autotelic control train    sft, cpl, ppl, ppl_d, dpo or p_iql on such data
+autotelic control online   collect, compare, update: success against the number of answers
 """
 
 import argparse
@@ -11,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from autotelic.cli import control_learning
 from autotelic.cli.options import add_output, say, say_written
 from autotelic.errors import UserError
 from autotelic.files import check_writable, write_output
@@ -40,8 +44,10 @@ SETUP = {  # options of `mdp` that are fields of random_mdps.Setup, where their 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `tree` and `mdp`. Options default to None here, so that a recipe can stand between them and DEFAULTS."""
-    commands = parser.add_subparsers(dest="what", metavar="{tree,mdp}", required=True)
+    """Declare the commands. Options default to None here, so that a recipe can stand between them and DEFAULTS."""
+    names = "{tree,mdp,data,train,online}"
+    lazy = control_learning.LazyParser
+    commands = parser.add_subparsers(dest="what", metavar=names, required=True, parser_class=lazy)
     tree = commands.add_parser("tree", help="the two-step tree", description="The mismatch of CPL on a two-step tree.")
     tree.add_argument("--p-bad", type=float, nargs="+", help="shares of bad behaviour (0 .25 .5 .9)")
     tree.add_argument("--slip", type=float, help="chance that an action has the other's effect (0)")
@@ -59,11 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--methods", nargs="+", help="some of the label models (all)")
         command.add_argument("--recipe", type=Path, help="YAML file with any of these options")
         add_output(command, out="write rows and settings to this JSON file", plot="draw the table into this SVG file")
+    control_learning.add_commands(commands)
     parser.set_defaults(parsers={"tree": tree, "mdp": mdp})
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one experiment's table; write JSON and SVG where asked."""
+    """Run one of the commands; an experiment prints its table, and writes JSON and SVG where asked."""
+    if args.what in control_learning.DESCRIPTIONS:
+        return control_learning.run(args)
     settings = _settings(args)
     if settings["seeds"] < 2:
         raise UserError(f"seeds is {settings['seeds']}: an interval over seeds needs 2 or more.")

@@ -27,6 +27,8 @@ OBSERVATION_DIM, ACTION_DIM, RADIUS = 6, 2, 0.1
 class PointReach:
     """`num_envs` points in a box. Observation: (position, velocity, goal - position); actions lie in [-1, 1]^2."""
 
+    observation_dim, action_dim = OBSERVATION_DIM, ACTION_DIM
+
     def __init__(self, num_envs: int = 1, horizon: int = 50, slip: Number = 0.0) -> None:
         """Make the copies; `reset` places them. `slip` is the scale of the noise on actions: 0 is deterministic."""
         if num_envs < 1 or horizon < 1 or slip < 0:
@@ -40,6 +42,14 @@ class PointReach:
         self._position, self._goal = self._generator.uniform(-1, 1, size=(2, self.num_envs, 2))
         self._velocity, self._step = np.zeros((self.num_envs, 2)), 0
         return self._observe(), {"success": self._distance() < RADIUS}
+
+    def place(self, observation: Float[ndarray, "N O"], seed: int = 0) -> None:
+        """Put the copies into the states of given observations, at step 0: what a simulated critic starts from."""
+        if len(observation) != self.num_envs:
+            raise UserError(f"{len(observation)} states for {self.num_envs} copies: give one state for each.")
+        self._generator = np.random.default_rng(seed)
+        self._position, self._velocity = observation[:, :2].astype(float), observation[:, 2:4].astype(float)
+        self._goal, self._step = self._position + observation[:, 4:], 0
 
     def step(
         self, action: Float[ndarray, "N A"]
@@ -80,10 +90,12 @@ class LinearBehavior:
     drift: Number = 0.0
     std: Number = 0.3
 
-    def parameters(self, observation: Float[ndarray, "*batch O"]) -> tuple[ndarray, ndarray]:
+    def parameters_at(self, observations: Float[ndarray, "*batch O"]) -> tuple[ndarray, ndarray]:
         """Mean and log standard deviation of u, each of the action's shape."""
         mean = (
-            self.gain * observation[..., 4:] - self.damping * observation[..., 2:4] + self.drift * np.array([1.0, 0.0])
+            self.gain * observations[..., 4:]
+            - self.damping * observations[..., 2:4]
+            + self.drift * np.array([1.0, 0.0])
         )
         return mean, np.full_like(mean, np.log(self.std))
 
@@ -113,7 +125,7 @@ def collect(environment: PointReach, behavior: LinearBehavior, seed: int) -> Rol
     observation, info = environment.reset(seed)
     success, rows = info["success"], []
     for _ in range(environment.horizon):
-        mean, log_std = behavior.parameters(observation)
+        mean, log_std = behavior.parameters_at(observation)
         u = mean + np.exp(log_std) * generator.standard_normal(mean.shape)
         logprob = tanh_gaussian_logprob(*map(torch.from_numpy, (u, mean, log_std))).numpy()
         following, reward, _, _, info = environment.step(np.tanh(u))
