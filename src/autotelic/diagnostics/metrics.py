@@ -64,10 +64,10 @@ METRICS: dict[str, Metric] = {
         "the one-shot EM objective",
         "arXiv:2505.20282",
     ),
-    # Preference pairs (autotelic train ppl); heldout_* is the same on pairs that no update sees.
+    # Preference pairs (autotelic train ppl): the batch of an update, and pairs that no update sees.
     **{
         f"preference/{prefix}{name}": metric
-        for prefix in ("", "heldout_")
+        for prefix in ("train_", "heldout_")
         for name, metric in {
             "nll": Metric(
                 "nats per pair",

@@ -344,10 +344,10 @@ class PolicyLabelMixin(TrainerBase):
         """Record the batch's metrics; TRL averages them until the next log."""
         chosen, rejected = scores.chunk(2)
         values = {
-            "preference/nll": self.ppl.losses(scores, self.beta, bias=1.0),
-            "preference/nll_no_lookahead": self.ppl.losses(plain, self.beta, bias=1.0),
-            "preference/accuracy": (chosen > rejected).float(),
-            "preference/margin": self.beta * (chosen - rejected),
+            "nll": self.ppl.losses(scores, self.beta, bias=1.0),
+            "nll_no_lookahead": self.ppl.losses(plain, self.beta, bias=1.0),
+            "accuracy": (chosen > rejected).float(),
+            "margin": self.beta * (chosen - rejected),
         }
         mode = "train" if self.model.training else "eval"
         weights = self.accelerator.gather_for_metrics(weights.to(scores))
@@ -355,7 +355,7 @@ class PolicyLabelMixin(TrainerBase):
             value = self.accelerator.gather_for_metrics(value)
             if weights.sum() > 0:
                 self._record(mode, name, (value * weights).sum(), weights.sum())
-        tokens = {"entropy": entropy} | ({} if divergences is None else {"preference/divergence": divergences})
+        tokens = {"entropy": entropy} | ({} if divergences is None else {"divergence": divergences})
         for name, value in tokens.items():
             sums = torch.stack([value.masked_fill(~response, 0.0).sum(), response.sum().to(value)])
             total, count = self.accelerator.gather(sums.unsqueeze(0)).sum(0)
@@ -363,10 +363,12 @@ class PolicyLabelMixin(TrainerBase):
 
     def _record(self, mode: str, name: str, total: Tensor, count: Tensor) -> None:
         """Keep a batch's mean for TRL's training log; held-out pairs are averaged over all, not over batches."""
-        if mode == "train" or not name.startswith("preference/"):
+        if name == "entropy":
             self._metrics[mode][name].append((total / count).item())
+        elif mode == "train":
+            self._metrics[mode][f"preference/train_{name}"].append((total / count).item())
         else:
-            sums = self._heldout.setdefault(name.replace("/", "/heldout_"), [0.0, 0.0])
+            sums = self._heldout.setdefault(f"preference/heldout_{name}", [0.0, 0.0])
             sums[0], sums[1] = sums[0] + total.item(), sums[1] + count.item()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
