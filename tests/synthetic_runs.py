@@ -21,8 +21,14 @@ def write_run(
     responses: int = 8,
     rollout_every: int = 20,
     text: str | None = None,
+    temperature: float = 1.0,
+    followed: int = 0,
+    evaluated: bool = False,
 ) -> Path:
-    """Write one run whose reward obeys R = -a exp(H) + b up to noise; `text` replaces every token of every response."""
+    """Write one run whose reward obeys R = -a exp(H) + b up to noise; `text` replaces every token of every response.
+
+    `followed` prompts come back at every look; `evaluated` adds what `autotelic eval --temperature ... --out` writes.
+    """
     rng = random.Random(f"{method} {seed}")
     folder.mkdir(parents=True)
     control = method if method in {"clip_cov", "kl_cov"} else None
@@ -33,6 +39,7 @@ def write_run(
     if method == "empo":
         own |= {"reward": "empo", "threshold_low": 0.2, "threshold_high": 0.9, "threshold_units": "fraction_of_log_G"}
     training = {"learning_rate": 2e-4, "seed": seed, "output_dir": str(folder), "num_generations": responses}
+    training["temperature"] = temperature
     run = {
         "method": f"{trainer}+{control}" if control else trainer,
         "seed": seed,
@@ -58,6 +65,12 @@ def write_run(
                 "train/grad_norm": 0.5 + abs(rng.gauss(0, 0.1)),
                 "clip/share": 0.01 + abs(rng.gauss(0, 0.002)),
             }
+            if method == "one_shot_em":
+                row |= {
+                    "train/em_loss": max(entropy, 0.0),
+                    "probe/diversity": 0.9 * entropy,
+                    "probe/majority_share": 0.6,
+                }
             for name, size in (("0_02", 3.0), ("0_2", 1.8), ("2", 0.9), ("20", 0.3), ("50", 0.1)):
                 row[f"covariance/top_{name}"] = size * (0.3 + entropy) + rng.gauss(0, 0.03)
             row["covariance/mean"] = 0.01 * entropy
@@ -87,6 +100,63 @@ def write_run(
         for step in range(0, steps + 1, rollout_every):
             for p in range(prompts):
                 file.write(json.dumps(rollout_row(rng, step, p, responses, control, text)) + "\n")
+    if followed:
+        with (folder / "followed.jsonl").open("w") as file:
+            for step in range(0, steps + 1, rollout_every):
+                for p in range(followed):
+                    row = rollout_row(rng, step, p, responses, None, text)
+                    for response in row["responses"]:
+                        for name in ("covariance", "reward", "advantage"):
+                            del response[name]
+                    file.write(json.dumps(row | {"prompt_id": f"f{p}", "prompt": f"{p}+{p}="}) + "\n")
+    if evaluated:
+        (folder / "evaluation.json").write_text(json.dumps(evaluation(temperature)))
+    return folder
+
+
+def evaluation(trained_at: float) -> dict[str, Any]:
+    """Return the file of `autotelic eval`: the hotter, the less accurate."""
+    found = {}
+    for t in (0.3, 0.6, 1.0, 1.5):
+        mean = max(0.02, 0.8 - 0.4 * t / (0.5 + trained_at))
+        estimates = {"mean@4": mean, "pass@1": mean, "pass@4": 1 - (1 - mean) ** 2.5, "entropy": 0.4 * t}
+        found[str(t)] = {
+            name: {"value": value, "interval": [value - 0.03, value + 0.03]} for name, value in estimates.items()
+        } | {"settings": {"temperature": t}, "num_prompts": 20, "warnings": [], "samples": [{"responses": ["x"]}]}
+    return found
+
+
+def logits(names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the file of `autotelic logits`: bell curves, the later the further right."""
+    models = {}
+    for i, name in enumerate(names):
+        counts = [round(1000 * math.exp(-((j - 40 - 4 * i) ** 2) / 200)) for j in range(90)]
+        moment = {"value": 0.1 * i, "interval": [0.1 * i - 0.02, 0.1 * i + 0.02]}
+        models[name] = {
+            **dict.fromkeys(("mean", "std", "skewness"), moment),
+            **({"shift": dict.fromkeys(("mean", "std", "skewness"), moment)} if i else {}),
+            "num_sequences": 12,
+            "num_positions": 100,
+            "histogram": {"low": -10.0, "bin_width": 0.25, "counts": counts},
+            "ranks": {"rank": [1, 2, 4, 8, 18], "mean": [9.0 + i, 5.0, 2.0, 0.0, -4.0]},
+        }
+    return {"settings": {"prompts": "chain_sums:test", "compat": "none"}, "models": models}
+
+
+def write_preference_run(folder: Path, method: str = "ppl", *, seed: int = 0, steps: int = 40) -> Path:
+    """Write one run of preference learning: its loss falls, its accuracy rises."""
+    rng = random.Random(f"{method} {seed}")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"method": method, "seed": seed, "config": {"objective": method}}))
+    rows = []
+    for step in range(1, steps + 1):
+        falling = math.exp(-step / 15)
+        row = {"step": step, "preference/nll": 0.3 + 0.4 * falling + rng.gauss(0, 0.01)}
+        row["preference/accuracy"] = 0.9 - 0.4 * falling + rng.gauss(0, 0.01)
+        if step % 10 == 0:
+            row["preference/heldout_nll"] = 0.35 + 0.35 * falling
+        rows.append(row)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 

@@ -1,32 +1,17 @@
-// Run inside the page by test_report_page.py: works the page as a reader would and writes what it saw to `out`.
-for (let i = 0; i < 200 && !document.documentElement.dataset.ready; i++) await new Promise((r) => setTimeout(r, 50));
+// Run inside the page by test_report_page.py: looks at what was drawn and writes it to `out`.
 const $ = (s) => document.querySelector(s), all = (s) => [...document.querySelectorAll(s)];
-const key = (node, k) => node.dispatchEvent(new KeyboardEvent('keydown', { key: k, bubbles: true, cancelable: true }));
-const tip = () => $('#tip').hidden ? null : $('#tip').textContent;
-out.ready = document.documentElement.dataset.ready;
 out.errors = document.documentElement.dataset.errors || '';
 out.title = document.title;
-out.requests = performance.getEntriesByType('resource').map((r) => r.name).filter((n) => !n.startsWith('data:'));
-out.drawn = all('.chart').map((c) => [c.dataset.drawn, c.querySelectorAll('.scatterlayer .trace, .barlayer .trace').length]);
+out.drawn = all('.chart').map((c) => [c.dataset.drawn, c.querySelectorAll('.scatterlayer .trace, .barlayer .trace, .heatmaplayer .hm').length]);
 out.sections = all('section').map((s) => s.id);
-out.images = document.images.length;
-out.unlabelled = all('input, select, button').filter((n) => !(n.labels && n.labels.length) && !n.getAttribute('aria-label') && !n.textContent.trim()).length;
-const visible = () => all('.chart')[0].data.map((t) => t.visible);
-out.before = visible(); $('.key').click(); out.after = visible(); out.pressed = $('.key').getAttribute('aria-pressed'); $('.key').click();
-const theme = document.documentElement.dataset.theme; $('#theme').click(); out.themes = [theme, document.documentElement.dataset.theme];
-const runs = $('#viewer select'), choose = (label) => { runs.value = [...runs.options].find((o) => o.text.includes(label)).value; runs.dispatchEvent(new Event('change')); };
-choose('grpo-0');
+out.images = [...document.images].filter((i) => !i.closest('.chart')).length;
+out.unlabelled = all('input, select, button').filter((n) => !(n.labels && n.labels.length) && !n.getAttribute('aria-label') && !n.textContent.trim()).length
+  + all('.chart').filter((n) => !n.getAttribute('aria-label')).length + all('th').filter((n) => !n.scope).length;
+const list = (a) => Array.from(a, (v) => (v && v.length !== undefined && typeof v !== 'string' ? list(v) : v));
+out.heat = all('#heat .chart').map((c) => ({ x: list(c.data[0].x).map(String), y: list(c.data[0].y), z: list(c.data[0].z) }));
+out.logits = $('#logits .chart').data.map((t) => t.name);
+out.seeds = $('#seeds .chart').data.map((t) => (t.text || []).join(' ')).join(' ');
+const runs = $('#viewer select');
+runs.value = [...runs.options].find((o) => o.text.includes('grpo-0')).value;
+runs.dispatchEvent(new Event('change'));
 out.hostile = $('.tokens span').textContent;
-choose('clip_cov-0');
-out.clusters = all('.cluster h3').map((h) => h.textContent);
-out.responses = all('.response').length;
-const tokens = $('.tokens'); tokens.focus();
-key(tokens, 'ArrowRight'); key(tokens, 'ArrowRight'); out.tip = tip();
-key(tokens, 'Escape'); out.closed = tip();
-tokens.querySelectorAll('span')[0].dispatchEvent(new MouseEvent('mouseover', { bubbles: true })); out.hover = tip();
-const slider = $('#step-slider'); out.lastStep = slider.getAttribute('aria-valuetext');
-key(tokens, '['); out.previousStep = slider.getAttribute('aria-valuetext'); out.focused = document.activeElement.className;
-slider.value = '0'; slider.dispatchEvent(new Event('input')); out.firstStep = slider.getAttribute('aria-valuetext');
-const radio = $('input[value=x]'); radio.click(); out.chosen = all('.tokens span.chosen').length;
-const prompt = $('#prompt-select'); const old = $('.prompt').textContent; prompt.value = '1'; prompt.dispatchEvent(new Event('change')); out.prompts = [old, $('.prompt').textContent];
-out.errors = document.documentElement.dataset.errors || '';

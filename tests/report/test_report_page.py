@@ -1,30 +1,38 @@
 """The page itself: one file, hostile text stays text, written whole or not at all, and works in a browser."""
 
-import html
 import json
 import re
-import shutil
-import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import synthetic_runs
+from browser import EXECUTABLE, Browser
 
 from autotelic.errors import UserError
 from autotelic.report import write_report
 from autotelic.report.page import embed_json
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028&amp;"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH: the page is not opened")
+PROBE, CONTRAST = ((Path(__file__).parent / name).read_text() for name in ("probe.js", "contrast.js"))
+needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on PATH: the page is not opened")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """Runs with everything: three seeds of one method, followed prompts, evaluations, logits, preferences, probes."""
     folder = tmp_path_factory.mktemp("runs")
     synthetic_runs.write_run(folder / "grpo-0", "grpo", seed=0, steps=30, text=HOSTILE)
-    synthetic_runs.write_run(folder / "grpo-1", "grpo", seed=1, steps=30)
-    synthetic_runs.write_run(folder / "clip_cov-0", "clip_cov", steps=30)
+    for seed in (1, 2):
+        synthetic_runs.write_run(folder / f"grpo-{seed}", "grpo", seed=seed, steps=30)
+    synthetic_runs.write_run(folder / "clip_cov-0", "clip_cov", steps=30, followed=2, rollout_every=10)
+    for temperature in (0.5, 1.0):
+        name = f"one_shot_em-{temperature}"
+        synthetic_runs.write_run(folder / name, "one_shot_em", steps=30, temperature=temperature, evaluated=True)
+    synthetic_runs.write_preference_run(folder / "ppl-0")
+    (folder / "base").mkdir()
+    (folder / "base" / "evaluation.json").write_text(json.dumps(synthetic_runs.evaluation(1.0)))
+    (folder / "logits.json").write_text(json.dumps(synthetic_runs.logits(("any_pair", str(folder / "grpo-0")))))
     return folder
 
 
@@ -78,89 +86,203 @@ def test_nothing_to_report_is_refused(tmp_path):
         write_report([], tmp_path / "page.html")
 
 
-def open_page(path, tmp_path, probe):
-    """Open a copy of the page that runs `probe`; return what the probe wrote, and the console's errors."""
-    copy = tmp_path / "probe.html"
-    script = """<script>window.addEventListener("load", async () => { const out = {};
-      try { PROBE } catch (error) { out.failed = String(error); }
-      const pre = document.createElement("pre"); pre.id = "probe"; pre.textContent = JSON.stringify(out);
-      document.body.append(pre); });</script>""".replace("PROBE", probe)
-    copy.write_text(path.read_text().replace("</body>\n</html>", script + "</body>\n</html>"))
-    command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=20000",
-        "--window-size=1280,900", "--dump-dom", copy.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)
-    assert found, done.stderr[-2000:]
-    return json.loads(html.unescape(found[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-WAIT = """for (let i = 0; i < 200 && !document.documentElement.dataset.ready; i++)
-  await new Promise((r) => setTimeout(r, 50));
-out.ready = document.documentElement.dataset.ready;"""
-PROBE = (Path(__file__).parent / "probe.js").read_text()
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
-def opened(page, tmp_path_factory):
-    return open_page(page, tmp_path_factory.mktemp("browser"), PROBE)
+def seen(page, chromium):
+    """What `probe.js` sees in the page, and what the browser says of it."""
+    chromium.open(page)
+    found = chromium.run("(async () => {const out = {}; " + PROBE + "; return out; })()")
+    return found | {"complaints": chromium.complaints(), "requests": chromium.requests()}
+
+
+SECTIONS = [
+    *("results", "curves", "preferences", "probes", "seeds", "decoupling", "heat", "law", "covariance", "semantic"),
+    *("logits", "passk", "viewer", "about"),
+]
 
 
 @needs_browser
-def test_browser_draws_every_chart_without_error_or_request(opened):
-    found, console = opened
-    assert found.get("failed") is None
-    assert (found["ready"], found["errors"], console, found["requests"]) == ("true", "", [], [])
-    assert len(found["drawn"]) >= 12
-    assert all(drawn == "true" and plots >= 1 for drawn, plots in found["drawn"])
-    wanted = ["results", "curves", "law", "covariance", "semantic", "passk", "viewer", "about"]
-    assert found["sections"] == wanted
-    assert found["unlabelled"] == 0
+def test_browser_draws_every_chart_without_error_or_request(seen):
+    assert (seen["errors"], seen["complaints"], seen["requests"]) == ("", [], [])
+    assert len(seen["drawn"]) >= 20
+    assert all(drawn == "true" and marks >= 1 for drawn, marks in seen["drawn"])
+    assert seen["sections"] == SECTIONS
+    assert seen["unlabelled"] == 0
 
 
 @needs_browser
-def test_browser_shows_hostile_text_as_text(opened):
-    found, _ = opened
-    assert found["hostile"] == HOSTILE
-    assert found["title"] == "A <b>title</b>"
-    assert found["images"] == 0
+def test_browser_sees_requests_and_errors(tmp_path, chromium):
+    """The two checks above can fail."""
+    bad = tmp_path / "bad.html"
+    bad.write_text("<body><script>console.error('no'); fetch('http://127.0.0.1:9/x').catch(() => {})</script></body>")
+    chromium.open(bad, wait="document.body")
+    chromium.run("new Promise((resolve) => setTimeout(resolve, 200))")
+    assert any("no" in text for text in chromium.complaints())
+    assert chromium.requests() == ["http://127.0.0.1:9/x"]
 
 
 @needs_browser
-def test_browser_legend_and_theme(opened):
-    found, _ = opened
-    assert all(found["before"])
-    assert not all(found["after"])
-    assert any(found["after"])
-    assert found["pressed"] == "false"
-    assert set(found["themes"]) == {"light", "dark"}
+def test_browser_shows_hostile_text_as_text(seen):
+    assert seen["hostile"] == HOSTILE
+    assert seen["title"] == "A <b>title</b>"
+    assert seen["images"] == 0
 
 
 @needs_browser
-def test_browser_viewer_by_mouse_and_keyboard(opened):
-    found, _ = opened
-    assert found["responses"] == 8
-    assert found["clusters"][0] == "Answer 1"
-    assert "token 2 of" in found["tip"]
-    assert "covariance" in found["tip"]
-    assert found["closed"] is None
-    assert "token 1 of" in found["hover"]
-    assert (found["lastStep"], found["previousStep"], found["firstStep"]) == ("step 20", "step 0", "step 0")
-    assert found["focused"] == "tokens"
-    assert found["chosen"] > 0
-    assert found["prompts"][0] != found["prompts"][1]
+def test_browser_draws_the_heat_maps_and_the_histograms(seen):
+    """Trained at .5 and 1, the base model beside them; evaluated at four temperatures."""
+    evaluations, steps = seen["heat"]
+    assert evaluations["x"] == ["0.3", "0.6", "1", "1.5"]
+    assert evaluations["y"] == ["base model", "one-shot EM, T 0.5", "one-shot EM, T 1"]
+    assert evaluations["z"][1] == pytest.approx([0.68, 0.56, 0.4, 0.2])
+    assert any("T 0.5" in row for row in steps["y"])
+    assert seen["logits"] == ["any_pair (base)", "GRPO"]
+    assert "best, step" in seen["seeds"]
+
+
+@needs_browser
+def test_browser_legend_and_theme(page, chromium):
+    chromium.open(page)
+    visible = "document.querySelector('.chart').data.map((t) => t.visible)"
+    assert all(chromium.run(visible))
+    chromium.click("button.key[data-method=grpo]")
+    hidden = chromium.run(visible)
+    assert any(hidden) and not all(hidden)
+    assert (
+        chromium.run("document.querySelector('button.key[data-method=grpo]').getAttribute('aria-pressed')") == "false"
+    )
+    chromium.click("button.key[data-method=grpo]")
+    theme = "document.documentElement.dataset.theme"
+    assert chromium.run(theme) == "light"
+    chromium.click("#theme")
+    assert chromium.run(theme) == "dark"
+    chromium.click("#theme")
+
+
+CHOOSE_RUN = """(() => { const s = document.querySelector('#viewer select');
+  s.value = [...s.options].find((o) => o.text.includes('clip_cov-0')).value;
+  s.dispatchEvent(new Event('change')); })()"""
+STEP = "document.querySelector('#step-slider').getAttribute('aria-valuetext')"
+PROMPT = "document.querySelector('.prompt').textContent"
+TIP = "document.querySelector('#tip').hidden ? null : document.querySelector('#tip').textContent"
+
+
+@pytest.fixture
+def viewer(page, chromium):
+    chromium.open(page)
+    chromium.run(CHOOSE_RUN)
+    return chromium
+
+
+@needs_browser
+def test_browser_slider_shows_the_same_prompt_change(viewer):
+    """By mouse and by keyboard: the prompt stays, the step and the responses change."""
+    text = "document.querySelector('#rollout-body').innerText"
+    assert (viewer.run(STEP), viewer.run(PROMPT)) == ("step 30", "0+0=")
+    last = viewer.run(text)
+    viewer.click("#step-slider", x=0.02)
+    assert (viewer.run(STEP), viewer.run(PROMPT)) == ("step 0", "0+0=")
+    assert viewer.run(text) != last
+    viewer.key("ArrowRight")  # the focus is on the slider
+    assert (viewer.run(STEP), viewer.run(PROMPT)) == ("step 10", "0+0=")
+    viewer.key("End")
+    assert viewer.run(text) == last
+    assert "4 of 4 with this prompt" in viewer.run("document.querySelector('.stepper').textContent")
+
+
+@needs_browser
+def test_browser_viewer_by_keyboard(viewer):
+    viewer.run("document.querySelector('.tokens').focus()")
+    viewer.key("ArrowRight")
+    viewer.key("ArrowRight")
+    assert "token 2 of" in viewer.run(TIP) and "entropy" in viewer.run(TIP)
+    viewer.key("Escape")
+    assert viewer.run(TIP) is None
+    viewer.key("[")
+    assert viewer.run(STEP) == "step 20"
+    assert viewer.run("document.activeElement.className") == "tokens"
+    viewer.key("]")
+    assert viewer.run(STEP) == "step 30"
+    viewer.key("n")
+    assert viewer.run(PROMPT) == "1+1="
+    boxes = "[...document.querySelectorAll('.tokens')].indexOf(document.activeElement)"
+    at = viewer.run(boxes)
+    viewer.key("ArrowDown")
+    assert viewer.run(boxes) == at + 1
+
+
+@needs_browser
+def test_browser_everything_is_reached_by_tab(page, chromium):
+    """From the top: skip link, theme, sections, legend; the focus is always visible, and is never trapped."""
+    chromium.open(page)
+    reached = []
+    for _ in range(60):
+        chromium.key("Tab")
+        node = "document.activeElement"
+        style = f"getComputedStyle({node}).outlineStyle"
+        reached.append(chromium.run(f"[{node}.tagName, {node}.id || {node}.className, {style}]"))
+    names = [name for _, name, _ in reached]
+    assert {"skip", "theme", "key"} <= set(names)
+    assert any(tag == "INPUT" for tag, _, _ in reached) and any(tag == "SUMMARY" for tag, _, _ in reached)
+    assert all(style != "none" for tag, _, style in reached if tag in ("BUTTON", "SUMMARY", "INPUT", "SELECT"))
+
+
+@needs_browser
+def test_browser_viewer_by_mouse(viewer):
+    viewer.move(".tokens span")
+    assert "token 1 of" in viewer.run(TIP)
+    viewer.move("h1")
+    assert viewer.run(TIP) is None
+    assert viewer.run("document.querySelectorAll('.response').length") == 8
+    assert viewer.run("document.querySelector('.cluster h3').textContent") == "Answer 1"
+    groups = viewer.run("[...document.querySelectorAll('#prompt-select optgroup')].map((g) => g.label)")
+    assert groups == ["Followed through training", "Drawn in training"]
+    change = "const p = document.querySelector('#prompt-select'); p.value = '2'; p.dispatchEvent(new Event('change'))"
+    viewer.run(f"(() => {{ {change} }})()")
+    assert viewer.run(PROMPT) == "12+7-5="
+    viewer.click("input[value=x]")
+    assert viewer.run("document.querySelectorAll('.tokens span.chosen').length") > 1
+    viewer.move(".response .tokens span")
+    assert "covariance" in viewer.run(TIP)
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "dark"), [(400, True), (1280, False)])
+def test_browser_text_can_be_read(page, chromium, width, dark):
+    """Contrast of at least 4.5 (3 for large text), coloured tokens included; nothing wider than the window."""
+    chromium.open(page, width=width, dark=dark)
+    chromium.run(CHOOSE_RUN)
+    assert chromium.run("document.documentElement.scrollWidth") <= width
+    found = chromium.run(CONTRAST)
+    assert found["checked"] > 300
+    assert found["low"] == []
+
+
+@needs_browser
+def test_browser_half_the_data_gives_half_the_page(tmp_path, chromium):
+    """Curves only: no viewer, no heat map, and a list of what is missing with the commands that make it."""
+    folder = synthetic_runs.write_run(tmp_path / "run", "grpo", steps=5)
+    (folder / "rollouts.jsonl").unlink()
+    chromium.open(write_report([folder], tmp_path / "page.html"))
+    assert chromium.run("[...document.querySelectorAll('section')].map((s) => s.id)") == [
+        *("results", "curves", "law", "covariance", "about")
+    ]
+    missing = chromium.run("document.querySelector('.notice').textContent")
+    for part in ("no rollouts", "no results.json", "autotelic eval", "autotelic logits", "preference learning"):
+        assert part in missing
+    assert chromium.complaints() == []
 
 
 @needs_browser
 @pytest.mark.slow
-def test_fifty_megabytes_of_logs_open_within_five_seconds(tmp_path):
-    import time
-
+def test_fifty_megabytes_of_logs_open_within_five_seconds(tmp_path, chromium):
     folder = synthetic_runs.write_run(
-        tmp_path / "runs" / "grpo", "grpo", steps=8000, prompts=8, responses=16, rollout_every=250
+        tmp_path / "runs" / "grpo", "grpo", steps=8000, prompts=8, responses=16, rollout_every=250, followed=8
     )
     logs = [folder / "metrics.jsonl", folder / "rollouts.jsonl"]
     while sum(log.stat().st_size for log in logs) < 50e6:
@@ -170,13 +292,10 @@ def test_fifty_megabytes_of_logs_open_within_five_seconds(tmp_path):
     page = write_report([folder], tmp_path / "page.html")
     written = time.perf_counter() - started
     assert page.stat().st_size < 15e6
-    blank = tmp_path / "blank.html"
-    blank.write_text("<body>\n</body>\n</html>\n")
-    seconds = []
-    for path in (blank, page):
-        started = time.perf_counter()
-        found, _ = open_page(path, tmp_path, WAIT if path == page else "")
-        seconds.append(time.perf_counter() - started)
-    assert found["ready"] == "true"
-    print(f"written in {written:.1f} s, opened in {seconds[1] - seconds[0]:.1f} s above a blank page")
-    assert seconds[1] - seconds[0] < 5
+    started = time.perf_counter()
+    chromium.open(page)
+    opened = time.perf_counter() - started
+    size = sum(log.stat().st_size for log in logs) / 1e6
+    print(f"{size:.0f} MB of logs: page written in {written:.1f} s, opened in {opened:.1f} s")
+    assert chromium.complaints() == []
+    assert opened < 5

@@ -1,6 +1,8 @@
 """One self-contained page for one or several runs: curves, the law, covariance, pass@k, and the rollout viewer.
 
-RUN is a run folder (run.json, metrics.jsonl, rollouts.jsonl) or a folder of them; a results.json in it fills the table.
+RUN is a run folder (run.json, metrics.jsonl, rollouts.jsonl, followed.jsonl, evaluation.json) or a folder of them; a
+results.json in it fills the table, a logits.json is drawn. A run with half the data gives half the page, and the page
+says what is missing and which command makes it.
 
     autotelic report runs/demo -o page.html
     autotelic report runs/grpo-0 runs/grpo-1 runs/empo-0 -o page.html --watch
@@ -55,10 +57,12 @@ def run(args: argparse.Namespace) -> int:
 
 def fingerprint(runs: list[Path]) -> tuple[tuple[str, int, int], ...]:
     """Return size and time of every file that the page is made of."""
+    from autotelic.report.load import BELOW, RUN_FILES
+
     found = []
     for folder in runs:
-        for name in ("run.json", "metrics.jsonl", "rollouts.jsonl", "results.json"):
-            for file in sorted({*folder.glob(name), *folder.glob(f"*/{name}"), *folder.glob(f"runs/*/{name}")}):
+        for name in (*RUN_FILES, "results.json", "logits.json"):
+            for file in sorted({*folder.glob(name), *(f for below in BELOW for f in folder.glob(f"{below}/{name}"))}):
                 status = file.stat()
                 found.append((str(file), status.st_size, status.st_mtime_ns))
     return tuple(found)

@@ -51,6 +51,16 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("semantic_entropy", "Semantic entropy", ("semantic/entropy",)),
     ("truncated", "Responses cut at the length limit", ("completions/truncated_share",)),
 )
+PROBES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("probe_majority", "Share of the largest answer, probe prompts", ("probe/majority_share",)),
+    ("probe_diversity", "Different answers per response, probe prompts", ("probe/diversity",)),
+    ("probe_entropy", "Token entropy, probe prompts", ("probe/token_entropy",)),
+    ("probe_skewness", "Skewness of the logits, probe prompts", ("probe/logit_skewness",)),
+    ("probe_length", "Response length, probe prompts", ("probe/mean_length",)),
+    ("probe_repetition", "Repetition, probe prompts", ("probe/repetition",)),
+)
+PREFERENCES = ("preference/", "control/")
+"""Prefixes of the metrics of preference learning: every declared one that a run has logged is drawn."""
 TABLE_FROM_RUNS = (
     ("mean@k", "eval/mean_at_k"),
     ("greedy", "eval/greedy"),
@@ -151,12 +161,29 @@ def short(values: Any, digits: int = 5) -> list[float | None]:
     return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in np.asarray(values, dtype=float).tolist()]
 
 
-def charts(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[str]]:
+def preference_charts() -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return the charts of preference learning, from the glossary: the title is the metric's own name in words."""
+    from autotelic.diagnostics.metrics import METRICS
+
+    names = [name for name in METRICS if name.startswith(PREFERENCES)]
+    return [(name.replace("/", "_"), in_words(name), (name,)) for name in names]
+
+
+def in_words(name: str) -> str:
+    """Return ``Held-out NLL`` for preference/heldout_nll."""
+    words = name.partition("/")[2].replace("heldout", "held-out").replace("_", " ")
+    words = " ".join(word.upper() if word in {"nll", "kl", "iqm"} else word for word in words.split())
+    return words[:1].upper() + words[1:]
+
+
+def charts(
+    groups: Sequence[Group], wanted: Sequence[tuple[str, str, tuple[str, ...]]] = CHARTS
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the curves over steps, and the titles of those for which no run has data."""
     from autotelic.diagnostics.metrics import METRICS
 
     drawn, missing = [], []
-    for key, title, names in CHARTS:
+    for key, title, names in wanted:
         name = next((n for n in names if any(run.metrics.get(n) for g in groups for run in g.runs)), None)
         if name is None:
             missing.append(title)
@@ -307,16 +334,17 @@ def semantic(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Return the semantic entropies of the recorded prompts, early and late in training, and EMPO's thresholds."""
     result = []
     for group in groups:
-        steps = sorted({row.step for run in group.runs for row in run.rollouts})
-        if not steps or not any(c >= 0 for run in group.runs for row in run.rollouts for c in row.clusters):
+        rows = [row for run in group.runs for row in run.rollouts or run.followed]
+        steps = sorted({row.step for row in rows})
+        if not any(c >= 0 for row in rows for c in row.clusters):
             continue
         fifth = max(1, len(steps) // 5)
         parts = [("early", steps[:fifth]), ("late", steps[-fifth:])] if len(steps) > 1 else [("all", steps)]
         windows = []
         for name, window in parts:
-            values = [cluster_entropy(r.clusters) for run in group.runs for r in run.rollouts if r.step in set(window)]
+            values = [cluster_entropy(row.clusters) for row in rows if row.step in set(window)]
             windows.append({"name": name, "first": window[0], "last": window[-1], "values": short(values[:4000], 4)})
-        groups_of = max(len(row.clusters) for run in group.runs for row in run.rollouts)
+        groups_of = max(len(row.clusters) for row in rows)
         result.append(
             {
                 "method": group.key,

@@ -1,4 +1,9 @@
-"""Read run folders: `run.json`, `metrics.jsonl`, `rollouts.jsonl`. What a run lacks is a note, not an error."""
+"""Read run folders. What a run lacks is a note, not an error.
+
+`run.json`, `metrics.jsonl`, `rollouts.jsonl` and `followed.jsonl` are what training leaves. `evaluation.json` is what
+`autotelic eval RUN --temperature ... --out RUN/evaluation.json` adds; a folder with nothing else is the base model.
+Beside the runs may lie `results.json` (`autotelic demo`) and `logits.json` (`autotelic logits ... --out`).
+"""
 
 import json
 from collections import defaultdict
@@ -11,22 +16,27 @@ from autotelic.diagnostics.logs import as_number, read_jsonl
 from autotelic.errors import UserError
 from autotelic.report.methods import method_of
 
-RUN_FILES = ("run.json", "metrics.jsonl", "rollouts.jsonl")
+RUN_FILES = ("run.json", "metrics.jsonl", "rollouts.jsonl", "followed.jsonl", "evaluation.json")
+BELOW = ("*", "runs/*", "*/run", "trials/*/run")  # where run folders lie in a folder of them: demo, evidence, sweep
 
 
 @dataclass(frozen=True)
 class RolloutRow:
-    """Where one row of `rollouts.jsonl` lies, and what is needed of every row: the clusters of its responses."""
+    """Where one row of rollouts lies, and what is needed of every row: the clusters of its responses."""
 
     step: int
     prompt_id: str
     offset: int
     clusters: tuple[int, ...]
+    file: str = "rollouts.jsonl"
 
 
 @dataclass
 class Run:
-    """One run folder: its description, its metrics by name as step -> value, and the index of its rollouts."""
+    """One run folder: its description, its metrics by name as step -> value, the index of its rollouts.
+
+    `followed`: rollouts of prompts that come back at every look. `evaluation`: temperature -> metric -> estimate.
+    """
 
     path: Path
     method: str
@@ -35,11 +45,13 @@ class Run:
     metrics: dict[str, dict[int, float]]
     rollouts: list[RolloutRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    followed: list[RolloutRow] = field(default_factory=list)
+    evaluation: dict[float, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
+        """The folder's name; that of the folder around it where it is just `run`."""
+        return self.path.name if self.path.name != "run" else self.path.parent.name
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -48,7 +60,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; give run folders ({', '.join(RUN_FILES)}) or a folder of them")
-        below = sorted(child for child in (*path.glob("*"), *path.glob("runs/*")) if child.is_dir() and is_run(child))
+        children = {child for pattern in BELOW for child in path.glob(pattern)}
+        below = sorted(child for child in children if child.is_dir() and is_run(child))
         folders = [path] if is_run(path) else below
         if not folders:
             raise UserError(f"{path} holds no run: none of {', '.join(RUN_FILES)} in it or in the folders below it")
@@ -61,32 +74,45 @@ def is_run(path: Path) -> bool:
     return any((path / name).is_file() for name in RUN_FILES)
 
 
-def find_results(paths: Sequence[Path]) -> dict[str, Any] | None:
-    """Return the first `results.json` in one of the folders, as `autotelic demo` leaves it."""
-    for path in paths:
-        file = path / "results.json"
-        if file.is_file():
-            try:
-                results = json.loads(file.read_bytes())
-            except ValueError:
-                raise UserError(f"{file} is not JSON; remove it or write it anew") from None
-            if isinstance(results, dict):
-                return results
-    return None
+def find_json(paths: Sequence[Path], name: str) -> dict[str, Any] | None:
+    """Return the first file of this name in one of the folders."""
+    return next((read_object(path / name) for path in paths if (path / name).is_file()), None)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read one JSON object."""
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError:
+        raise UserError(f"{file} is not JSON; remove it or write it anew") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is not a JSON object; remove it or write it anew")
+    return found
+
+
+def read_evaluation(file: Path) -> dict[float, dict[str, Any]]:
+    """Return temperature -> metric -> estimate of what `autotelic eval --out` wrote; the samples are left out."""
+    found: dict[float, dict[str, Any]] = {}
+    for name, result in (read_object(file) if file.is_file() else {}).items():
+        try:
+            temperature = float(name)
+        except ValueError:
+            continue  # "samples": a file of responses, whose temperature is not known
+        if isinstance(result, dict):
+            found[temperature] = {
+                metric: estimate
+                for metric, estimate in result.items()
+                if isinstance(estimate, dict) and as_number(estimate.get("value")) is not None
+            }
+    return dict(sorted(found.items()))
 
 
 def load_run(path: Path) -> Run:
     """Read one run folder."""
     notes = []
-    description: dict[str, Any] = {}
-    if (path / "run.json").is_file():
-        try:
-            description = json.loads((path / "run.json").read_bytes())
-        except ValueError:
-            raise UserError(f"{path / 'run.json'} is not JSON; remove it or write it anew") from None
-        if not isinstance(description, dict):
-            raise UserError(f"{path / 'run.json'} is not a JSON object; remove it or write it anew")
-    else:
+    description = read_object(path / "run.json") if (path / "run.json").is_file() else {}
+    evaluation = read_evaluation(path / "evaluation.json")
+    if not description:
         notes.append("no run.json: method, seed and settings are not known, the folder's name stands for the method")
     metrics: dict[str, dict[int, float]] = defaultdict(dict)
     rows = read_jsonl(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
@@ -100,18 +126,22 @@ def load_run(path: Path) -> Run:
                 metrics[name][int(step)] = value
     if not metrics:
         notes.append("no metrics: the curves and the law leave it out")
-    rollouts = index_rollouts(path / "rollouts.jsonl")
-    if not rollouts:
+    rollouts, followed = (index_rollouts(path / name) for name in ("rollouts.jsonl", "followed.jsonl"))
+    if not rollouts and not followed:
         notes.append("no rollouts: it is not in the rollout viewer, and has no semantic entropy")
+    if evaluation and not (description or metrics or rollouts or followed):
+        notes = ["an evaluation only: it is in the temperature heat map"]
     seed = as_number(description.get("seed"))
     return Run(
         path,
-        method_of(description, path.name),
+        method_of(description, path.name if path.name != "run" else path.parent.name),
         None if seed is None else int(seed),
         description,
         {name: dict(sorted(values.items())) for name, values in metrics.items()},
         rollouts,
         notes,
+        followed,
+        evaluation,
     )
 
 
@@ -129,7 +159,7 @@ def index_rollouts(path: Path) -> list[RolloutRow]:
             try:
                 row = json.loads(line)
                 clusters = clusters_of(row["responses"])
-                index.append(RolloutRow(int(row["step"]), str(row["prompt_id"]), start, clusters))
+                index.append(RolloutRow(int(row["step"]), str(row["prompt_id"]), start, clusters, path.name))
             except (ValueError, KeyError, TypeError, AttributeError):
                 if not line.endswith(b"\n"):
                     break
@@ -150,8 +180,8 @@ def clusters_of(responses: Sequence[dict[str, Any]]) -> tuple[int, ...]:
     return tuple(-1 if a is None else numbers.setdefault(a.strip(), len(numbers)) for a in answers)
 
 
-def read_rollout(path: Path, row: RolloutRow) -> dict[str, Any]:
+def read_rollout(folder: Path, row: RolloutRow) -> dict[str, Any]:
     """Read one row again, in full."""
-    with path.open("rb") as file:
+    with (folder / row.file).open("rb") as file:
         file.seek(row.offset)
         return json.loads(file.readline())

@@ -15,8 +15,8 @@ from typing import Any
 
 from autotelic.errors import UserError
 from autotelic.files import write_output
-from autotelic.report import data, law
-from autotelic.report.load import Run, find_results, find_runs, load_run
+from autotelic.report import data, law, pictures
+from autotelic.report.load import Run, find_json, find_runs, load_run
 from autotelic.report.rollouts import rollouts
 
 PACKAGES = ("autotelic", "torch", "transformers", "trl")
@@ -36,7 +36,7 @@ def write_report(
         runs: run folders, or folders that hold run folders.
         output: the page; written beside itself first and renamed, so that a reader never sees half of it.
         results: `{method: {metric: {"value", "interval"}}}`, with `base` for the untrained model; None looks for a
-            `results.json` in the given folders.
+            `results.json` in the given folders. A `logits.json` there is drawn as well.
         title: of the page.
         refresh: seconds after which an open page loads itself anew; None: never.
     """
@@ -45,22 +45,37 @@ def write_report(
         raise UserError("no run to report on; give at least one run folder")
     output = Path(output)
     loaded = [load_run(path) for path in find_runs(paths)]
-    payload = build_payload(loaded, results if results is not None else find_results(paths), title)
+    found = results if results is not None else find_json(paths, "results.json")
+    payload = build_payload(loaded, found, title, logits=find_json(paths, "logits.json"))
     write_output(output, render(payload, refresh), "choose another place with -o")
     return output
 
 
-def build_payload(runs: Sequence[Run], results: Mapping[str, Any] | None, title: str) -> dict[str, Any]:
+def build_payload(
+    runs: Sequence[Run], results: Mapping[str, Any] | None, title: str, *, logits: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return everything that the page draws, as plain data, with notes on what is missing or left out."""
     groups = data.group_runs(runs)
     drawn, missing = data.charts(groups)
+    probes, preferences = (data.charts(groups, c)[0] for c in (data.PROBES, data.preference_charts()))
+    heat, histograms, seeds = pictures.heat_maps(groups), pictures.logits(logits, groups), pictures.seeds(groups)
     viewer, cuts = rollouts(groups)
     table = data.table_from_results(results, groups) if results else data.table_from_runs(groups)
     if table is not None and not table["rows"]:
         table = None
     absent = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    missing += [] if probes else ["probes without labels (--stop_rule)"]
+    missing += [] if preferences else ["preference learning (autotelic train ppl, autotelic control)"]
     if missing:
         absent.append(f"no run has logged: {', '.join(missing)}")
+    if not heat:
+        absent.append("no temperature heat map: autotelic eval RUN --temperature T1 T2 ... --out RUN/evaluation.json")
+    if not histograms:
+        absent.append("no logit histograms: autotelic logits BASE RUN ... --out FOLDER/logits.json")
+    if not seeds:
+        absent.append("no picture of single seeds: it needs three runs of one setting with validation")
+    if viewer["runs"] and not any(prompt["followed"] for run in viewer["runs"] for prompt in run["prompts"]):
+        absent.append("no prompt was followed through training: --follow_prompts 4")
     if results is None:
         absent.append("no results.json: the table shows the runs' own validation, and there are no pass@k curves")
     curves = data.pass_curves(results, groups) if results else []
@@ -76,6 +91,12 @@ def build_payload(runs: Sequence[Run], results: Mapping[str, Any] | None, title:
         "groups": [group.as_dict() for group in groups],
         "table": table,
         "charts": drawn,
+        "probes": probes,
+        "preferences": preferences,
+        "heat": heat,
+        "logits": histograms,
+        "seeds": seeds,
+        "decoupling": pictures.decoupling(groups),
         "law": law.laws(groups),
         "covariance": data.covariance(groups),
         "semantic": data.semantic(groups),

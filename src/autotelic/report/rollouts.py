@@ -11,17 +11,19 @@ MAX_PROMPTS = 12
 MAX_STEPS = 12
 MAX_RESPONSES = 16
 MAX_RESPONSE_TOKENS = 1200
-MAX_TOKENS = 200_000  # over the whole page: about 6 MB of JSON
+MAX_TOKENS = 200_000  # over the whole page: about 6 MB of JSON; half of it at most is of followed prompts
 
 
 def rollouts(groups: Sequence[Group]) -> tuple[dict[str, Any], list[str]]:
     """Return what the viewer shows, and notes on what was left out for size.
 
-    The first seed of every method comes before second seeds. Of a run, the prompts recorded most often are kept, or
-    evenly spaced ones where none comes back; of a prompt, evenly spaced steps with the first and the last.
+    The first seed of every method comes before second seeds. Followed prompts come first. Of a run's own rollouts, the
+    prompts recorded most often are kept, or evenly spaced ones where none comes back; of a prompt, evenly spaced steps
+    with the first and the last.
     """
     depth = max((len(g.runs) for g in groups), default=0)
-    order = [(g, g.runs[i]) for i in range(depth) for g in groups if i < len(g.runs) and g.runs[i].rollouts]
+    order = [(g, g.runs[i]) for i in range(depth) for g in groups if i < len(g.runs)]
+    order = [(group, run) for group, run in order if run.rollouts or run.followed]
     notes = [f"rollouts of {len(order) - MAX_RUNS} further runs are not embedded"] if len(order) > MAX_RUNS else []
     order = order[:MAX_RUNS]
     pool: dict[str, int] = {}
@@ -44,26 +46,34 @@ def rollouts(groups: Sequence[Group]) -> tuple[dict[str, Any], list[str]]:
 
 def embed_run(group: Group, run: Run, pool: dict[str, int], budget: int, cut: dict[str, int]) -> dict[str, Any]:
     """Return one run's rollouts within a budget of tokens."""
-    chosen = choose_rows(run.rollouts)
+    prompts: list[dict[str, Any]] = []
+    for rows, allowed in ((run.followed, budget // 2), (run.rollouts, budget)):
+        spent = sum(len(r["t"]) for p in prompts for s in p["steps"] for r in s["responses"])
+        prompts += embed_rows(run, rows, pool, allowed - spent, cut, followed=rows is run.followed)
+    return {"method": group.key, "run": run.name, "seed": run.seed, "prompts": prompts}
+
+
+def embed_rows(
+    run: Run, rows: Sequence[RolloutRow], pool: dict[str, int], budget: int, cut: dict[str, int], *, followed: bool
+) -> list[dict[str, Any]]:
+    """Return the prompts of one file of rollouts, with their steps, within a budget of tokens."""
     prompts: dict[str, dict[str, Any]] = {}
     spent = kept = 0
-    for row in chosen:
+    for row in choose_rows(rows):
         if spent > budget:
             break
-        record = read_rollout(run.path / "rollouts.jsonl", row)
+        record = read_rollout(run.path, row)
         shown = record["responses"][:MAX_RESPONSES]
         responses = [embed_response(r, c, pool, cut) for r, c in zip(shown, row.clusters, strict=False)]
         cut["responses"] += max(0, len(record["responses"]) - MAX_RESPONSES)
         spent += sum(len(r["t"]) for r in responses)
         kept += 1
-        prompt = prompts.setdefault(
-            row.prompt_id, {"id": row.prompt_id, "prompt": as_text(record.get("prompt")), "steps": []}
-        )
-        prompt["steps"].append({"step": row.step, "responses": responses})
+        entry = {"id": row.prompt_id, "prompt": as_text(record.get("prompt")), "steps": [], "followed": followed}
+        prompts.setdefault(row.prompt_id, entry)["steps"].append({"step": row.step, "responses": responses})
     for prompt in prompts.values():
         prompt["steps"].sort(key=lambda s: s["step"])
-    cut["rows"] += len(run.rollouts) - kept
-    return {"method": group.key, "run": run.name, "seed": run.seed, "prompts": list(prompts.values())}
+    cut["rows"] += len(rows) - kept
+    return list(prompts.values())
 
 
 def choose_rows(rows: Sequence[RolloutRow]) -> list[RolloutRow]:

@@ -205,9 +205,10 @@
   }
 
   /* Curves over steps. */
-  if (data.charts.length) {
-    const node = section("curves", "Over training", "Lines are means over seeds, bands run from the lowest to the highest seed; a line without a band is one seed. Drag to zoom, double-click to reset.");
-    const longest = Math.max(...data.charts.flatMap((c) => c.series.map((s) => s.x.length)));
+  function curves(id, title, lead, list) {
+    if (!list.length) return;
+    const node = section(id, title, lead);
+    const longest = Math.max(...list.flatMap((c) => c.series.map((s) => s.x.length)));
     let window_ = longest >= 60 ? 5 : 1;
     const text = el("span", {}, "");
     const describe = () => { text.textContent = window_ === 1 ? "Smoothing: none" : "Smoothing: mean of the last " + window_ + " points (thin line: as logged)"; };
@@ -216,7 +217,7 @@
     const own = [];
     const range = el("input", { type: "range", min: "1", max: "40", value: String(window_), "aria-label": "Smoothing window in points", oninput: () => { window_ = Number(range.value); describe(); for (const c of own) c.draw(); } });
     node.append(el("div", { class: "controls" }, el("label", {}, text, range)), grid);
-    for (const chart of data.charts) {
+    for (const chart of list) {
       const rows = chart.series.map((s) => {
         const values = s.y.filter((v) => v !== null);
         return [label(s.method), String(s.n), number(values[0]), number(values[values.length - 1]), number(Math.min(...values)), number(Math.max(...values))];
@@ -225,8 +226,83 @@
         title: chart.title, help: chart.unit, description: chart.help,
         table: el("div", {}, el("p", { class: "small muted" }, chart.metric + (chart.help ? ": " + chart.help : "") + (chart.absent.length ? ". Not logged by: " + chart.absent.join(", ") : "")), table(["method", "n", "first", "last", "lowest", "highest"], rows)),
         make: () => {
-          const validation = chart.metric.startsWith("eval/");
-          return { traces: chart.series.flatMap((s) => lineTraces(s, s.method, { window: validation ? 1 : window_ })), layout: { xaxis: { title: { text: "optimizer step" } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
+          const measured = /^(eval|probe)\/|heldout/.test(chart.metric);
+          return { traces: chart.series.flatMap((s) => lineTraces(s, s.method, { window: measured ? 1 : window_ })), layout: { xaxis: { title: { text: "optimizer step" } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
+        },
+      }));
+    }
+  }
+  const bands = "Lines are means over seeds, bands run from the lowest to the highest seed; a line without a band is one seed. Drag to zoom, double-click to reset.";
+  curves("curves", "Over training", bands, data.charts);
+  curves("preferences", "Preference learning", "Loss, accuracy and margin of the preferences that the policy's own score gives; held-out: on pairs that no update sees. " + bands, data.preferences);
+  curves("probes", "Probes without labels", "Fixed prompts, asked again and again without a label: what the stop rules look at. " + bands, data.probes);
+
+  /* Seeds, one by one: first, best and last validation of each. */
+  if (data.seeds) {
+    const node = section("seeds", "Seed by seed", "Every run is three points: its first, its best and its last validation, joined by a thin line. The best of several looks is biased upwards: compare it with other bests only.");
+    const rows = data.seeds.rows;
+    addChart(node, {
+      title: "First, best, last: " + data.seeds.title, help: "accuracy", tall: true, description: data.seeds.metric,
+      table: table(["method", "n", "first, mean", "best, mean", "best at step", "last, mean"], rows.map((r) => { const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length; return [label(r.method), String(r.first.length), number(mean(r.first)), number(mean(r.best)), Math.min(...r.best_step) + " to " + Math.max(...r.best_step), number(mean(r.last))]; })),
+      make: () => {
+        const shown = rows.filter((r) => !hidden.has(r.method));
+        const traces = shown.flatMap((r, i) => {
+          const { color } = groups.get(r.method);
+          const at = (column) => i * 4 + column;
+          const jitter = (k, n) => (n > 1 ? (k / (n - 1) - 0.5) * 0.5 : 0);
+          const lines = r.first.flatMap((_, k) => [[at(0) + jitter(k, r.first.length), r.first[k]], [at(1) + jitter(k, r.first.length), r.best[k]], [at(2) + jitter(k, r.first.length), r.last[k]], [null, null]]);
+          const points = r.first.flatMap((_, k) => [[at(0), r.first[k], "first"], [at(1), r.best[k], "best, step " + r.best_step[k]], [at(2), r.last[k], "last"]].map(([x, y, what]) => [x + jitter(k, r.first.length), y, r.runs[k] + ", " + what]));
+          return [
+            { x: lines.map((p) => p[0]), y: lines.map((p) => p[1]), mode: "lines", line: { color, width: 1 }, opacity: 0.35, hoverinfo: "skip", method: r.method },
+            { x: points.map((p) => p[0]), y: points.map((p) => p[1]), text: points.map((p) => p[2]), mode: "markers", name: label(r.method), marker: { size: 9, color, opacity: 0.85, symbol: points.map((_, k) => ["circle-open", "star", "circle"][k % 3]), line: { width: 1.5, color } }, hovertemplate: "%{text}<br>%{y:.3f}<extra></extra>", method: r.method },
+          ];
+        });
+        const ticks = shown.flatMap((r, i) => ["first", "best", "last"].map((what, k) => [i * 4 + k, what]));
+        const names = shown.map((r, i) => ({ x: i * 4 + 1, xref: "x", yref: "paper", y: 1, yanchor: "bottom", text: label(r.method), showarrow: false, font: { size: 12 } }));
+        return { traces, layout: { hovermode: "closest", annotations: names, xaxis: { tickvals: ticks.map((t) => t[0]), ticktext: ticks.map((t) => t[1]), zeroline: false }, yaxis: { title: { text: data.seeds.title } } } };
+      },
+    });
+  }
+
+  /* Entropy minimisation: accuracy against the objective. */
+  if (data.decoupling.length) {
+    const node = section("decoupling", "Accuracy against the entropy objective", "Entropy minimisation lowers its loss to the end; accuracy need not follow. Time runs along the line, the square is its first point and the star its most accurate. Left is a lower loss.");
+    addChart(node, {
+      title: "Accuracy against the EM loss", help: "mean@k against nats", tall: true,
+      table: table(["method", "step", "EM loss", "mean@k"], data.decoupling.flatMap((d) => d.step.map((s, i) => [label(d.method), String(s), number(d.loss[i]), number(d.accuracy[i])]))),
+      make: () => ({
+        traces: data.decoupling.map((d) => {
+          const { color, dash } = groups.get(d.method);
+          const best = d.accuracy.indexOf(Math.max(...d.accuracy));
+          return { x: d.loss, y: d.accuracy, text: d.step.map((s) => "step " + s), mode: "lines+markers", name: label(d.method), line: { color, dash, width: 2 }, marker: { color, size: d.step.map((_, i) => (i === 0 || i === best ? 13 : 7)), symbol: d.step.map((_, i) => (i === best ? "star" : i === 0 ? "square" : "circle")) }, hovertemplate: "%{text}<br>loss %{x:.3f}, accuracy %{y:.3f}<extra></extra>", method: d.method };
+        }),
+        layout: { hovermode: "closest", xaxis: { title: { text: "entropy objective (nats)" } }, yaxis: { title: { text: "mean@k" } } },
+      }),
+    });
+  }
+
+  /* Temperature heat maps. */
+  if (data.heat.length) {
+    const node = section("heat", "Temperature", "Rows: the temperature that a run was trained at. Columns: the temperature that it is evaluated at, or the training step. Every cell is a mean over seeds.");
+    const kinds = [...new Set(data.heat.flatMap((h) => h.metrics))];
+    const own = [];
+    let metric = kinds.find((k) => k.startsWith("mean@")) || kinds[0];
+    const grid = el("div", { class: "grid" });
+    const pick = (h) => (h.metrics.includes(metric) ? metric : h.metrics.find((m) => m.split("@")[0] === metric.split("@")[0]) || h.metrics[0]);
+    node.append(el("div", { class: "controls" }, select("Measure", kinds.map((k) => [k, k]), metric, (v) => { metric = v; for (const c of own) c.draw(); })), grid);
+    const narrow = window.innerWidth < 640;
+    for (const h of data.heat) {
+      own.push(addChart(grid, {
+        title: "Training temperature × " + h.axis, help: "accuracy", tall: h.rows.length > 4,
+        table: table([h.metrics[0] + ", " + h.axis, ...h.columns.map(String)], h.rows.map((r, i) => [r.label, ...h.values[h.metrics[0]][i].map((v) => number(v))])),
+        make: () => {
+          const chosen = pick(h);
+          const kept = h.rows.map((r, i) => [r, h.values[chosen][i]]).filter(([r]) => !hidden.has(r.method));
+          const z = kept.map(([, values]) => values);
+          const few = h.columns.length <= (narrow ? 6 : 10);
+          const trace = { type: "heatmap", x: h.columns.map((c) => (few ? String(c) : c)), y: kept.map(([r]) => r.label), z, colorscale: "Cividis", xgap: 1, ygap: 1, hoverongaps: false, texttemplate: few ? "%{z:.2f}" : "", hovertemplate: "%{y}<br>" + h.axis + " %{x}<br>" + chosen + " %{z:.3f}<extra></extra>", colorbar: { thickness: 10, title: { text: chosen, side: "top", font: { size: 11 } }, tickfont: { size: 11 }, outlinewidth: 0 } };
+          if (narrow) trace.showscale = false;
+          return { traces: [trace], layout: { hovermode: "closest", dragmode: false, xaxis: { title: { text: h.axis }, type: few ? "category" : "linear", showgrid: false, zeroline: false }, yaxis: { autorange: "reversed", showgrid: false, tickfont: { size: narrow ? 10 : 12 } } } };
         },
       }));
     }
@@ -310,6 +386,21 @@
     } });
   }
 
+  /* Logits. */
+  if (data.logits) {
+    const { models } = data.logits;
+    const text = data.logits.form === "official" ? "The published plot: the 50 largest scores of each position, divided by 0.6, every model on its own text." : "Raw logits over the whole vocabulary and every position, on the same text for all models.";
+    const node = section("logits", "Logits", text + " " + plural(models[0].sequences, "sequence") + (data.logits.prompts ? ", prompts of " + data.logits.prompts : "") + ".");
+    const grid = el("div", { class: "grid" });
+    node.append(grid);
+    const draw = (points) => models.map((m) => ({ ...points(m), mode: "lines", name: m.label, line: { color: m.color, dash: m.dash, width: 2 }, ...(groups.has(m.method) ? { method: m.method } : {}), showlegend: true }));
+    const names = (list) => (window.innerWidth < 640 && list.length > 3 ? {} : legendAbove);
+    addChart(grid, { title: "Histogram of the logits", help: "density", make: () => ({ traces: draw((m) => ({ x: m.x, y: m.density, hovertemplate: "%{y:.4f}" })).map((t) => ({ ...t, line: { ...t.line, shape: "hvh" } })), layout: { ...names(models), xaxis: { title: { text: "logit" } } } }) });
+    addChart(grid, { title: "Mean logit per rank", help: "1 is the likeliest token", make: () => ({ traces: draw((m) => ({ x: m.ranks.rank, y: m.ranks.mean, hovertemplate: "%{y:.3f}" })), layout: { ...names(models), xaxis: { type: "log", title: { text: "rank" } } } }) });
+    const cell = (e) => (e ? number(e[0]) + (e[1] === null ? "" : " [" + number(e[1]) + ", " + number(e[2]) + "]") : "–");
+    node.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Moments of the logits" }, table(["model", "mean", "standard deviation", "skewness", "skewness against the base"], models.map((m) => [m.label, cell(m.moments.mean), cell(m.moments.std), cell(m.moments.skewness), cell(m.shift.skewness)]))), el("p", { class: "small muted" }, "Brackets: 95 % bootstrap over sequences, differences paired with the base."));
+  }
+
   /* pass@k. */
   if (data.pass.length) {
     const node = section("passk", "pass@k, before and after", "At least one of k samples is right. Training that only sharpens lifts the left end; curves that cross below the base model have lost answers. Bands: 95 % bootstrap over prompts.");
@@ -326,7 +417,7 @@
   function buildViewer() {
     const vocabulary = data.rollouts.vocabulary;
     const runs = data.rollouts.runs;
-    const node = section("viewer", "Rollouts", "One prompt, its responses grouped by meaning. Move over a token, or focus a response and use the arrow keys, for its numbers.");
+    const node = section("viewer", "Rollouts", "One prompt, its responses grouped by meaning. The slider walks through training: a followed prompt is the same at every step. Move over a token, or focus a response and use the arrow keys, for its numbers.");
     const state = { run: 0, prompt: 0, step: -1, mode: "h" };
     try { Object.assign(state, JSON.parse(store.get("viewer") || "{}")); } catch { /* an old state */ }
     const body = el("div", { id: "rollout-body", "aria-live": "off" });
@@ -419,9 +510,10 @@
     /* Where this prompt was recorded more than once, the slider walks its steps; else it walks the run's, and the prompt changes. */
     function stops() {
       const { prompts } = runs[state.run];
-      if (prompts[state.prompt].steps.length > 1) return prompts[state.prompt].steps.map((s, i) => ({ step: s.step, prompt: state.prompt, index: i }));
+      const own = prompts[state.prompt];
+      if (own.followed || own.steps.length > 1) return own.steps.map((s, i) => ({ step: s.step, prompt: state.prompt, index: i }));
       const first = new Map();
-      prompts.forEach((p, j) => p.steps.forEach((s, i) => { if (!first.has(s.step) || j === state.prompt) first.set(s.step, { step: s.step, prompt: j, index: i }); }));
+      prompts.forEach((p, j) => p.followed || p.steps.forEach((s, i) => { if (!first.has(s.step) || j === state.prompt) first.set(s.step, { step: s.step, prompt: j, index: i }); }));
       return [...first.values()].sort((a, b) => a.step - b.step);
     }
     const place = () => stops().findIndex((s) => s.prompt === state.prompt && s.index === state.step);
@@ -442,7 +534,9 @@
       state.prompt = Math.min(Math.max(0, state.prompt | 0), run.prompts.length - 1);
       const current = run.prompts[state.prompt];
       if (state.step < 0 || state.step >= current.steps.length) state.step = current.steps.length - 1;
-      promptSelect.replaceChildren(...run.prompts.map((p, i) => el("option", { value: String(i), selected: i === state.prompt }, (p.prompt || p.id).slice(0, 70).replace(/\s+/g, " ") + (p.steps.length > 1 ? " (" + plural(p.steps.length, "step") + ")" : " (step " + p.steps[0].step + ")"))));
+      const kinds = [[true, "Followed through training"], [false, "Drawn in training"]];
+      const option = (p, i) => el("option", { value: String(i), selected: i === state.prompt }, (p.prompt || p.id).slice(0, 70).replace(/\s+/g, " ") + (p.steps.length > 1 ? " (" + plural(p.steps.length, "step") + ")" : " (step " + p.steps[0].step + ")"));
+      promptSelect.replaceChildren(...kinds.map(([kind, name]) => [name, run.prompts.map((p, i) => [p, i]).filter(([p]) => p.followed === kind)]).filter(([, list]) => list.length).map(([name, list]) => el("optgroup", { label: name }, list.map(([p, i]) => option(p, i)))));
       if (!has(state.run, state.mode)) state.mode = (modes.find(([key]) => has(state.run, key)) || ["h"])[0];
       for (const input of radios.querySelectorAll("input")) {
         input.disabled = !has(state.run, input.value);
@@ -455,7 +549,7 @@
       slider.value = String(place());
       slider.setAttribute("aria-valuetext", "step " + now.step);
       slider.disabled = all.length < 2;
-      stepText.textContent = "Training step " + now.step + " (" + (place() + 1) + " of " + all.length + (current.steps.length > 1 ? " with this prompt)" : "; each step has other prompts)");
+      stepText.textContent = "Training step " + now.step + " (" + (place() + 1) + " of " + all.length + (current.followed || current.steps.length > 1 ? " with this prompt)" : "; each step has other prompts)");
       promptBox.textContent = current.prompt;
       paintScale();
       const clusters = new Map();
