@@ -1,0 +1,334 @@
+"""The plug-in in the real verl (make test-verl): registration, its training worker on a CPU, and parity with TRL."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("verl.protocol", reason="verl lives in an environment of its own: make test-verl")
+sys.path.insert(0, str(Path(__file__).parent))
+warnings.simplefilter("ignore")  # of verl's optional engines
+
+import cpu_worker as cpu  # noqa: E402
+from cpu_parity import trl_loss_and_gradient  # noqa: E402
+
+from autotelic.errors import UserError  # noqa: E402
+from autotelic.tasks import model_path  # noqa: E402
+from autotelic.trl.by_name import entropy_control  # noqa: E402
+from autotelic.trl.controls import ClipCov, EntropyControlWarning, KLCov, UpdateBatch  # noqa: E402
+from autotelic.verl.engine import content_ids, content_keys  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+MODEL = model_path("any_pair")
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process_group():
+    cpu.start()
+
+
+def policy_loss(mode, **settings):
+    from autotelic.verl.config import PolicyLoss
+
+    warnings.simplefilter("ignore", EntropyControlWarning)
+    return PolicyLoss(loss_mode=f"autotelic_{mode}", settings=settings)
+
+
+WIDE = {"fraction": 0.2, "low": -9.0, "high": 9.0}
+
+
+def run_python(code, **environment):
+    env = {**os.environ, "VERL_PLATFORM": "cpu", "CUDA_VISIBLE_DEVICES": "", **environment}
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+NAMES = (
+    "import json; import verl; from verl.trainer.ppo import core_algos as c;"
+    "print(json.dumps([sorted(n for n in r if n.startswith('autotelic_')) "
+    "for r in (c.POLICY_LOSS_REGISTRY, c.ADV_ESTIMATOR_REGISTRY)]))"
+)
+
+
+def test_import_verl_registers_everything():
+    losses, estimators = run_python(NAMES, VERL_PLATFORM="nvidia")
+    assert {"autotelic_clip_cov", "autotelic_kl_cov", "autotelic_one_shot_em", "autotelic_steer"} <= set(losses)
+    assert {"autotelic_empo", "autotelic_majority_vote", "autotelic_token_entropy"} <= set(estimators)
+
+
+def test_plugins_off_and_the_line_that_brings_it_back():
+    off = {"VERL_PLATFORM": "nvidia", "VERL_USE_EXTERNAL_PLUGINS": "none"}
+    assert run_python(NAMES, **off) == [[], []]
+    losses, estimators = run_python(NAMES, VERL_USE_EXTERNAL_MODULES="autotelic.verl.plugin", **off)
+    assert "autotelic_clip_cov" in losses and "autotelic_empo" in estimators
+
+
+def test_trainers_are_registered():
+    code = (
+        "import json; import verl; from verl.trainer.ppo.v1 import trainer_base as t;"
+        "print(json.dumps(sorted(t.TRAINER_REGISTRY)))"
+    )
+    names = run_python(code, VERL_PLATFORM="nvidia")
+    assert {"sync", "autotelic_sync", "autotelic_colocate_async", "autotelic_separate_async"} <= set(names)
+
+
+def gradients_of(worker):
+    """Keep the gradients of each update in place of taking the step."""
+    engine, kept = worker.engine, []
+
+    def keep():
+        kept.append(
+            {n: p.grad.full_tensor().clone() for n, p in engine.module.named_parameters() if p.grad is not None}
+        )
+        return 0.0
+
+    engine.optimizer_step = keep
+    return kept
+
+
+def metrics_of(output):
+    from verl.utils import tensordict_utils as tu
+
+    return tu.get(output, "metrics")
+
+
+@functools.cache
+def worker_of(mode, micro_batch, **settings):
+    return cpu.make_worker(MODEL, policy_loss(mode, **dict(settings)), micro_batch=micro_batch)
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [("clip_cov", WIDE), ("kl_cov", {"fraction": 0.2}), ("high_entropy", {}), ("one_shot_em", {})],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_the_update_does_not_depend_on_the_micro_batch(mode, settings):
+    """verl's own worker, FSDP2: one mini-batch of 16 rows as 1, 4 and 16 micro-batches, and its rows in another order."""
+    found = []
+    for micro_batch, order in ((16, False), (4, False), (1, False), (4, True)):
+        worker = cpu.make_worker(MODEL, policy_loss(mode, **settings), micro_batch=micro_batch)
+        kept = gradients_of(worker)
+        rows = cpu.made_up_rollouts()
+        rows = [rows[(5 * i + 3) % 16] for i in range(16)] if order else rows
+        output = worker.train_mini_batch(cpu.as_tensordict(rows * 2, 16))
+        found.append((kept[0], metrics_of(output)))
+    reference, metrics = found[0]
+    assert sum(float(g.abs().sum()) for g in reference.values()) > 0
+    if mode != "one_shot_em":
+        assert metrics["selected/realised"][0] > 0
+    for gradients, other in found[1:]:
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, reference[name], rtol=1e-4, atol=1e-6)
+        if mode != "one_shot_em":
+            assert other["selected/realised"][0] == metrics["selected/realised"][0]
+
+
+def test_verls_own_clip_cov_does_depend_on_it():
+    """The counterpart: what the plug-in corrects. Same rows, same model, verl's `kl_cov` (no randomness)."""
+    found = []
+    for micro_batch in (16, 1):
+        from verl.workers.config import PolicyLossConfig
+
+        worker = cpu.make_worker(MODEL, PolicyLossConfig(loss_mode="kl_cov", kl_cov_ratio=0.2), micro_batch=micro_batch)
+        kept = gradients_of(worker)
+        worker.train_mini_batch(cpu.as_tensordict(cpu.made_up_rollouts(), 16))
+        found.append(torch.cat([g.flatten() for g in kept[0].values()]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) > 0.01
+
+
+def test_two_ranks_choose_and_update_as_one():
+    """Rows split over two gloo processes: the gradients and counts of one process."""
+    script = str(HERE / "cpu_two_ranks.py")
+    outputs = []
+    for size in (1, 2):
+        port = cpu.free_port()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", script, str(rank), str(size), str(port)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+        texts = [process.communicate(timeout=300) for process in processes]
+        assert all(process.returncode == 0 for process in processes), texts[0][1][-2000:]
+        outputs.append(json.loads(texts[0][0].strip().splitlines()[-1]))
+    one, two = outputs
+    for mode in one:
+        assert one[mode]["realised"] == two[mode]["realised"] > 0
+        assert two[mode]["gradient"] == pytest.approx(one[mode]["gradient"], rel=1e-4, abs=1e-6)
+
+
+def test_padded_rows_of_the_old_trainer_give_the_same_update():
+    """The deprecated trainer hands padded tensors to the worker: the same plan, the same gradient."""
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.utils.padding import left_right_2_no_padding
+
+    rows = cpu.made_up_rollouts()
+    kept = []
+    for padded in (False, True):
+        worker = cpu.make_worker(MODEL, policy_loss("clip_cov", **WIDE))
+        kept.append(gradients_of(worker))
+        data = cpu.as_tensordict(rows, 16)
+        if padded:
+            flags = {key: tu.get(data, key) for key in data.keys() if not isinstance(data.get(key), torch.Tensor)}
+            data = left_right_2_no_padding(tu.get_tensordict(cpu.padded(rows)))
+            tu.assign_non_tensor(data, **{key: value for key, value in flags.items() if value is not None})
+        worker.train_mini_batch(data)
+    for name, gradient in kept[1][0].items():
+        torch.testing.assert_close(gradient, kept[0][0][name], rtol=1e-4, atol=1e-6)
+
+
+def test_kl_cov_with_one_update_per_rollout_is_refused_or_becomes_an_entropy_term():
+    worker = cpu.make_worker(MODEL, policy_loss("kl_cov", fraction=0.2))
+    with pytest.raises(UserError, match="ppo_mini_batch_size"):
+        worker.train_mini_batch(cpu.as_tensordict(cpu.made_up_rollouts(), 16))
+    worker = cpu.make_worker(MODEL, policy_loss("kl_cov", fraction=0.2, on_policy="entropy_term"))
+    kept = gradients_of(worker)
+    rows = [(p, r, old, torch.zeros_like(a), uid) for p, r, old, a, uid in cpu.made_up_rollouts()]
+    rows = [(p, r, old, a + (0.01 if i % 2 else -0.01), uid) for i, (p, r, old, a, uid) in enumerate(rows)]
+    worker.train_mini_batch(cpu.as_tensordict(rows, 16))
+    assert sum(float(g.abs().sum()) for g in kept[0].values()) > 0
+
+
+def test_entropy_minimisation_lowers_entropy():
+    """Ten of verl's own updates on `autotelic_one_shot_em`: the entropy that verl logs falls at each of them."""
+    worker = cpu.make_worker(MODEL, policy_loss("one_shot_em"), learning_rate=3e-4)
+    entropies = []
+    for _ in range(10):
+        output = worker.train_mini_batch(cpu.as_tensordict(cpu.made_up_rollouts(), 16))
+        entropies.append(float(metrics_of(output)["actor/entropy_loss"][0]))
+    assert all(b < a for a, b in zip(entropies, entropies[1:], strict=False))
+
+
+def test_memory_of_a_control_goes_with_verls_checkpoint(tmp_path):
+    """EntroPIC's integral and the count of updates survive verl's own save and load."""
+    settings = {"target": 0.5, "threshold": 0.5}
+    worker = cpu.make_worker(MODEL, policy_loss("entropic", **settings))
+    for _ in range(2):
+        worker.train_mini_batch(cpu.as_tensordict(cpu.made_up_rollouts(), 8))
+    saved = worker.engine.autotelic_run
+    assert saved.updates == 4 and saved.state["accumulated"] != 0
+    worker.save_checkpoint(str(tmp_path), global_step=2)
+    resumed = cpu.make_worker(MODEL, policy_loss("entropic", **settings))
+    resumed.load_checkpoint(str(tmp_path), del_local_after_load=False)
+    assert resumed.engine.autotelic_run.to_json() == saved.to_json()
+
+
+def test_a_control_that_learns_from_the_present_policy():
+    """`refresh` makes verl's engine measure log-probabilities first; at the first update they are the actor's own."""
+    worker = cpu.make_worker(MODEL, policy_loss("kl_cov", fraction=0.2, refresh=True))
+    output = worker.train_mini_batch(cpu.as_tensordict(cpu.made_up_rollouts(), 8))
+    metrics = metrics_of(output)
+    assert metrics["policy/surprisal"][0] != pytest.approx(1.46, abs=0.05)  # not that of the made-up old policy
+    assert metrics["selected/realised"][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("clip_cov", WIDE), ("kl_cov", {"fraction": 0.2}), ("observe", {}), ("stare", {}), ("steer", {})],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_numerical_equality_with_the_trl_path(name, settings):
+    """The same tensors through TRL's trainer and through verl's loss: loss and gradient agree in every token."""
+    from verl.workers.config import FSDPActorConfig
+
+    from autotelic.verl.losses import MicroBatch, planned
+    from autotelic.verl.losses import policy_loss as loss_of
+
+    control = entropy_control(name, **settings)
+    generator = torch.Generator().manual_seed(1)
+    shape = (8, 7)
+    lengths = torch.tensor([7, 3, 5, 1, 7, 4, 6, 2])
+    mask = torch.arange(7) < lengths.unsqueeze(1)
+    old = -2.5 * torch.rand(shape, generator=generator)
+    new = old + 0.3 * torch.randn(shape, generator=generator)
+    entropy = 2 * torch.rand(shape, generator=generator)
+    advantages = torch.randn(8, generator=generator)
+    ids = torch.arange(8)
+    loss, gradient = trl_loss_and_gradient(control, new, old, advantages, mask, entropy, ids)
+    batch = UpdateBatch(
+        logprobs=torch.where(mask, old, 0.0),
+        advantages=torch.where(mask, advantages.unsqueeze(1), 0.0),
+        mask=mask,
+        row_ids=ids,
+        step=0,
+        seed=0,
+        across_ranks=False,
+        old_logprobs=torch.where(mask, old, 0.0),
+        entropy=torch.where(mask, entropy, 0.0),
+    )
+    config = FSDPActorConfig(strategy="fsdp2", rollout_n=4, ppo_micro_batch_size_per_gpu=8)
+    config.global_batch_info.update(dp_size=1, batch_num_tokens=int(mask.sum()), global_batch_size=8)
+    leaf = new.clone().requires_grad_()
+    with planned(MicroBatch(control, control.plan(batch), None, 0.0, {})):
+        ours, _ = loss_of(name)(
+            old_log_prob=old,
+            log_prob=leaf,
+            advantages=advantages.unsqueeze(1).expand(shape),
+            response_mask=mask,
+            config=config,
+        )
+    ours.backward()
+    torch.testing.assert_close(ours.detach(), loss, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(leaf.grad, gradient, rtol=1e-6, atol=1e-7)
+    assert bool((gradient != 0).any())
+
+
+def test_row_identities_are_those_of_the_tokens():
+    rows = cpu.made_up_rollouts()
+    data = cpu.as_tensordict(rows, 16)
+    ids = content_ids(content_keys(data["input_ids"]))
+    assert sorted(ids.tolist()) == list(range(16))
+
+
+def test_clip_cov_of_verl_is_ours_with_scope_micro_on_one_micro_batch():
+    """With one micro-batch and every candidate taken, verl's own Clip-Cov chooses what ours does."""
+    from verl.trainer.ppo.core_algos import compute_policy_loss_clip_cov
+    from verl.workers.config import FSDPActorConfig, PolicyLossConfig
+
+    from autotelic.verl.losses import MicroBatch, planned
+    from autotelic.verl.losses import policy_loss as loss_of
+
+    generator = torch.Generator().manual_seed(2)
+    old = -2.5 * torch.rand((6, 5), generator=generator)
+    advantages = torch.randn((6, 1), generator=generator).expand(6, 5)
+    mask = torch.ones(6, 5, dtype=torch.bool)
+    theirs = PolicyLossConfig(loss_mode="clip_cov", clip_cov_ratio=1.0, clip_cov_lb=0.5, clip_cov_ub=9.0)
+    config = FSDPActorConfig(strategy="fsdp2", rollout_n=4, ppo_micro_batch_size_per_gpu=6, policy_loss=theirs)
+    control = ClipCov(fraction=1.0, low=0.5, high=9.0)
+    batch = UpdateBatch(old, advantages, mask, torch.arange(6), 0, 0, False)
+    given = {"old_log_prob": old, "log_prob": old, "advantages": advantages, "response_mask": mask, "config": config}
+    reference, _ = compute_policy_loss_clip_cov(**given)
+    with planned(MicroBatch(control, control.plan(batch), None, 0.0, {})):
+        ours, _ = loss_of("clip_cov")(**given)
+    assert control.plan(batch).selected.any()
+    torch.testing.assert_close(ours, reference)
+    assert KLCov.name == "kl_cov"
+
+
+def test_the_law_is_logged_with_verls_metrics(tmp_path, monkeypatch):
+    """verl's own Tracking writes law/* into its file log once there are enough validations."""
+    from verl.utils.tracking import Tracking
+
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "log.jsonl"))
+    actor = {"policy_loss": {"loss_mode": "autotelic_observe"}, "entropy_coeff": 0}
+    config = {"actor_rollout_ref": {"actor": actor}, "algorithm": {"adv_estimator": "grpo"}, "trainer": {}}
+    tracker = Tracking("p", "e", default_backend=["file"], config=config)
+    for step in range(9):
+        entropy = 1.0 - 0.1 * step
+        reward = 0.6 - 0.1 * 2.718281828459045**entropy
+        tracker.log(data={"actor/entropy": entropy, "val-core/chain/acc/mean@4": reward}, step=step)
+    tracker.finish()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert "law/ceiling" not in rows[6]["data"]
+    assert rows[-1]["data"]["law/ceiling"] == pytest.approx(0.5, abs=1e-6)
