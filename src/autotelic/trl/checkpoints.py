@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from autotelic.errors import UserError
@@ -55,6 +56,19 @@ def discard(checkpoint: Path) -> None:
 
 class WholeCheckpointsMixin(TrainerBase):
     """Marks a checkpoint when it is whole, and deletes older ones only then; an error of the disk is one line."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Remember the sampler, whose place a resumed run must find again."""
+        self._train_sampler = super()._get_train_sampler(*args, **kwargs)
+        return self._train_sampler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Draw the orders of the epochs that are over: TRL's sampler would give the first epoch's prompts again."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        generator = getattr(self._train_sampler, "generator", None)
+        if generator is not None:
+            for _ in range(int(self.state.epoch + 1e-9)):
+                torch.randperm(self._train_sampler.num_samples, generator=generator)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as the base class does, except for deleting: that comes last."""
@@ -126,8 +140,7 @@ def disk_error(error: Exception) -> str | None:
         return error.strerror or str(error)
     message = str(error)
     if isinstance(error, SafetensorError):
-        found = re.search(r'message: "([^"]+)"', message)  # Rust's error, printed
-        return found.group(1) if found else message
+        return re.sub(r"^Error while serializing: (I/O error: )?| \(os error \d+\)$", "", message)
     if re.search("PytorchStreamWriter|inline_container", message):  # torch.save does not pass the reason on
         return "the file could not be written to its end"
     return None
