@@ -1,17 +1,17 @@
-"""How many answers a second? ``python benchmarks/answers.py [--out FILE.json]``, on one core.
+"""Answers clustered by meaning, against math-verify on pairs: `python benchmarks/answers.py`.
 
-Groups of 16 answers, clustered by autotelic (cold cache in every repetition: other answers each time) and, in the same
-run, by math-verify used pairwise (parse both, verify; the first member of each cluster represents it), which is what
-reward functions for label-free training usually do. Import and worker start-up are outside the clock for both.
+Groups of 16 answers, other ones in every turn, so that no cache helps ours; math-verify is used as reward functions for
+label-free training usually use it: parse both, verify, the first member of each cluster represents it. Import and
+worker start-up are outside the clock for both. One core for everything, workers included; wall seconds.
 """
 
-import argparse
-import json
 import os
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
+
+from common import OURS, case, interleave, parser_for, write
 
 G = 16
 
@@ -71,46 +71,66 @@ def by_math_verify(answers: list[str]) -> list[int]:
     return labels
 
 
-def rate(method: Callable[[list[str]], list[int]], groups: list[list[str]]) -> float:
-    """Return answers per second."""
-    started = time.perf_counter()
-    for group in groups:
-        method(group)
-    return sum(map(len, groups)) / (time.perf_counter() - started)
+def by_autotelic(answers: list[str]) -> list[int]:
+    from autotelic.answers import cluster
+
+    return cluster(answers)
 
 
-def main() -> None:
-    """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--groups", type=int, default=60)
-    args = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for everything, workers included
+def over_groups(method: Callable[[list[str]], list[int]], make: Callable[[int], list[str]], per_turn: int) -> Any:
+    """Return a function that clusters the next few groups at each call; equal for every method."""
+    seeds = iter(range(10**9))
 
-    from autotelic.answers import cluster, default_pool
+    def turn() -> None:
+        for _ in range(per_turn):
+            method(make(next(seeds)))
+
+    return turn
+
+
+KINDS = {
+    # name: (generator, answers a second to reach, groups a turn)
+    "at most 4 different": (few_unique, 500, 8),
+    "16 different polynomials": (unique_polynomials, None, 2),
+    "16 different symbolic": (unique_symbolic, 50, 2),
+    "4 symbolic in 4 spellings": (few_symbolic, 50, 4),
+}
+
+
+def main(options: list[str] | None = None) -> dict[str, Any]:
+    args = parser_for(__doc__, repeats=7).parse_args(options)
+    allowed = os.sched_getaffinity(0)
+    if not args.smoke:
+        os.sched_setaffinity(0, {min(allowed)})  # before the workers start
+    try:
+        return measure(args)
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def measure(args: Any) -> dict[str, Any]:
+    from autotelic.answers import default_pool
 
     default_pool().warm_up()
-    cluster([r"\sin x", r"\cos x"])
+    by_autotelic([r"\sin x", r"\cos x"])
     by_math_verify(["1", "\\frac12"])
-    rows = []
-    for name, make, target in (
-        ("<= 4 unique", few_unique, 500),
-        ("16 unique polynomials", unique_polynomials, None),
-        ("16 unique symbolic", unique_symbolic, 50),
-        ("4 symbolic x 4 spellings", few_symbolic, 50),
-    ):
-        groups = [make(seed) for seed in range(args.groups)]
-        few = [make(seed) for seed in range(10**6, 10**6 + max(args.groups // 20, 1))]
-        ours, theirs = rate(cluster, groups), rate(by_math_verify, few)
-        rows.append(
-            {"groups": name, "autotelic": ours, "math_verify": theirs, "ratio": ours / theirs, "target": target}
-        )
-        print(
-            f"{name:24} autotelic {ours:7.0f}/s  math-verify {theirs:6.1f}/s  x {ours / theirs:6.1f}  (target {target})"
-        )
-    print(f"worker: {default_pool().stats}")
-    if args.out:
-        args.out.write_text(json.dumps({"G": G, "cpu_count": 1, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    cases = []
+    for name, (make, wanted, per_turn) in KINDS.items():
+        if args.smoke and make is not few_unique:
+            continue
+        per_turn = 1 if args.smoke else per_turn
+        sides = {
+            OURS: over_groups(by_autotelic, make, per_turn),
+            "math-verify": over_groups(by_math_verify, make, per_turn),
+        }
+        seconds = interleave(sides, args.repeats, clock=time.perf_counter)
+        rates = {side: G * per_turn * len(turns) / sum(turns) for side, turns in seconds.items()}
+        row = case(name, seconds, answers_per_second=rates, target=1.0)
+        if wanted is not None:
+            row["floor"] = {"answers per second": rates[OURS], "at least": wanted}
+        cases.append(row)
+    work = {"group": G, "groups_a_turn": {name: kind[2] for name, kind in KINDS.items()}}
+    return write("answers", args, cases, work=work, clock="wall seconds, one core, workers included")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the mean log-ratio over paired repeats: the sides take turns, and another one be
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -185,9 +186,17 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def peak_mib() -> float:
-    """This process's largest resident memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_above() -> Callable[[], float]:
+    """Start to follow this process's resident memory; the result returns its peak above now, in MiB. Linux only."""
+
+    def status(field: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status("VmRSS")
+    return lambda: status("VmHWM") - before
 
 
 def in_child(script: str, *arguments: str, limit_gib: float | None = None) -> dict[str, Any] | None:

@@ -1,216 +1,140 @@
-"""What does covariance control cost? ``python benchmarks/covariance.py [--smoke] [--out FILE.json]``
+"""Covariance selection and the loss on it, for one update: `python benchmarks/covariance.py`.
 
-1. One GRPO update of 64 responses x 1024 tokens on TRL, on a small random model, generation not counted; the control's
-   own time is clocked inside it (choice, rewrite, all diagnostics). A larger model, and generation, lower the share.
-2. The choice alone, on the same tensors, against the reference algorithm (verl's published functions, re-implemented in
-   `autotelic.functional.parity`): theirs looks at each micro-batch, ours ranks the whole update exactly.
-
-Medians of a few repetitions, in one process, interleaved; state the machine's load beside them.
+From log-probabilities (with gradient), old log-probabilities, advantages and a mask to the gradient of the loss:
+  autotelic  one exact choice over the whole update, the same for every split, order, padding and number of ranks
+  equations  verl's loss functions as `autotelic.functional.parity` writes them anew, one micro-batch at a time
+  verl       verl's own functions on the same micro-batches, where verl can be imported
 """
 
-import argparse
-import json
-import os
-import statistics
-import tempfile
-import time
-import warnings
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+from common import OURS, case, interleave, one_thread, parser_for, write
 
-
-def timed(function, *args):
-    """Return the result and the seconds that it took."""
-    start = time.perf_counter()
-    result = function(*args)
-    return result, time.perf_counter() - start
+METHODS = ("clip_cov", "kl_cov")
+MICRO = 8
+CLIP = 0.2
+SIZES = ((64, 1024), (512, 1024))
 
 
-def clocked(base):
-    """A trainer that adds up the time spent in entropy control, and times everything around it."""
-
-    class Clocked(base):
-        own = 0.0
-
-        def _plan_update(self, window):
-            result, seconds = timed(super()._plan_update, window)
-            self.own += seconds
-            return result
-
-        def _rewrite(self, *args):
-            result, seconds = timed(super()._rewrite, *args)
-            self.own += seconds
-            return result
-
-        def _finish_drift(self):
-            self.own += timed(super()._finish_drift)[1]
-
-    return Clocked
-
-
-def build_trainer(control, rows, width, micro, layers, hidden):
-    """A TRL trainer on a random model, with one made-up rollout in its buffer."""
+def make_batch(rows: int, width: int) -> dict[str, Any]:
     import torch
-    from datasets import Dataset
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-    from trl import GRPOConfig, GRPOTrainer
 
-    from autotelic.tasks.tokenizer import build_tokenizer
-    from autotelic.trl import with_entropy_control
-
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
-        num_key_value_heads=hidden // 32,
-        head_dim=32,
-        max_position_embeddings=width + 16,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    trainer = clocked(with_entropy_control(GRPOTrainer))(
-        model=Qwen3ForCausalLM(config),
-        reward_funcs=lambda prompts, completions, **kwargs: [0.0] * len(completions),
-        args=GRPOConfig(
-            output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=rows // micro,
-            steps_per_generation=rows // micro,
-            num_iterations=2,
-            num_generations=8,
-            max_completion_length=width,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
-            beta=0.0,
-        ),
-        train_dataset=Dataset.from_list([{"prompt": "1+2=?"}] * rows),
-        processing_class=tokenizer,
-        entropy_control=control,
-    )
-    trainer.create_optimizer()
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = rows // micro
-    ids = torch.randint(5, len(tokenizer), (rows, width))
-    prompts = torch.randint(5, len(tokenizer), (rows, 8))
-    lengths = torch.randint(width // 2, width + 1, (rows, 1))
-    mask = (torch.arange(width) < lengths).long()
-    whole = {
-        "prompt_ids": prompts,
-        "prompt_mask": torch.ones_like(prompts),
-        "completion_ids": ids,
-        "completion_mask": mask,
-        "advantages": torch.randn(rows),
-        "row_ids": torch.arange(rows),
+    generator = torch.Generator().manual_seed(0)
+    old = -torch.rand(rows, width, generator=generator).exponential_(1.5, generator=generator)
+    lengths = torch.randint(width // 2, width + 1, (rows, 1), generator=generator)
+    return {
+        "logprobs": (old + 0.1 * torch.randn(rows, width, generator=generator)).clamp(max=0),
+        "old_logprobs": old,
+        "advantages": torch.randn(rows, 1, generator=generator).expand(rows, width).contiguous(),
+        "mask": torch.arange(width) < lengths,
     }
-    old = []
-    for part in range(rows // micro):
-        piece = {key: value[part * micro : (part + 1) * micro] for key, value in whole.items()}
-        old.append(trainer._measure(piece, frozenset())["logprobs"] + 0.1 * torch.randn(micro, width))
-    whole["old_per_token_logps"] = torch.cat(old)
-    trainer._buffered_inputs = [
-        {key: value[part * micro : (part + 1) * micro] for key, value in whole.items()}
-        | {"num_items_in_batch": mask.sum()}
-        for part in range(rows // micro)
-    ]
-    return trainer
 
 
-def one_update(trainer):
-    """Forward, backward and optimizer step over the buffered rollout; return (seconds, control's own seconds)."""
-    trainer.own = 0.0
-    micro_batches = trainer.args.steps_per_generation
-    start = time.perf_counter()
-    for step in range(micro_batches):
-        trainer._step = micro_batches + step  # the second pass over the rollout: nothing is generated
-        trainer._compute_loss(trainer.model, trainer._prepare_inputs(None)).backward()
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
-    return time.perf_counter() - start, trainer.own
-
-
-def reference_choice(method, batches, settings):
-    """The reference's choice, micro-batch by micro-batch."""
+def ours(method: str, batch: dict[str, Any]) -> Any:
+    """Return the gradient of the loss by our way."""
     import torch
 
-    from autotelic.functional import parity
+    from autotelic import functional as F
+    from autotelic.functional.masking import reduce_tokens
+    from autotelic.functional.parity import ratio_clipped
 
-    for logprobs, old, advantages, mask in batches:
-        if method == "kl_cov":
-            parity.kl_cov_selection(logprobs, advantages, mask, settings)
-        else:
-            candidates = parity.clip_cov_candidates(logprobs, old, advantages, mask, settings)
-            parity.draw(candidates, max(int(settings.clip_cov_fraction * int(mask.sum())), 1), torch.Generator())
-
-
-def compare_choices(trainer, control, repeats):
-    """Return median seconds of our choice over the update, and of the reference's over its micro-batches."""
-    from autotelic.functional import parity
-    from autotelic.trl.mixin import concatenate
-
-    trainer.entropy_control = control
-    batches = [trainer._update_batch(micro) for micro in trainer._buffered_inputs]
-    whole, settings = concatenate(batches), parity.preset("paper_7b")
-    pieces = [(b.logprobs, b.old_logprobs, b.advantages, b.mask) for b in batches]
-    ours, theirs = [], []
-    for _ in range(repeats):
-        ours.append(timed(control.plan, whole)[1])
-        theirs.append(timed(reference_choice, control.name, pieces, settings)[1])
-    return statistics.median(ours), statistics.median(theirs)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/covariance.json"))
-    args = parser.parse_args()
-    import torch
-
-    from autotelic.trl.controls import ClipCov, KLCov
-
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    rows, width, micro, layers, hidden = (8, 32, 4, 1, 32) if args.smoke else (64, 1024, 8, 2, 128)
-    result = {
-        "tokens": f"{rows} x {width}",
-        "micro_batch": micro,
-        "model": f"{layers} layers, hidden {hidden}, random weights",
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "controls": {},
-    }
-    for control in (ClipCov(fraction=2e-4), KLCov(fraction=2e-3)):
-        trainer = build_trainer(control, rows, width, micro, layers, hidden)
-        one_update(trainer)  # warm-up
-        runs = [one_update(trainer) for _ in range(args.repeats)]
-        step, own = (statistics.median(column) for column in zip(*runs, strict=True))
-        ours, theirs = compare_choices(trainer, control, 10 * args.repeats)
-        result["controls"][control.name] = {
-            "step_seconds": step,
-            "control_seconds": own,
-            "share_of_step": own / step,
-            "choice_seconds": ours,
-            "reference_choice_seconds": theirs,
-            "choice_against_reference": ours / theirs,
-        }
-        print(
-            f"{control.name}: update {step:.2f} s, control {1000 * own:.1f} ms = {own / step:.2%} of it; choice "
-            f"{1000 * ours:.1f} ms against the reference's {1000 * theirs:.1f} ms ({ours / theirs:.2f} x)",
-            flush=True,
+    logprobs, old, mask = batch["logprobs"].clone().requires_grad_(), batch["old_logprobs"], batch["mask"]
+    moments = F.token_moments(logprobs, batch["advantages"], mask)
+    means = {"mean_logprob": moments.mean_logprob, "mean_advantage": moments.mean_advantage}
+    covariance = F.token_covariance(logprobs, batch["advantages"], mask, **means)
+    if method == "clip_cov":
+        bounds = {"clip_low": CLIP, "clip_high": CLIP}
+        clipped = ratio_clipped(logprobs, old, batch["advantages"], mask, **bounds)
+        rows = torch.arange(mask.shape[0])
+        advantages, _ = F.clip_cov(
+            batch["advantages"],
+            covariance.masked_fill(clipped, -torch.inf),
+            mask,
+            fraction=2e-4,
+            low=1.0,
+            high=5.0,
+            priority=F.hash_uniform(0, 0, rows, F.response_positions(mask)),
+            num_tokens=moments.num_tokens,
         )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(args.out)
+    else:
+        bounds = {"clip_low": None, "clip_high": None}
+        log_ratio = logprobs.detach() - old
+        advantages, _ = F.kl_cov(
+            batch["advantages"], log_ratio, covariance, mask, fraction=2e-3, coef=1.0, num_tokens=moments.num_tokens
+        )
+    loss = F.clipped_surrogate(logprobs, old, advantages, mask=mask, **bounds)
+    reduce_tokens(loss, mask, denominator=moments.num_tokens).backward()
+    return logprobs.grad
+
+
+def micro_batches(batch: dict[str, Any], loss_of: Any) -> Any:
+    """Return the gradient by a loss function that sees one micro-batch at a time, weighted to the update's mean."""
+    logprobs = batch["logprobs"].clone().requires_grad_()
+    total = batch["mask"].sum()
+    for rows in range(0, logprobs.shape[0], MICRO):
+        part = {key: value[rows : rows + MICRO] for key, value in batch.items()}
+        loss = loss_of(logprobs[rows : rows + MICRO], part)
+        (loss * (part["mask"].sum() / total)).backward()
+    return logprobs.grad
+
+
+def equations(method: str, batch: dict[str, Any]) -> Any:
+    from autotelic.functional import parity
+
+    settings = parity.ParitySettings(kl_cov_fraction=2e-3)
+    return micro_batches(
+        batch,
+        lambda logprobs, part: parity.policy_loss(
+            method, logprobs, part["old_logprobs"], part["advantages"], part["mask"], settings
+        ),
+    )
+
+
+def verl_side(method: str) -> Any:
+    """Return verl's way as a function of the batch; ImportError where there is no verl."""
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+
+    function = get_policy_loss_fn(method)
+    numbers = {"clip_cov_ratio": 2e-4, "clip_cov_lb": 1.0, "clip_cov_ub": 5.0, "kl_cov_ratio": 2e-3, "ppo_kl_coef": 1.0}
+    config = SimpleNamespace(
+        clip_ratio=CLIP,
+        clip_ratio_low=CLIP,
+        clip_ratio_high=CLIP,
+        policy_loss=SimpleNamespace(**numbers),
+        global_batch_info={},
+    )
+
+    def loss_of(logprobs: Any, part: dict[str, Any]) -> Any:
+        mask = part["mask"].float()
+        return function(part["old_logprobs"], logprobs, part["advantages"], mask, "token-mean", config)[0]
+
+    return lambda batch: micro_batches(batch, loss_of)
+
+
+def main(options: list[str] | None = None) -> dict[str, Any]:
+    args = parser_for(__doc__, repeats=9).parse_args(options)
+    one_thread()
+    missing, cases = {}, []
+    for rows, width in ((16, 32),) if args.smoke else SIZES:
+        batch = make_batch(rows, width)
+        for method in METHODS:
+            sides = {
+                OURS: lambda method=method, batch=batch: ours(method, batch),
+                "equations": lambda method=method, batch=batch: equations(method, batch),
+            }
+            try:
+                theirs = verl_side(method)
+            except ImportError as error:
+                missing["verl"] = f"not importable here: {error}"
+            else:
+                sides["verl"] = lambda theirs=theirs, batch=batch: theirs(batch)
+            cases.append(case(f"{method}, {rows} x {width} tokens", interleave(sides, args.repeats), target=1.0))
+    work = {
+        "micro_batch": f"{MICRO} rows (verl, equations)",
+        "gradient": "of the token-mean loss in the log-probabilities",
+    }
+    return write("covariance", args, cases, work=work, missing=missing)
 
 
 if __name__ == "__main__":

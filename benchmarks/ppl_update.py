@@ -1,28 +1,23 @@
-"""Time of a PPL update against a CPL update, with the behaviour's parameters cached: python benchmarks/ppl_update.py.
+"""One PPL update against one CPL update: `python benchmarks/ppl_update.py`.
 
-CPL's sizes: [512, 512] network, 96 pairs of 64 steps, 35 observations, 4 actions, tanh-Gaussian policy, Adam.
+CPL's sizes: two layers of 512, 96 pairs of 64 steps, 35 observations, 4 actions, tanh-Gaussian policy, Adam; the
+behaviour's parameters are known. Both sides train the same kind of network; CPL's is its equation, since its code is no
+package. PPL does more: a KL term and look-ahead weights for each step.
 """
 
-import statistics
-import time
+from typing import Any
 
-import torch
+from common import OURS, case, interleave, one_thread, parser_for, write
 
-from autotelic.functional import (
-    cpl_loss,
-    cpl_score,
-    lookahead_weights,
-    ppl_loss,
-    ppl_score,
-    tanh_gaussian_kl,
-    tanh_gaussian_logprob,
-)
-
-PAIRS, STEPS, OBSERVATION, ACTION = 96, 64, 35, 4
+STEPS, OBSERVATION, ACTION = 64, 35, 4
 
 
-def main(updates: int = 30) -> None:
-    """Alternate the two updates on the same network, and print medians."""
+def make_update(pairs: int, ppl: bool) -> Any:
+    """Return a function that makes one update."""
+    import torch
+
+    from autotelic import functional as F
+
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Linear(OBSERVATION, 512),
@@ -32,29 +27,36 @@ def main(updates: int = 30) -> None:
         torch.nn.Linear(512, 2 * ACTION),
     )
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    shape = (2 * PAIRS, STEPS)
+    shape = (2 * pairs, STEPS)
     observations, pre_tanh = torch.randn(*shape, OBSERVATION), torch.randn(*shape, ACTION)
     label_mean, label_log_std = torch.randn(*shape, ACTION), torch.zeros(*shape, ACTION)
-    mask, label = torch.ones(shape, dtype=torch.bool), torch.ones(PAIRS)
+    mask, label = torch.ones(shape, dtype=torch.bool), torch.ones(pairs)
 
-    def update(ppl: bool) -> float:
-        started = time.perf_counter()
+    def update() -> float:
         mean, log_std = network(observations).chunk(2, -1)
-        logprobs = tanh_gaussian_logprob(pre_tanh, mean, log_std)
+        logprobs = F.tanh_gaussian_logprob(pre_tanh, mean, log_std)
         if ppl:
-            weights = lookahead_weights(mask, 0.99, average=True)
-            kl = tanh_gaussian_kl(label_mean, label_log_std, mean, log_std)
-            loss = ppl_loss(*ppl_score(logprobs, kl, weights, mask).chunk(2), label, 0.5, 0.1)
+            weights = F.lookahead_weights(mask, 0.99, average=True)
+            kl = F.tanh_gaussian_kl(label_mean, label_log_std, mean, log_std)
+            loss = F.ppl_loss(*F.ppl_score(logprobs, kl, weights, mask).chunk(2), label, 0.5, 0.1).mean()
         else:
-            loss = cpl_loss(*(0.1 * cpl_score(logprobs, mask)).chunk(2), label, 0.5)
+            loss = F.cpl_loss(*(0.1 * F.cpl_score(logprobs, mask)).chunk(2), label, 0.5).mean()
         optimizer.zero_grad()
-        loss.mean().backward()
+        loss.backward()
         optimizer.step()
-        return time.perf_counter() - started
+        return float(loss.detach())
 
-    times = [(update(False), update(True)) for _ in range(updates)][3:]
-    cpl, ppl = (statistics.median(column) for column in zip(*times, strict=True))
-    print(f"CPL {cpl * 1e3:.1f} ms, PPL {ppl * 1e3:.1f} ms an update: ratio {ppl / cpl:.2f}")
+    return update
+
+
+def main(options: list[str] | None = None) -> dict[str, Any]:
+    args = parser_for(__doc__, repeats=15).parse_args(options)
+    one_thread()
+    pairs = 2 if args.smoke else 96
+    sides = {OURS: make_update(pairs, ppl=True), "CPL": make_update(pairs, ppl=False)}
+    row = case("PPL update", interleave(sides, args.repeats, warm_up=3), target=0.9)
+    work = {"pairs": pairs, "steps": STEPS, "network": "35 - 512 - 512 - 8"}
+    return write("ppl_update", args, [row], work=work)
 
 
 if __name__ == "__main__":

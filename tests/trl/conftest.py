@@ -82,6 +82,7 @@ def make_trainer(tokenizer, make_model, tmp_path: Path):
 
 
 TRAINER_KEYS = {
+    "fused_head",
     "entropy_control",
     "train_generations",
     "entropy_minimization",

@@ -136,6 +136,10 @@ class RunArguments:
     entropy_change_rows: int = field(
         default=0, metadata={"help": "responses per update whose entropy change is predicted and measured; 0: none"}
     )
+    fused_head: str = field(
+        default="auto",
+        metadata={"help": "auto | on | off: log-probabilities and entropies without logits, where that pays"},
+    )
     law: bool = field(default=False, metadata={"help": "fit the entropy law during the run and log law/*"})
     law_stop_below: float | None = field(
         default=None, metadata={"help": "stop when the law leaves less than this to gain; turns law on"}

@@ -25,9 +25,9 @@ from autotelic import functional as F
 from autotelic.errors import UserError
 from autotelic.functional.masking import fill_outside
 from autotelic.functional.parity import ratio_clipped
-from autotelic.trl.base import TrainerBase
 from autotelic.trl.controls import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
 from autotelic.trl.dynamics import EntropyChange, VocabularyStatistics, vocabulary_statistics
+from autotelic.trl.head import FusedHeadMixin
 from autotelic.trl.state import stop_if_not_finite
 from autotelic.trl.statistics import control_metrics, drift_metrics, drift_sums, jaccard
 
@@ -56,13 +56,14 @@ MAX_LOG_RATIO = 20.0
 STATE_FILE = "entropy_control_state.json"
 
 
-class EntropyControlMixin(TrainerBase):
+class EntropyControlMixin(FusedHeadMixin):
     """Rewrites advantages by token covariance; put it before a GRPOTrainer in the bases (`with_entropy_control`).
 
     Keyword Args:
         entropy_control: a `ClipCov`, a `KLCov`, one of `autotelic.trl.baselines`, or None to train as the base class.
         entropy_change_rows: follow the entropy of so many responses of each update and rank to the next update, and log
             its change beside the predicted one; 0 is off (`autotelic.trl.dynamics` says what it costs).
+        fused_head: auto, on or off; see `autotelic.trl.head`.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.errors import UserError
-from autotelic.trl.base import TrainerBase
+from autotelic.trl.head import FusedHeadMixin
 from autotelic.trl.mixin import check_entropy_gradient, response_mask
 from autotelic.trl.state import stop_if_not_finite
 
@@ -79,13 +79,14 @@ class EntropyMinimization:
         return mask & (rank < self.position_counts(mask).unsqueeze(-1))
 
 
-class EntropyMinimizationMixin(TrainerBase):
+class EntropyMinimizationMixin(FusedHeadMixin):
     """Adds the entropy term to a GRPOTrainer's loss (`with_entropy_minimization`).
 
     With a reward that never differs within a group, such as `autotelic.rewards.constant`, the term is the whole loss.
 
     Keyword Args:
         entropy_minimization: an `EntropyMinimization`, or None to train as the base class does.
+        fused_head: auto, on or off; see `autotelic.trl.head`.
     """
 
     def __init__(self, *args: Any, entropy_minimization: EntropyMinimization | None = None, **kwargs: Any):

@@ -1,0 +1,307 @@
+"""The one place where our trainers get log-probabilities and entropies from hidden states.
+
+TRL's trainers ask their model for both with `model(..., labels=labels, fused_lm_head=True)`. `use_fused_head` answers
+that call with `autotelic.kernels.linear_logprob_entropy`: only the labelled positions reach the head, and only those
+whose gradient is not zero cost a backward. Where that is not exact, or where it would be slower, TRL's own head answers
+as before, and the reason is logged once.
+
+Served: bias, tied weights, LoRA on the head, `modules_to_save`, a factor on the logits (Cohere, Granite, Falcon-H1),
+soft-capping (Gemma), FSDP 2 (the head is gathered once). Refused by name: mixture-of-experts losses, DeepSpeed ZeRO-3,
+quantised or offloaded heads, LoRA variants, heads that are no linear layer, and any model whose own logits are not
+what its head makes of its hidden states (this is tried once, on a few tokens).
+
+Reference: the formulas stand in `autotelic.kernels`.
+Deviations: none.
+"""
+
+import functools
+import importlib.util
+import logging
+import math
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from autotelic.errors import UserError
+from autotelic.trl.base import TrainerBase
+
+MODES = ("auto", "on", "off")
+MIN_VOCABULARY = 8192
+"""`auto` leaves smaller heads to TRL: there, nothing is gained (`benchmarks/grpo_step.py`)."""
+
+logger = logging.getLogger(__name__)
+
+
+class FusedHeadMixin(TrainerBase):
+    """Gives a TRL trainer the head of `autotelic.kernels`; the mixins of this package build on it.
+
+    Keyword Args:
+        fused_head: `auto` where it pays, `on` everywhere (refused where it cannot be exact), `off` nowhere.
+    """
+
+    def __init__(self, *args: Any, fused_head: str = "auto", **kwargs: Any):
+        if fused_head not in MODES:
+            raise UserError(f"unknown fused_head {fused_head!r}: use {', '.join(MODES)}")
+        super().__init__(*args, **kwargs)
+        settings = {
+            "temperature": getattr(self, "temperature", 1.0),
+            "mode": fused_head,
+            "cast_to_fp32": getattr(self.args, "cast_lm_head_to_fp32", False),
+        }
+        self.fused_head_refusal: str | None = use_fused_head(self.model, **settings)
+        if getattr(self, "ref_model", None) is not None:
+            use_fused_head(self.ref_model, **settings)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map from hidden states to logits at one moment, softcap(scale (hidden W^T + bias))."""
+
+    weight: Float[Tensor, "V d"]
+    bias: Float[Tensor, " V"] | None
+    adapters: tuple[Any, ...] = ()
+    """LoRA layers on it; see `augmented`."""
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def use_fused_head(
+    model: Any, *, temperature: float | int = 1.0, mode: str = "auto", cast_to_fp32: bool = False
+) -> str | None:
+    """Make `model(..., labels=labels, fused_lm_head=True)` use our head; return None, or why it does not.
+
+    Args:
+        model: a causal language model that TRL's `add_fused_lm_head` has prepared, or a PEFT model around one.
+        temperature: the logits are divided by it.
+        mode: see `FusedHeadMixin`.
+        cast_to_fp32: hidden states go to float32 first, outside autocast (TRL's `cast_lm_head_to_fp32`).
+
+    Raises:
+        UserError: mode `on`, and the model is refused.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    reason = "fused_head is off" if mode == "off" else refusal(model) or head_refusal(model)
+    small = reason is None and mode == "auto" and too_small(model)
+    if small:
+        reason = f"a vocabulary below {MIN_VOCABULARY} is faster there"
+    reason = reason or disagreement(model)
+    if reason is None:
+        install(model, temperature, cast_to_fp32)
+        return None
+    if mode == "on":
+        raise UserError(f"fused_head=on cannot be used: {reason}; take auto or off")
+    if mode == "auto":
+        say_once(f"the head of TRL is used, not ours: {reason}", logging.INFO if small else logging.WARNING)
+    return reason
+
+
+def install(model: Any, temperature: float | int, cast_to_fp32: bool) -> None:
+    """Replace the model's forward by one that serves `fused_lm_head=True` itself, and passes on everything else."""
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    before = model.forward
+
+    @functools.wraps(before)
+    def forward(
+        self: Any,
+        *args: Any,
+        fused_lm_head: bool = False,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        given = {"labels": labels, "shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
+        given = {name: value for name, value in given.items() if value is not None}
+        reason = call_refusal(self, kwargs) if fused_lm_head else ""
+        if reason is not None:
+            if reason:
+                say_once(f"the head of TRL is used, not ours: {reason}")
+            theirs = {"fused_lm_head": True} if fused_lm_head else {}
+            return before(*args, **theirs, **given, **kwargs)
+        kwargs["use_cache"] = False
+        hidden = self.base_model(*args, **kwargs).last_hidden_state
+        if shift_labels is None:
+            assert labels is not None
+            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
+        logprobs, entropy, mask = score(
+            hidden, head_of(self), shift_labels, temperature=temperature, cast_to_fp32=cast_to_fp32
+        )
+        count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return FusedCausalLMOutput(loss=-logprobs.sum() / count, log_probs=logprobs, entropy=entropy, label_mask=mask)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def score(
+    hidden: Float[Tensor, "B T d"],
+    head: Head,
+    labels: Int[Tensor, "B T"],
+    *,
+    temperature: float | int,
+    cast_to_fp32: bool = False,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Return log-probability and entropy of every labelled position, 0 where the label is -100, and the labelled mask.
+
+    Args:
+        hidden: of the position before each label.
+        head: from `head_of`.
+        labels: token ids, -100 where nothing is asked.
+        temperature: logits are divided by it.
+        cast_to_fp32: see `use_fused_head`.
+    """
+    from autotelic.kernels import linear_logprob_entropy
+
+    device = head.weight.device  # with the model spread over devices, the backbone may end on another
+    hidden, labels = hidden.to(device), labels.to(device)
+    mask = labels != -100
+    rows = hidden[mask]
+    if cast_to_fp32:
+        rows, dtype = rows.float(), torch.float32
+    else:
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else rows.dtype
+    with torch.autocast(device.type, enabled=False):
+        rows, weight = augmented(rows, head, dtype)
+        bias = None if head.bias is None else head.bias.to(dtype)
+        options = {"temperature": float(temperature), "logit_scale": head.scale, "softcap": head.softcap}
+        found = linear_logprob_entropy(rows, weight, labels[mask], bias=bias, **options)
+    # masked_scatter keeps a batch without any label connected to the model: it then has a gradient, of zero.
+    logprobs, entropy = (x.new_zeros(mask.shape).masked_scatter(mask, x) for x in found[:2])
+    return logprobs, entropy, mask
+
+
+def augmented(
+    rows: Float[Tensor, "N d"], head: Head, dtype: torch.dtype
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "V D"]]:
+    """Write LoRA into the product, exactly: h W^T + s (h A^T) B^T = [h, s h A^T] [W, B]^T."""
+    inputs, columns = [rows.to(dtype)], [head.weight.to(dtype)]
+    for layer in head.adapters:
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                a = layer.lora_A[name]
+                low = a(layer.lora_dropout[name](rows.to(a.weight.dtype))) * layer.scaling[name]
+                inputs.append(low.to(dtype))
+                columns.append(layer.lora_B[name].weight.to(dtype))
+    if len(inputs) == 1:
+        return inputs[0], columns[0]
+    return torch.cat(inputs, -1), torch.cat(columns, -1)
+
+
+def head_of(model: Any) -> Head:
+    """Return the model's head as it is at this moment; FSDP2's shards are gathered, with gradient."""
+    layer, adapters = unwrapped(model.get_output_embeddings())
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    if hasattr(weight, "full_tensor"):
+        weight = weight.full_tensor()
+        bias = None if bias is None else bias.full_tensor()
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return Head(weight, bias, adapters, logit_scale(model), None if softcap is None else float(softcap))
+
+
+def unwrapped(layer: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the linear layer inside PEFT's wrappers, and the LoRA layers that act on it now."""
+    adapters: list[Any] = []
+    while True:
+        if hasattr(layer, "modules_to_save"):
+            names = () if layer.disable_adapters else layer.active_adapters
+            name = next((name for name in names if name in layer.modules_to_save), None)
+            layer = layer.original_module if name is None else layer.modules_to_save[name]
+        elif hasattr(layer, "base_layer"):
+            if not layer.disable_adapters and not layer.merged:
+                adapters.append(layer)
+            layer = layer.base_layer
+        else:
+            return layer, tuple(adapters)
+
+
+def refusal(model: Any) -> str | None:
+    """Return why this model cannot be served, as far as its configuration tells."""
+    config = model.config.get_text_config()
+    if importlib.util.find_spec("trl.kernels") is None:
+        return "this TRL asks its model for logits (TRL 1.15.1 and later ask for log-probabilities)"
+    if getattr(config, "output_router_logits", False):
+        return "the loss of the experts' router is asked for"
+    scale = logit_scale(model)
+    if not math.isfinite(scale) or scale <= 0:
+        return f"logits are multiplied by {scale:g}, which is no temperature"
+    return None
+
+
+def head_refusal(model: Any) -> str | None:
+    """Return why the head cannot be taken as a matrix, in its present state."""
+    layer, adapters = unwrapped(model.get_output_embeddings())
+    for adapter in adapters:
+        if not hasattr(adapter, "lora_A"):
+            return f"the head carries a {type(adapter).__name__} adapter, which is not LoRA"
+        names = [name for name in adapter.active_adapters if name in adapter.lora_A]
+        if any(name in getattr(adapter, "lora_variant", {}) for name in names):
+            return "the head carries a variant of LoRA (DoRA or another), which TRL's head leaves out too"
+        if any(adapter.lora_B[name].bias is not None for name in names):
+            return "LoRA on the head has a bias of its own"
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        return f"the head is a {type(layer).__name__}, not a plain linear layer"
+    weight = layer.weight
+    if hasattr(weight, "ds_id"):
+        return "the head is split by DeepSpeed ZeRO-3"
+    if weight.is_meta or getattr(layer, "_hf_hook", None) is not None:
+        return "the head is not in memory (offloaded)"
+    if weight.dim() != 2 or not weight.is_floating_point():
+        return "the head is split by FSDP 1 or quantised"
+    return None
+
+
+def call_refusal(model: Any, kwargs: dict[str, Any]) -> str | None:
+    """Return why this call must go to TRL's head: what wrapping or the call's options have changed."""
+    if kwargs.get("output_router_logits"):
+        return "the loss of the experts' router is asked for"
+    return head_refusal(model)
+
+
+def too_small(model: Any) -> bool:
+    """Return whether nothing is gained; never with LoRA on the head, which TRL's head leaves out."""
+    layer, adapters = unwrapped(model.get_output_embeddings())
+    return layer.weight.shape[0] < MIN_VOCABULARY and not adapters
+
+
+def logit_scale(model: Any) -> float:
+    """Return the factor that the model puts on its logits: the field has many names for it."""
+    config = model.config.get_text_config()
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor is None:
+        return 1.0
+    return float(divisor) if config.model_type == "hyperclovax" else 1 / float(divisor)
+
+
+@torch.no_grad()
+def disagreement(model: Any) -> str | None:
+    """Try a few tokens: the model's own logits must be what its head makes of its hidden states."""
+    head = head_of(model)
+    count = min(4, head.weight.shape[0])
+    ids = torch.arange(count, device=model.get_input_embeddings().weight.device).unsqueeze(0)
+    devices = [] if ids.device.type == "cpu" else [ids.device]
+    with torch.random.fork_rng(devices, device_type=ids.device.type if devices else "cuda"):
+        torch.manual_seed(0)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        torch.manual_seed(0)  # so that dropout, where there is any, falls the same
+        theirs = model(input_ids=ids, use_cache=False).logits
+        rows, weight = augmented(hidden[0], head, hidden.dtype)
+        ours = (rows @ weight.T + (0 if head.bias is None else head.bias.to(hidden.dtype))) * head.scale
+        ours = ours if head.softcap is None else head.softcap * (ours / head.softcap).tanh()
+    exact = hidden.dtype == torch.float32 and theirs.dtype == torch.float32
+    if torch.allclose(ours.float(), theirs[0].float(), rtol=1e-3 if exact else 0.05, atol=1e-3 if exact else 0.1):
+        return None
+    return f"{type(model).__name__} makes its logits in a way of its own"
+
+
+@functools.cache
+def say_once(message: str, level: int = logging.WARNING) -> None:
+    """Log a message the first time it is given."""
+    logger.log(level, message)
