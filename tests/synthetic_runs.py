@@ -151,10 +151,12 @@ def write_preference_run(folder: Path, method: str = "ppl", *, seed: int = 0, st
     rows = []
     for step in range(1, steps + 1):
         falling = math.exp(-step / 15)
-        row = {"step": step, "preference/nll": 0.3 + 0.4 * falling + rng.gauss(0, 0.01)}
-        row["preference/accuracy"] = 0.9 - 0.4 * falling + rng.gauss(0, 0.01)
+        row = {"step": step, "preference/train_nll": 0.3 + 0.4 * falling + rng.gauss(0, 0.01)}
+        row["preference/train_accuracy"] = 0.9 - 0.4 * falling + rng.gauss(0, 0.01)
         if step % 10 == 0:
             row["preference/heldout_nll"] = 0.35 + 0.35 * falling
+            success = 0.9 - 0.6 * falling
+            row |= {"eval/success": success, "eval/success_low": success - 0.1, "eval/success_high": success + 0.05}
         rows.append(row)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

@@ -18,7 +18,12 @@ def parsers(name: str) -> list[argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(prog=f"autotelic {name}")
     importlib.import_module(f"autotelic.cli.{name}").add_arguments(parser)
     below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return [each for action in below for each in action.choices.values()] or [parser]
+    found = [each for action in below for each in action.choices.values()] or [parser]
+    for each in found:
+        if declare := getattr(each, "declare", None):  # options that are declared when they are needed
+            each.declare = None
+            declare(each)
+    return found
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train", "doctor"}))

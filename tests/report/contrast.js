@@ -18,7 +18,7 @@
     const style = getComputedStyle(node);
     if (!walk.currentNode.textContent.trim() || node.closest('script, style, noscript, [hidden], .skip') || !node.getClientRects().length || style.visibility === 'hidden' || node.disabled || node.closest('option')) continue;
     const svg = Boolean(node.closest('svg'));
-    if (svg && node.closest('.heatmaplayer, .hovertext')) continue;
+    if (svg && (node.closest('.hovertext') || (node.closest('.annotation') && node.closest('.chart').querySelector('.heatmaplayer .hm')))) continue; // numbers on cells have their own test
     checked += 1;
     const background = painted(svg ? node.closest('.chart') || node.closest('svg').parentElement : node);
     const ink = parse(svg ? style.fill : style.color);

@@ -8,7 +8,7 @@ out.images = [...document.images].filter((i) => !i.closest('.chart')).length;
 out.unlabelled = all('input, select, button').filter((n) => !(n.labels && n.labels.length) && !n.getAttribute('aria-label') && !n.textContent.trim()).length
   + all('.chart').filter((n) => !n.getAttribute('aria-label')).length + all('th').filter((n) => !n.scope).length;
 const list = (a) => Array.from(a, (v) => (v && v.length !== undefined && typeof v !== 'string' ? list(v) : v));
-out.heat = all('#heat .chart').map((c) => ({ x: list(c.data[0].x).map(String), y: list(c.data[0].y), z: list(c.data[0].z) }));
+out.heat = all('#heat .chart').map((c) => ({ x: list(c.data[0].x).map(String), y: list(c.data[0].y), z: list(c.data[0].z), inks: c.layout.annotations.map((a) => [a.text, a.font.color]) }));
 out.logits = $('#logits .chart').data.map((t) => t.name);
 out.seeds = $('#seeds .chart').data.map((t) => (t.text || []).join(' ')).join(' ');
 const runs = $('#viewer select');

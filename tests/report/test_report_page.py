@@ -141,6 +141,8 @@ def test_browser_draws_the_heat_maps_and_the_histograms(seen):
     assert evaluations["y"] == ["base model", "one-shot EM, T 0.5", "one-shot EM, T 1"]
     assert evaluations["z"][1] == pytest.approx([0.68, 0.56, 0.4, 0.2])
     assert any("T 0.5" in row for row in steps["y"])
+    inks = dict(evaluations["inks"])
+    assert inks["0.68"] == "#000000" and inks["0.20"] == "#ffffff"  # on yellow, and on the darkest blue
     assert seen["logits"] == ["any_pair (base)", "GRPO"]
     assert "best, step" in seen["seeds"]
 
@@ -239,7 +241,7 @@ def test_browser_viewer_by_mouse(viewer):
     viewer.move("h1")
     assert viewer.run(TIP) is None
     assert viewer.run("document.querySelectorAll('.response').length") == 8
-    assert viewer.run("document.querySelector('.cluster h3').textContent") == "Answer 1"
+    assert viewer.run("document.querySelector('.cluster h3').textContent").startswith("Answer 1: 1")
     groups = viewer.run("[...document.querySelectorAll('#prompt-select optgroup')].map((g) => g.label)")
     assert groups == ["Followed through training", "Drawn in training"]
     change = "const p = document.querySelector('#prompt-select'); p.value = '2'; p.dispatchEvent(new Event('change'))"

@@ -50,17 +50,18 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("majority", "Share of the largest answer", ("semantic/majority_share",)),
     ("semantic_entropy", "Semantic entropy", ("semantic/entropy",)),
     ("truncated", "Responses cut at the length limit", ("completions/truncated_share",)),
+    ("ceiling", "Ceiling by the law, as the run saw it", ("law/ceiling",)),
 )
 PROBES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("probe_majority", "Share of the largest answer, probe prompts", ("probe/majority_share",)),
-    ("probe_diversity", "Different answers per response, probe prompts", ("probe/diversity",)),
-    ("probe_entropy", "Token entropy, probe prompts", ("probe/token_entropy",)),
-    ("probe_skewness", "Skewness of the logits, probe prompts", ("probe/logit_skewness",)),
-    ("probe_length", "Response length, probe prompts", ("probe/mean_length",)),
-    ("probe_repetition", "Repetition, probe prompts", ("probe/repetition",)),
+    ("probe_majority", "Share of the largest answer", ("probe/majority_share",)),
+    ("probe_diversity", "Different answers per response", ("probe/diversity",)),
+    ("probe_entropy", "Token entropy", ("probe/token_entropy",)),
+    ("probe_skewness", "Skewness of the logits", ("probe/logit_skewness",)),
+    ("probe_length", "Response length", ("probe/mean_length",)),
+    ("probe_repetition", "Repetition", ("probe/repetition",)),
 )
-PREFERENCES = ("preference/", "control/")
-"""Prefixes of the metrics of preference learning: every declared one that a run has logged is drawn."""
+PREFERENCES = ("eval/success", "eval/return", "preference/", "feedback/")
+"""How names of metrics of preference learning begin; every declared one that a run has logged is drawn, in order."""
 TABLE_FROM_RUNS = (
     ("mean@k", "eval/mean_at_k"),
     ("greedy", "eval/greedy"),
@@ -140,7 +141,8 @@ def thin(steps: list[int]) -> list[int]:
 def band(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
     """Return the mean over seeds at the steps that all of them have, with the smallest and the largest.
 
-    Seeds that share no step with the others are drawn at the steps of the first.
+    Seeds that share no step with the others are drawn at the steps of the first. One seed has a band where its log has
+    an interval, as METRIC_low and METRIC_high.
     """
     curves = [run.metrics[metric] for run in runs if run.metrics.get(metric)]
     if not curves:
@@ -152,7 +154,11 @@ def band(runs: Sequence[Run], metric: str) -> dict[str, Any] | None:
     values = np.array([[curve[s] for s in steps] for curve in curves])
     result: dict[str, Any] = {"x": steps, "y": short(values.mean(axis=0)), "n": len(curves)}
     if len(curves) > 1:
-        result |= {"low": short(values.min(axis=0)), "high": short(values.max(axis=0))}
+        return result | {"low": short(values.min(axis=0)), "high": short(values.max(axis=0))}
+    one = next(run for run in runs if run.metrics.get(metric))
+    ends = {end: one.metrics.get(f"{metric}_{end}", {}) for end in ("low", "high")}
+    if all(ends.values()):
+        result |= {end: short([curve.get(s, math.nan) for s in steps]) for end, curve in ends.items()}
     return result
 
 
@@ -165,14 +171,15 @@ def preference_charts() -> list[tuple[str, str, tuple[str, ...]]]:
     """Return the charts of preference learning, from the glossary: the title is the metric's own name in words."""
     from autotelic.diagnostics.metrics import METRICS
 
-    names = [name for name in METRICS if name.startswith(PREFERENCES)]
+    names = [name for start in PREFERENCES for name in METRICS if name.startswith(start)]
+    names = [name for name in names if name.removesuffix("_low").removesuffix("_high") == name]
     return [(name.replace("/", "_"), in_words(name), (name,)) for name in names]
 
 
 def in_words(name: str) -> str:
     """Return ``Held-out NLL`` for preference/heldout_nll."""
     words = name.partition("/")[2].replace("heldout", "held-out").replace("_", " ")
-    words = " ".join(word.upper() if word in {"nll", "kl", "iqm"} else word for word in words.split())
+    words = " ".join(word.upper() if word in {"nll", "cpl", "ppl"} else word for word in words.split())
     return words[:1].upper() + words[1:]
 
 

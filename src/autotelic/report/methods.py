@@ -36,6 +36,14 @@ STYLES: dict[str, Style] = {
     "steer": Style("STEER", PALETTE[5], "dashdot"),
     "entropic": Style("EntroPIC", PALETTE[0], "longdash"),
     "stare": Style("STARE", PALETTE[1], "longdashdot"),
+    "ppl": Style("PPL", PALETTE[4], "solid"),
+    "cpl": Style("CPL", PALETTE[0], "dash"),
+    "dpo": Style("DPO", PALETTE[2], "dashdot"),
+    "ppl_d": Style("PPL-d", PALETTE[1], "longdash"),
+    "repo_preference": Style("RePO", PALETTE[3], "longdashdot"),
+    "repo_det": Style("RePO-det", PALETTE[5], "dash"),
+    "p_iql": Style("P-IQL", PALETTE[3], "dot"),
+    "sft": Style("SFT", "#767676", "dash"),
 }
 
 
@@ -56,9 +64,11 @@ def settings_of(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_of(description: Mapping[str, Any], folder: str) -> str:
-    """Return a run's method: an entropy control names GRPO runs, a random reward the control run, else `method`."""
+    """Return a run's method: its entropy control or objective, the random control run, else what it says itself."""
     settings = settings_of(description)
     method = str(description.get("method") or folder)
+    if method == "ppl" and isinstance(objective := settings.get("objective"), str):
+        return "repo_preference" if objective == "repo" else objective  # REPO is an entropy control as well
     control = settings.get("entropy_control")
     if method == "grpo" and isinstance(control, str) and control not in {"", "none", "observe"}:
         return control

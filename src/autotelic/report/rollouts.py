@@ -11,6 +11,7 @@ MAX_PROMPTS = 12
 MAX_STEPS = 12
 MAX_RESPONSES = 16
 MAX_RESPONSE_TOKENS = 1200
+MAX_ANSWER = 60
 MAX_TOKENS = 200_000  # over the whole page: about 6 MB of JSON; half of it at most is of followed prompts
 
 
@@ -69,11 +70,25 @@ def embed_rows(
         spent += sum(len(r["t"]) for r in responses)
         kept += 1
         entry = {"id": row.prompt_id, "prompt": as_text(record.get("prompt")), "steps": [], "followed": followed}
-        prompts.setdefault(row.prompt_id, entry)["steps"].append({"step": row.step, "responses": responses})
+        prompts.setdefault(row.prompt_id, entry)["steps"].append(
+            {"step": row.step, "responses": responses, "answers": answers_of(shown, row.clusters)}
+        )
     for prompt in prompts.values():
         prompt["steps"].sort(key=lambda s: s["step"])
     cut["rows"] += len(rows) - kept
     return list(prompts.values())
+
+
+def answers_of(responses: Sequence[dict[str, Any]], clusters: Sequence[int]) -> dict[str, str]:
+    """Return each cluster's answer, as its first member has it; only where the text still gives one."""
+    from autotelic.answers import extract
+
+    first: dict[int, str] = {}
+    for response, number in zip(responses, clusters, strict=False):
+        if number >= 0:
+            first.setdefault(number, str(response.get("text", "")))
+    found = {str(number): extract(text) for number, text in first.items()}
+    return {number: answer[:MAX_ANSWER] for number, answer in found.items() if answer}
 
 
 def choose_rows(rows: Sequence[RolloutRow]) -> list[RolloutRow]:

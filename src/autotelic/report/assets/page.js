@@ -223,7 +223,7 @@
         return [label(s.method), String(s.n), number(values[0]), number(values[values.length - 1]), number(Math.min(...values)), number(Math.max(...values))];
       });
       own.push(addChart(grid, {
-        title: chart.title, help: chart.unit, description: chart.help,
+        title: chart.title, help: chart.unit === "1" ? "" : chart.unit, description: chart.help,
         table: el("div", {}, el("p", { class: "small muted" }, chart.metric + (chart.help ? ": " + chart.help : "") + (chart.absent.length ? ". Not logged by: " + chart.absent.join(", ") : "")), table(["method", "n", "first", "last", "lowest", "highest"], rows)),
         make: () => {
           const measured = /^(eval|probe)\/|heldout/.test(chart.metric);
@@ -234,7 +234,7 @@
   }
   const bands = "Lines are means over seeds, bands run from the lowest to the highest seed; a line without a band is one seed. Drag to zoom, double-click to reset.";
   curves("curves", "Over training", bands, data.charts);
-  curves("preferences", "Preference learning", "Loss, accuracy and margin of the preferences that the policy's own score gives; held-out: on pairs that no update sees. " + bands, data.preferences);
+  curves("preferences", "Preference learning", "How well a policy's own score predicts preferences (held-out: on pairs that no update sees), and what its episodes reach. The band of a single seed is its interval over episodes. " + bands, data.preferences);
   curves("probes", "Probes without labels", "Fixed prompts, asked again and again without a label: what the stop rules look at. " + bands, data.probes);
 
   /* Seeds, one by one: first, best and last validation of each. */
@@ -281,9 +281,16 @@
     });
   }
 
-  /* Temperature heat maps. */
+  /* Temperature heat maps. Numbers in the cells are black or white, whichever stands out more. */
+  const cividis = ["#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838"];
+  function inkOn(share) {
+    const at = Math.max(0, Math.min(1, share)) * (cividis.length - 1);
+    const [from, to] = [Math.floor(at), Math.ceil(at)].map((i) => [1, 3, 5].map((k) => parseInt(cividis[i].slice(k, k + 2), 16)));
+    const linear = from.map((v, i) => (v + (at % 1) * (to[i] - v)) / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000000" : "#ffffff";
+  }
   if (data.heat.length) {
-    const node = section("heat", "Temperature", "Rows: the temperature that a run was trained at. Columns: the temperature that it is evaluated at, or the training step. Every cell is a mean over seeds.");
+    const node = section("heat", "Temperature", "Rows: the temperature that a run was trained at. Columns: the temperature that it is evaluated at, or the training step. Every cell is a mean over seeds; a blank one was not measured.");
     const kinds = [...new Set(data.heat.flatMap((h) => h.metrics))];
     const own = [];
     let metric = kinds.find((k) => k.startsWith("mean@")) || kinds[0];
@@ -300,9 +307,12 @@
           const kept = h.rows.map((r, i) => [r, h.values[chosen][i]]).filter(([r]) => !hidden.has(r.method));
           const z = kept.map(([, values]) => values);
           const few = h.columns.length <= (narrow ? 6 : 10);
-          const trace = { type: "heatmap", x: h.columns.map((c) => (few ? String(c) : c)), y: kept.map(([r]) => r.label), z, colorscale: "Cividis", xgap: 1, ygap: 1, hoverongaps: false, texttemplate: few ? "%{z:.2f}" : "", hovertemplate: "%{y}<br>" + h.axis + " %{x}<br>" + chosen + " %{z:.3f}<extra></extra>", colorbar: { thickness: 10, title: { text: chosen, side: "top", font: { size: 11 } }, tickfont: { size: 11 }, outlinewidth: 0 } };
+          const all = z.flat().filter((v) => v !== null);
+          const [zmin, zmax] = all.length ? [Math.min(...all), Math.max(...all, Math.min(...all) + 1e-6)] : [0, 1];
+          const numbers = few ? kept.flatMap(([r, values]) => values.map((v, j) => (v === null ? null : { x: String(h.columns[j]), y: r.label, text: v.toFixed(2), showarrow: false, font: { size: 12, color: inkOn((v - zmin) / (zmax - zmin)) } })).filter(Boolean)) : [];
+          const trace = { type: "heatmap", x: h.columns.map((c) => (few ? String(c) : c)), y: kept.map(([r]) => r.label), z, zmin, zmax, colorscale: cividis.map((c, i) => [i / (cividis.length - 1), c]), xgap: 1, ygap: 1, hoverongaps: false, hovertemplate: "%{y}<br>" + h.axis + " %{x}<br>" + chosen + " %{z:.3f}<extra></extra>", colorbar: { thickness: 10, title: { text: chosen, side: "top", font: { size: 11 } }, tickfont: { size: 11 }, outlinewidth: 0 } };
           if (narrow) trace.showscale = false;
-          return { traces: [trace], layout: { hovermode: "closest", dragmode: false, xaxis: { title: { text: h.axis }, type: few ? "category" : "linear", showgrid: false, zeroline: false }, yaxis: { autorange: "reversed", showgrid: false, tickfont: { size: narrow ? 10 : 12 } } } };
+          return { traces: [trace], layout: { hovermode: "closest", dragmode: false, annotations: numbers, xaxis: { title: { text: h.axis }, type: few ? "category" : "linear", showgrid: false, zeroline: false }, yaxis: { autorange: "reversed", showgrid: false, tickfont: { size: narrow ? 10 : 12 } } } };
         },
       }));
     }
@@ -558,7 +568,7 @@
       body.replaceChildren(...ordered.map(([key, members], place) => {
         const rewards = members.map(([r]) => r.r).filter((v) => v !== undefined && v !== null);
         const mean = rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : null;
-        const title = key < 0 ? "No answer could be read" : "Answer " + (place + 1);
+        const title = key < 0 ? "No answer could be read" : "Answer " + (place + 1) + (now.answers[key] ? ": " + now.answers[key] : "");
         const share = el("span", { class: "share", "aria-hidden": "true" }, el("i", { style: { width: (100 * members.length) / now.responses.length + "%" } }));
         return el("article", { class: "cluster" },
           el("header", {}, el("h3", {}, title), share, el("span", { class: "small" }, members.length + " of " + plural(now.responses.length, "response")), mean === null ? null : el("span", { class: "small muted" }, "mean reward " + number(mean))),
