@@ -74,7 +74,6 @@ def make_worker(model, policy_loss, micro_batch=4, mini_batch=16, learning_rate=
             config=FSDPActorConfig(
                 strategy="fsdp2",
                 rollout_n=4,
-                ppo_micro_batch_size_per_gpu=micro_batch,
                 policy_loss=policy_loss,
                 **settings,
             ),

@@ -24,6 +24,7 @@ COMMANDS = {
     "forecast": "fit R = -a exp(H) + b to a training log: the ceiling, and what is left to gain",
     "report": "one self-contained page for one or several runs",
     "pretrain": "rebuild the small base model that the repository carries",
+    "doctor": "what works on this machine, what does not, and the line that would change it",
     "control": "preference learning for control: exact experiments on a tree and on random MDPs",
 }
 

@@ -1,0 +1,159 @@
+"""`autotelic doctor` as a newcomer meets it, on machines with and without each optional part."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from autotelic.cli import doctor
+
+BASE = dict.fromkeys(doctor.PACKAGES) | {"torch": "2.13.0+cpu", "trl": "1.16.0", "transformers": "5.23.0"}
+NO_GPU = {"gpus": [], "cuda_build": None, "processes": 1}
+TWO_GPUS = {"gpus": [{"name": "H200", "memory_gib": 139.8}] * 2, "cuda_build": "13.0", "processes": 1}
+
+
+def test_here_nothing_is_broken_and_json_says_the_same():
+    """The environment of the tests: training works, and a fresh process needs neither TRL nor transformers for it."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "autotelic", "doctor", "--json", "--quick"],
+        capture_output=True,
+        text=True,
+    )
+    report = json.loads(result.stdout)
+    by_name = {check["name"]: check for check in report["checks"]}
+    assert result.returncode == 0, result.stdout
+    assert by_name["training"]["status"] == "works" and report["versions"]["trl"] in by_name["training"]["detail"]
+    assert not any(f" {heavy}\n" in result.stderr for heavy in ("transformers", "trl", "verl", "sympy"))
+
+
+def test_text_names_every_check_and_its_line(monkeypatch, capsys):
+    report = {
+        "python": "3.11.0",
+        "versions": BASE,
+        "machine": {"cores": 2, "memory_gib": 8.0},
+        "checks": [
+            {"name": "vLLM", "status": "absent", "detail": "not installed", "advice": "pip install vllm"},
+            {"name": "training", "status": "broken", "detail": "too old", "advice": "pip install trl"},
+        ],
+    }
+    monkeypatch.setattr(doctor, "examine", lambda quick: report)
+    from autotelic.cli.main import main
+
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert (
+        "--  vLLM" in printed and "!!  training" in printed and "pip install trl" in printed and "1 broken" in printed
+    )
+    report["checks"].pop()
+    assert main(["doctor"]) == 0
+    assert "nothing is broken" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [("1.16.0", "works"), ("1.10.0", "works"), ("1.15.0", "broken"), ("0.29.1", "broken"), (None, "absent")],
+)
+def test_trl(version, status):
+    check = doctor.trl_check(BASE | {"trl": version})
+    assert check.status == status
+    assert bool(check.advice) == (status != "works")
+
+
+@pytest.mark.parametrize(("version", "status"), [("1.16.0", "works"), ("1.12.0", "absent"), (None, "absent")])
+def test_entropies_with_a_gradient(version, status):
+    assert doctor.entropy_gradient_check(BASE | {"trl": version}).status == status
+
+
+def test_gpus_and_processes():
+    assert doctor.gpu_check(NO_GPU).status == "absent"
+    assert "sees no GPU" in doctor.gpu_check(NO_GPU | {"cuda_build": "13.0"}).detail
+    assert "2: H200" in doctor.gpu_check(TWO_GPUS).detail
+    assert "--num_processes 2" in doctor.processes_check(TWO_GPUS).advice
+    assert doctor.processes_check(TWO_GPUS | {"processes": 2}).detail.startswith("2,")
+
+
+@pytest.mark.parametrize(
+    ("version", "machine", "status"),
+    [
+        (None, TWO_GPUS, "absent"),
+        ("0.25.0", TWO_GPUS, "works"),
+        ("0.25.0", NO_GPU, "absent"),
+        ("0.9.0", TWO_GPUS, "broken"),
+    ],
+)
+def test_vllm_is_held_against_what_trl_asks_for(monkeypatch, version, machine, status):
+    monkeypatch.setattr(doctor, "requirements_of", lambda package, extra: [("vllm", "<=0.31.0,>=0.22.0")])
+    check = doctor.vllm_check(BASE | {"vllm": version}, machine)
+    assert check.status == status
+    assert "--use_vllm" in check.detail or status != "works"
+
+
+def test_the_installed_trl_names_a_range_of_vllm():
+    assert dict(doctor.requirements_of("trl", "vllm"))["vllm"]
+
+
+def test_deepspeed_and_lora():
+    assert doctor.deepspeed_check(BASE, TWO_GPUS).status == "absent"
+    assert doctor.deepspeed_check(BASE | {"deepspeed": "0.19.0"}, TWO_GPUS).status == "works"
+    assert doctor.deepspeed_check(BASE | {"deepspeed": "0.19.0"}, NO_GPU).status == "absent"
+    assert doctor.optional(BASE, "peft", "LoRA", "use", "pip install peft").advice == "pip install peft"
+    assert doctor.optional(BASE | {"peft": "0.21"}, "peft", "LoRA", "use", "").status == "works"
+
+
+def test_requirements_that_are_not_met(monkeypatch):
+    wanted = [("transformers", "<5.11,>=5.5.3"), ("ray", ">=2.41"), ("codetiming", "")]
+    monkeypatch.setattr(doctor, "requirements_of", lambda package: wanted)
+    monkeypatch.setattr(doctor, "version_of", {"transformers": "5.23.0", "ray": "2.60.0"}.get)
+    found = {check.name: check for check in doctor.unmet_requirements("verl")}
+    assert set(found) == {"verl needs transformers", "verl needs codetiming"}
+    assert "5.23.0 is installed" in found["verl needs transformers"].detail
+    assert found["verl needs codetiming"].advice == "pip install 'codetiming'"
+
+
+def test_verl_is_absent_here():
+    assert [check.status for check in doctor.verl_checks(BASE, quick=True)] == ["absent"]
+
+
+PARTS = {"verl.trainer.ppo.core_algos": "installed", "verl.utils.tracking": "installed"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "says"),
+    [
+        ((PARTS, ""), "works", "2 parts"),
+        ((None, ""), "broken", "did not load it"),
+        ((PARTS | {"verl.utils.tracking": "AttributeError: log"}, ""), "broken", "AttributeError"),
+        ((None, "ModuleNotFoundError: No module named 'codetiming'"), "broken", "import verl fails"),
+    ],
+)
+def test_verl_plugin(monkeypatch, answer, status, says):
+    entry = type("Entry", (), {"value": "autotelic.verl.plugin"})
+    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(doctor, "probe", lambda code: answer)
+    check = doctor.plugin_check(quick=False)
+    assert check.status == status and says in check.detail
+    if answer == (None, ""):
+        assert check.advice == "export VERL_USE_EXTERNAL_MODULES=autotelic.verl.plugin"
+    if status == "works":
+        assert check.advice == "actor_rollout_ref.actor.policy_loss.loss_mode=autotelic_clip_cov"
+
+
+def test_an_entry_point_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda group: [])
+    assert doctor.plugin_check(quick=True).status == "broken"
+
+
+def test_trl_without_the_value_head_that_verl_imports(monkeypatch):
+    versions = BASE | {"verl": "0.9.1"}
+    monkeypatch.setattr(doctor.importlib.metadata, "files", lambda package: ["trl/__init__.py"])
+    (check,) = doctor.value_head_check(versions)
+    assert check.status == "broken" and "<1.13" in check.advice
+    monkeypatch.setattr(doctor.importlib.metadata, "files", lambda package: ["trl/experimental/ppo/__init__.py"])
+    assert doctor.value_head_check(versions) == []
+    assert doctor.value_head_check(versions | {"trl": None}) == []
+
+
+def test_probe_reports_the_last_line_of_an_error():
+    assert doctor.probe("print('AUTOTELIC' + '[1]')") == ([1], "")
+    assert doctor.probe("raise ValueError('no')") == (None, "ValueError: no")
