@@ -32,7 +32,7 @@ from autotelic.trl.ppl_labels import NEVER, SIDES, PolicyLabels
 from autotelic.trl.state import stop_if_not_finite
 
 Number = float | int
-Divergence = Literal["none", "kl", "single_sample", "dirac"]
+DIVERGENCES = ("none", "kl", "single_sample", "dirac")
 LABEL_COLUMNS = tuple(
     f"{side}_{name}"
     for side in SIDES
@@ -63,7 +63,7 @@ class PPL:
         sft_coef: eta, negative log-likelihood of the chosen response, its first token left out as in RePO's code.
     """
 
-    divergence: Divergence = "kl"
+    divergence: str = "kl"
     kl_top_k: int = 64
     gamma: Number = 1.0
     horizon: int | None = None
@@ -80,7 +80,7 @@ class PPL:
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
         allowed = {
-            "divergence": ("none", "kl", "single_sample", "dirac"),
+            "divergence": DIVERGENCES,
             "label_entropy": ("include", "drop"),
             "future": ("observed", "in_segment"),
             "normalize": ("mean", "sum"),

@@ -22,7 +22,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import yaml
@@ -32,7 +32,7 @@ from torch import Tensor
 from autotelic.errors import UserError, closest
 
 SIDES = ("chosen", "rejected")
-LabelKind = Literal["known", "estimated", "pooled", "shuffled", "wrong"]
+LABEL_KINDS = ("known", "estimated", "pooled", "shuffled", "wrong")
 CHECKED_ROWS = 16  # rows a policy whose stored log-probabilities are compared with its model
 TOLERANCE = 0.02  # nats a token: above what bf16 and another attention kernel do
 NEVER = -1e4  # log-probability of a token that top-k or top-p removed; finite, since 0 * -inf is not 0
@@ -231,7 +231,7 @@ class PolicyLabels:
         clone_batch_size: responses per cloning update.
     """
 
-    kind: LabelKind = "known"
+    kind: str = "known"
     policies: Mapping[str, BehaviorPolicy] = field(default_factory=dict)
     load_model: Callable[[str | None], Any] | None = None
     top_k: int = 0
@@ -245,10 +245,10 @@ class PolicyLabels:
 
     def __post_init__(self) -> None:
         """Refuse an unknown kind of label."""
-        if self.kind not in get_args(LabelKind):
+        if self.kind not in LABEL_KINDS:
             raise UserError(
-                f"unknown policy_labels {self.kind!r}{closest(self.kind, get_args(LabelKind))}; "
-                f"there are {', '.join(get_args(LabelKind))}"
+                f"unknown policy_labels {self.kind!r}{closest(self.kind, LABEL_KINDS)}; "
+                f"there are {', '.join(LABEL_KINDS)}"
             )
 
     def attach(self, dataset: Any) -> Any:

@@ -189,7 +189,7 @@ def build_preference_trainer(
     else:
         train, heldout = load_data(run)
         extra["policy_labels"] = PolicyLabels(
-            kind=run.policy_labels,  # pyright: ignore[reportArgumentType]
+            kind=run.policy_labels,
             policies=read_policies(Path(run.behavior_policies)) if run.behavior_policies else {},
             load_model=load_model,
             top_k=ppl.kl_top_k if ppl.divergence == "kl" else 0,
@@ -201,7 +201,7 @@ def build_preference_trainer(
         )
     if heldout:
         training_args.eval_strategy, training_args.eval_steps = "steps", run.heldout_steps
-        training_args.eval_on_start = True
+        training_args.eval_on_start = not run.resume
     else:
         callbacks = [callback for callback in callbacks if not isinstance(callback, HeldOut)]
     trainer = with_whole_checkpoints(trainer_class)(
