@@ -161,7 +161,7 @@ def build_behaviors(
     squash: bool,
     std: Number = 0.4,
     demos: int = 5,
-    trial_episodes: int = 20,
+    trial_episodes: int = 12,
     progress: Progress = lambda line: None,
 ) -> list[Behavior]:
     """Return one behaviour per line of text; `success:RATE` shares one ladder of checkpoints from `demos` episodes."""

@@ -9,7 +9,7 @@ Deviations: 39 observations with the goal (there 35); start positions are random
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -23,6 +23,7 @@ NAMES = ("point-reach", *(f"metaworld/{task}" for task in TASKS))
 Expert = Callable[[Float[ndarray, "N O"]], Float[ndarray, "N A"]]
 
 
+@runtime_checkable
 class VectorEnvironment(Protocol):
     """What `PointReach` and `MetaWorld` have in common."""
 

@@ -10,8 +10,9 @@ Reference: Minari 0.5 (Farama). Deviations: written through its storage classes 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from autotelic.errors import UserError
 from autotelic.functional.lookahead import gaussian_logprob, tanh_gaussian_logprob
 
 
+@runtime_checkable
 class Behavior(Protocol):
     """A policy of known density."""
 
@@ -33,7 +35,7 @@ class Behavior(Protocol):
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode of T steps; the last observation has no action.
+    """One episode of T steps; the last observation has no action. `check_episode` compares lengths.
 
     Attributes:
         observations: one more than there are actions.
@@ -47,14 +49,14 @@ class Episode:
         seed: of the environment.
     """
 
-    observations: Float[ndarray, "Tp1 O"]
-    actions: Float[ndarray, "T A"]
-    rewards: Float[ndarray, " T"]
-    success: Bool[ndarray, " T"]
+    observations: Float[ndarray, "_ O"]
+    actions: Float[ndarray, "_ A"]
+    rewards: Float[ndarray, " _"]
+    success: Bool[ndarray, " _"]
     policy: int
-    mean: Float[ndarray, "T A"] | None = None
-    log_std: Float[ndarray, "T A"] | None = None
-    logprobs: Float[ndarray, " T"] | None = None
+    mean: Float[ndarray, "_ A"] | None = None
+    log_std: Float[ndarray, "_ A"] | None = None
+    logprobs: Float[ndarray, " _"] | None = None
     seed: int = -1
 
     def __len__(self) -> int:
@@ -156,7 +158,8 @@ def write_minari(path: Path, episodes: Sequence[Episode], squash: bool, descript
 
     storage.update_episodes(buffers())
     storage.update_episode_metadata([{"policy_id": e.policy} for e in episodes])
-    storage.update_metadata({"squash": squash, **description})
+    identity = {"dataset_id": "autotelic/control-v0", "minari_version": version("minari")}
+    storage.update_metadata({**identity, "squash": squash, **description})
 
 
 def _infos(episode: Episode) -> dict[str, ndarray]:

@@ -14,7 +14,7 @@ Deviations: the expert's value stands for V*, without entropy: the regret is tha
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ Number = float | int
 Judge = Literal["regret", "advantage", "return"]
 
 
+@runtime_checkable
 class Critic(Protocol):
     """Values of states under one policy."""
 

@@ -64,9 +64,9 @@ class PreferenceLearner:
         self.optimizers[name].step()
 
     def after_cloning(self) -> None:
-        """Start Adam anew; DPO freezes the clone as its reference."""
+        """Start Adam anew, and freeze the clone where it is the reference."""
         self.optimizers["policy"] = torch.optim.Adam(self.policy.body.parameters(), lr=self.settings.lr)
-        if self.method == "dpo":
+        if self.method == "dpo" or self.settings.reference:
             self.data = replace(self.data, ref_logprobs=reference_logprobs(self.policy, self.data))
 
     def pairs(self) -> PairData:

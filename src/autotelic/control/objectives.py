@@ -32,9 +32,10 @@ class PairData:
     """Segments as tensors, and the pairs over them.
 
     Attributes:
-        observations: at every step of every segment; zeros beyond its end.
+        observations: at every step of every segment, or of the rollout from its start to the episode's end.
         actions: u.
-        mask: true on real steps.
+        mask: true on the segment's own steps.
+        valid: true on recorded steps: the mask, or with rollouts also what follows the segment.
         first: segment of pair m.
         second: the other one.
         label: probability that the second is preferred.
@@ -47,6 +48,7 @@ class PairData:
     observations: Float[Tensor, "N S O"]
     actions: Float[Tensor, "N S A"]
     mask: Bool[Tensor, "N S"]
+    valid: Bool[Tensor, "N S"]
     first: Int[Tensor, " M"]
     second: Int[Tensor, " M"]
     label: Float[Tensor, " M"]
@@ -57,37 +59,59 @@ class PairData:
 
     def with_lookahead(self, lookahead: Lookahead) -> "PairData":
         """Cache the look-ahead's weights: they depend on the masks alone."""
+        steps = self.valid if lookahead.future == "observed" else self.mask
         window = (lookahead.gamma, lookahead.horizon, lookahead.start, lookahead.average)
-        return replace(self, weights=lookahead_weights(self.mask, *window))
+        return replace(self, weights=lookahead_weights(steps, *window, score_mask=self.mask))
 
     def take(self, pairs: Int[Tensor, " K"]) -> "PairData":
         """Return the pairs in `pairs`, over the same segments."""
         return replace(self, first=self.first[pairs], second=self.second[pairs], label=self.label[pairs])
 
 
-def step_index(preferences: Preferences) -> tuple[Int[ndarray, "N S"], Int[ndarray, "N S"], Bool[ndarray, "N S"]]:
-    """Episode and step of every step of every segment, and which of them exist; the rest repeat the last one."""
-    offset = np.arange(int(preferences.length.max()))
-    mask = offset < preferences.length[:, None]
-    step = preferences.start[:, None] + np.minimum(offset, preferences.length[:, None] - 1)
-    return np.broadcast_to(preferences.episode[:, None], step.shape), step, mask
+@dataclass(frozen=True)
+class Steps:
+    """Where the steps of every segment are recorded; steps beyond the last one repeat it.
+
+    Attributes:
+        episode: of each step.
+        step: its place there.
+        mask: true on the segment's own steps.
+        valid: true on recorded steps.
+    """
+
+    episode: Int[ndarray, "N S"]
+    step: Int[ndarray, "N S"]
+    mask: Bool[ndarray, "N S"]
+    valid: Bool[ndarray, "N S"]
+
+
+def segment_steps(preferences: Preferences, episodes: Sequence[Episode], rollouts: bool = False) -> Steps:
+    """Index the segments, or with `rollouts` each segment and everything after it in its episode."""
+    length = preferences.length
+    if rollouts:
+        length = np.array([len(e) for e in episodes])[preferences.episode] - preferences.start
+    offset = np.arange(int(length.max()))
+    step = preferences.start[:, None] + np.minimum(offset, length[:, None] - 1)
+    episode = np.broadcast_to(preferences.episode[:, None], step.shape)
+    return Steps(episode, step, offset < preferences.length[:, None], offset < length[:, None])
 
 
 def pair_data(
     episodes: Sequence[Episode],
     preferences: Preferences,
+    steps: Steps,
     label: tuple[Float[Tensor, "N S A"], Float[Tensor, "N S A"]] | None = None,
 ) -> PairData:
-    """Gather the segments of the episodes into tensors."""
-    episode, step, mask = step_index(preferences)
-    begin = np.concatenate([[0], np.cumsum([len(e) for e in episodes])[:-1]])[episode] + step
+    """Gather the steps (`segment_steps`) of the episodes into tensors."""
+    begin = np.concatenate([[0], np.cumsum([len(e) for e in episodes])[:-1]])[steps.episode] + steps.step
     observations = np.concatenate([e.observations[:-1] for e in episodes])[begin]
     actions = np.concatenate([e.actions for e in episodes])[begin]
     mean, log_std = (None, None) if label is None else label
     return PairData(
         torch.from_numpy(observations),
         torch.from_numpy(actions),
-        torch.from_numpy(mask),
+        torch.from_numpy(steps.mask),
+        torch.from_numpy(steps.valid),
         torch.from_numpy(preferences.first),
         torch.from_numpy(preferences.second),
         torch.from_numpy(preferences.label),

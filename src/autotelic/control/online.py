@@ -25,7 +25,7 @@ from autotelic.control.judges import Critic, LearnedCritic, SimulatedCritic, jud
 from autotelic.control.labels import label_parameters
 from autotelic.control.learners import PreferenceLearner
 from autotelic.control.networks import GaussianPolicy
-from autotelic.control.objectives import pair_data, step_index
+from autotelic.control.objectives import pair_data, segment_steps
 from autotelic.control.segments import Preferences, answer, cut_segments
 from autotelic.control.settings import TrainSettings
 from autotelic.control.training import Row, RunFolder, evaluate
@@ -141,11 +141,12 @@ def _learn(
     training: TrainSettings, episodes: list[Episode], preferences: Preferences, squash: bool, before: Any
 ) -> OnlineLearner:
     """Clone the first round's data, then make the round's updates on every answer so far."""
-    where = step_index(preferences)[:2]
+    steps = segment_steps(preferences, episodes, training.future == "observed")
+    where = (steps.episode, steps.step)
     label = label_parameters(training.labels, episodes, where, training.seed) if training.method == "ppl" else None
     first = before is None
     settings = training if first else replace(training, bc_steps=0)
-    learner = OnlineLearner(settings, pair_data(episodes, preferences, label), squash)
+    learner = OnlineLearner(settings, pair_data(episodes, preferences, steps, label), squash)
     if not first:
         learner.policy.load_state_dict(before.policy.state_dict())
         learner.generator.set_state(before.generator.get_state())

@@ -33,15 +33,15 @@ Comparisons = Literal["sparse", "dense"]
 
 @dataclass(frozen=True)
 class Preferences:
-    """Segments of episodes, and comparisons of them: the file's arrays."""
+    """Segments of episodes, and comparisons of them: the file's arrays, whose lengths `check_preferences` compares."""
 
-    episode: Int[ndarray, " N"]
-    start: Int[ndarray, " N"]
-    length: Int[ndarray, " N"]
-    first: Int[ndarray, " M"]
-    second: Int[ndarray, " M"]
-    label: Float[ndarray, " M"]
-    score: Float[ndarray, " N"] | None = None
+    episode: Int[ndarray, " _"]
+    start: Int[ndarray, " _"]
+    length: Int[ndarray, " _"]
+    first: Int[ndarray, " _"]
+    second: Int[ndarray, " _"]
+    label: Float[ndarray, " _"]
+    score: Float[ndarray, " _"] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def take(self, pairs: Int[ndarray, " K"] | slice) -> "Preferences":

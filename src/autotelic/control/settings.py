@@ -27,11 +27,13 @@ class TrainSettings:
         lr: of Adam; it starts anew after behaviour cloning.
         alpha: scale of the margin.
         bias: lambda, on the segment that lost.
+        reference: score log pi - log of the frozen clone, as `dpo` always does (CPL-KL; the KL-to-reference identity).
         bc_coef: weight of behaviour cloning on all segments of the batch (1 in CPL-BC).
         hidden: widths of the policy's layers.
         dropout: after each of them.
         std: of the policy's u; 0 learns it. The default makes log pi CPL's -|u - mean|^2.
         gamma: discount of the look-ahead.
+        future: `in_segment`, or `observed`: the rollout from the segment on, to the episode's end.
         lookahead_horizon: longest lag in steps; 0 is no limit.
         lookahead_coef: multiplier of the look-ahead; 0 is CPL.
         average: divide each step's look-ahead by its number of terms.
@@ -55,11 +57,13 @@ class TrainSettings:
     lr: Number = 3e-4
     alpha: Number = 0.1
     bias: Number = 0.5
+    reference: bool = False
     bc_coef: Number = 0.0
     hidden: tuple[int, ...] = (128, 128)
     dropout: Number = 0.25
     std: Number = CPL_STD
     gamma: Number = 0.99
+    future: str = "in_segment"
     lookahead_horizon: int = 0
     lookahead_coef: Number = 1.0
     average: bool = True
@@ -80,6 +84,7 @@ class TrainSettings:
             "labels": get_args(LabelKind),
             "label_model": LABEL_MODELS,
             "label_entropy": ("include", "drop"),
+            "future": ("in_segment", "observed"),
         }
         for name, valid in choices.items():
             value = getattr(self, name)
@@ -109,7 +114,7 @@ class TrainSettings:
         if method not in ("ppl", "ppl_d"):
             return Lookahead(future="none")
         return Lookahead(
-            future="in_segment",
+            future="observed" if self.future == "observed" else "in_segment",
             divergence="dirac" if method == "ppl_d" or self.labels == "deterministic" else "kl",
             gamma=self.gamma,
             horizon=self.lookahead_horizon or None,

@@ -9,7 +9,7 @@ Reference: arXiv:2310.13639 (25 episodes every 5000 updates, success at any step
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from autotelic.control.environments import VectorEnvironment, make
 from autotelic.control.episodes import Behavior, Episode, roll_out
 from autotelic.control.labels import label_parameters
 from autotelic.control.learners import IQLLearner, PreferenceLearner
-from autotelic.control.objectives import PairData, all_scores, calibrated_nll, pair_data, step_index
+from autotelic.control.objectives import PairData, all_scores, calibrated_nll, pair_data, segment_steps
 from autotelic.control.settings import TrainSettings
 from autotelic.control.tables import share_interval
 from autotelic.diagnostics.metrics import check_declared
@@ -49,12 +49,12 @@ class Prepared:
 def prepare(settings: TrainSettings, folder: Path) -> Prepared:
     """Read a data folder, attach policy labels where they are needed or recorded, and set pairs aside."""
     episodes, preferences, metadata = read_data(folder)
-    where = step_index(preferences)[:2]
+    steps = segment_steps(preferences, episodes, settings.future == "observed")
     recorded = all(e.mean is not None for e in episodes)
     label = None
     if settings.method == "ppl" or recorded:
-        label = label_parameters(settings.labels, episodes, where, settings.seed, folder)
-    data = pair_data(episodes, preferences, label)
+        label = label_parameters(settings.labels, episodes, (steps.episode, steps.step), settings.seed, folder)
+    data = pair_data(episodes, preferences, steps, label)
     count = len(preferences.label)
     held = max(1, round(settings.held_out_fraction * count))
     if count - held < 1:
@@ -94,7 +94,7 @@ def evaluate(policy: Behavior, environment: VectorEnvironment, count: int, seed:
 def preference_figures(learner: PreferenceLearner, prepared: Prepared) -> Row:
     """Held-out NLL of the present policy under CPL's score and under PPL's, and the accuracy of the method's own."""
     result: Row = {}
-    data = prepared.data
+    data = replace(prepared.data, ref_logprobs=learner.data.ref_logprobs)
     for name in ("cpl", "ppl"):
         lookahead = learner.settings.lookahead(name)
         if name == "ppl" and lookahead.divergence == "kl" and data.label_mean is None:

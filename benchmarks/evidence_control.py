@@ -1,0 +1,166 @@
+"""Control experiments of several tasks, arms and seeds, and their tables: what docs/log.md quotes.
+
+    python benchmarks/evidence_control.py run recipes/control_point_reach.yaml
+    python benchmarks/evidence_control.py table runs/evidence/control_point_reach
+    python benchmarks/evidence_control.py online recipes/control_online.yaml
+
+A finished run (task, arm, seed) is never run again, so the command can be stopped and repeated, and several processes
+can share the work. Arms of one seed share data, clone, held-out pairs and evaluation starts: differences are paired.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from autotelic.cli.control_learning import build_settings
+from autotelic.control.collection import DataSettings, build_data
+from autotelic.control.environments import make
+from autotelic.control.online import OnlineSettings, run_online
+from autotelic.control.settings import TrainSettings
+from autotelic.control.tables import mean_interval
+from autotelic.control.training import train
+
+
+def say(line: str) -> None:
+    print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
+
+
+def claim(folder: Path) -> bool:
+    """Take a piece of work; False where another process has it or had it (remove `claimed` after a crash)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(folder / "claimed", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def run(recipe: dict[str, Any], output: Path, tasks: list[str], arms: list[str], seeds: list[int]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "experiment.json").write_text(json.dumps(recipe, indent=1))
+    for seed in seeds or range(recipe["seeds"]):
+        for task in tasks or recipe["tasks"]:
+            data = output / f"{task}-seed{seed}" / "data"
+            section = recipe.get("data", {}) | recipe["tasks"][task]
+            settings = build_settings(DataSettings, section, {"seed": seed})
+            if claim(data):
+                build_data(settings, data, say)
+            while not (data / "data.json").is_file():
+                time.sleep(5)  # another process collects
+            environment = None
+            for arm in arms or recipe["arms"]:
+                folder = data.parent / arm
+                if claim(folder):
+                    environment = environment or make(settings.env, settings.num_envs or None, settings.horizon or None)
+                    section = recipe.get("train", {}) | recipe["arms"][arm]
+                    one = build_settings(TrainSettings, section, {"seed": seed})
+                    result = train(one, data, folder / "run", resume=True, environment=environment)
+                    say(f"{task} seed {seed} {arm}: success {result['eval/success']:.2f} in {result['seconds']} s")
+
+
+def online(recipe: dict[str, Any], output: Path, arms: list[str], seeds: list[int]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "experiment.json").write_text(json.dumps(recipe, indent=1))
+    for seed in seeds or range(recipe["seeds"]):
+        for arm in arms or recipe["arms"]:
+            folder = output / f"online-seed{seed}" / arm
+            if claim(folder):
+                training = build_settings(TrainSettings, recipe["train"] | recipe["arms"][arm], {"seed": seed})
+                settings = build_settings(OnlineSettings, recipe["online"], {})
+                rows = run_online(settings, training, folder / "run")
+                (folder / "rows.json").write_text(json.dumps(rows))
+                say(f"online seed {seed} {arm}: {[round(r['eval/success'], 2) for r in rows]}")
+    print(online_table(output))
+
+
+def online_table(output: Path) -> str:
+    found: dict[str, list[list[dict[str, float]]]] = {}
+    for path in sorted(output.glob("online-seed*/*/rows.json")):
+        found.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
+    answers = [row["feedback/labels"] for row in next(iter(found.values()))[0]]
+    lines = [
+        "| arm (seeds) | " + " | ".join(f"{a} answers" for a in answers) + " |",
+        "| --- " * (len(answers) + 1) + "|",
+    ]
+    for arm, runs in found.items():
+        rates = np.array([[row["eval/success"] for row in run] for run in runs])
+        cells = [interval(rates[:, i]) for i in range(rates.shape[1])]
+        lines.append(f"| {arm} ({len(runs)}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def interval(values: np.ndarray, sign: bool = False) -> str:
+    mean, low, _ = mean_interval(np.asarray(values, dtype=float))
+    text = f"{mean:+.3f}" if sign else f"{mean:.3f}"
+    return f"{text} ± {mean - low:.3f}" if len(values) > 1 else text
+
+
+def table(output: Path) -> str:
+    """Success per task and arm, and the paired differences that the recipe names (`paired: [[a, b], ...]`)."""
+    recipe = json.loads((output / "experiment.json").read_text())
+    lines = [
+        "| task | arm | seeds | success | preference NLL, own model | accuracy |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    results: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for path in output.glob("*-seed*/*/run/result.json"):
+        task, seed = path.parents[2].name.rsplit("-seed", 1)
+        results.setdefault((task, path.parents[1].name), {})[int(seed)] = json.loads(path.read_text())
+    order = [(task, arm) for task in recipe["tasks"] for arm in recipe["arms"] if (task, arm) in results]
+    for task, arm in order:
+        rows = list(results[task, arm].values())
+        name = "preference/nll_ppl" if rows[0]["method"].startswith("ppl") else "preference/nll_cpl"
+        cells = [
+            interval(np.array([r.get(key, np.nan) for r in rows]))
+            for key in ("eval/success", name, "preference/accuracy")
+        ]
+        lines.append(f"| {task} | {arm} | {len(rows)} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| paired difference of success | " + " | ".join(recipe["tasks"]) + " |",
+        "| --- " * (len(recipe["tasks"]) + 1) + "|",
+    ]
+    for first, second in recipe.get("paired", []):
+        cells = []
+        for task in recipe["tasks"]:
+            one, two = results.get((task, first), {}), results.get((task, second), {})
+            both = sorted(set(one) & set(two))
+            gaps = np.array([one[s]["eval/success"] - two[s]["eval/success"] for s in both])
+            cells.append(interval(gaps, sign=True) + f" ({len(both)})" if both else "-")
+        lines.append(f"| {first} - {second} | " + " | ".join(cells) + " |")
+    rates = [json.loads(p.read_text()) for p in sorted(output.glob("*-seed*/data/data.json"))]
+    lines += ["", "behaviours' success: " + ", ".join(str([round(r, 2) for r in d["success"]]) for d in rates)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "online", "table"))
+    parser.add_argument("path", type=Path, help="a recipe, or the output folder for `table`")
+    parser.add_argument("--output", type=Path, help="folder for the runs")
+    parser.add_argument("--tasks", nargs="*", default=[])
+    parser.add_argument("--arms", nargs="*", default=[])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[])
+    args = parser.parse_args()
+    if args.what == "table":
+        print(online_table(args.path) if list(args.path.glob("online-seed*")) else table(args.path))
+        return
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    recipe, output = yaml.safe_load(args.path.read_text()), args.output or Path("runs/evidence") / args.path.stem
+    if args.what == "online":
+        online(recipe, output, args.arms, args.seeds)
+    else:
+        run(recipe, output, args.tasks, args.arms, args.seeds)
+        print(table(output))
+
+
+if __name__ == "__main__":
+    main()
