@@ -117,11 +117,12 @@ def command_lines(path: Path) -> list[list[str]]:
 def training_options():
     """Every option of `autotelic train`."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl import GRPOConfig, ModelConfig
+    from trl import DPOConfig, GRPOConfig, ModelConfig
 
-    from autotelic.trl.arguments import RunArguments
+    from autotelic.trl.ppl_run import PreferenceArguments  # RunArguments and more
 
-    return {"config"} | {field.name for kind in (RunArguments, GRPOConfig, ModelConfig) for field in fields(kind)}
+    kinds = (PreferenceArguments, GRPOConfig, DPOConfig, ModelConfig)
+    return {"config"} | {field.name for kind in kinds for field in fields(kind)}
 
 
 def refuse(message: str) -> None:
