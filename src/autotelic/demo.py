@@ -33,7 +33,7 @@ ROLLOUT = {  # 16 prompts x 8 responses, two updates a rollout
     "learning_rate": 2e-4,
     "max_steps": 80,
 }
-LOGGED = {"validation_steps": 10, "log_rollouts": 4, "log_rollouts_steps": 20}
+LOGGED = {"validation_steps": 10, "log_rollouts": 4, "log_rollouts_steps": 10, "follow_prompts": 4}
 COMMON = {
     "model_name_or_path": MODEL,
     "validation_dataset": PROBLEMS,

@@ -141,6 +141,7 @@ def test_browser_draws_the_heat_maps_and_the_histograms(seen):
     assert evaluations["y"] == ["base model", "one-shot EM, T 0.5", "one-shot EM, T 1"]
     assert evaluations["z"][1] == pytest.approx([0.68, 0.56, 0.4, 0.2])
     assert any("T 0.5" in row for row in steps["y"])
+    assert (len(evaluations["inks"]), seen["misplaced"]) == (12, [])
     inks = dict(evaluations["inks"])
     assert inks["0.68"] == "#000000" and inks["0.20"] == "#ffffff"  # on yellow, and on the darkest blue
     assert seen["logits"] == ["any_pair (base)", "GRPO"]

@@ -255,7 +255,7 @@ def table_from_runs(groups: Sequence[Group]) -> dict[str, Any] | None:
     if not columns:
         return None
     rows = []
-    for which, title in ((0, "first validation"), (-1, "last validation")):
+    for which, title in ((0, "first"), (-1, "last")):
         for group in groups:
             cells = {}
             for name, metric in TABLE_FROM_RUNS:

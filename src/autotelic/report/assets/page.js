@@ -194,7 +194,7 @@
   if (data.table) {
     const t = data.table;
     const base = t.rows.some((r) => r.method === "base");
-    const node = section("results", "Results", "Brackets: " + t.interval + "." + (base ? " The upright mark is the base model; signed numbers are the change from it." : ""));
+    const node = section("results", "Results", "Brackets: " + t.interval + "." + (base ? " The upright mark is the base model; signed numbers are the change from it." : " First and last validation of every method."));
     const ks = t.columns.filter((c) => c.startsWith("pass@")).map((c) => Number(c.slice(5)));
     const best = "pass@" + Math.max(...ks);
     const wanted = (c) => /^(mean|greedy|maj|entropy)/.test(c) || c === best || c === "pass@k";
@@ -266,7 +266,7 @@
 
   /* Entropy minimisation: accuracy against the objective. */
   if (data.decoupling.length) {
-    const node = section("decoupling", "Accuracy against the entropy objective", "Entropy minimisation lowers its loss to the end; accuracy need not follow. Time runs along the line, the square is its first point and the star its most accurate. Left is a lower loss.");
+    const node = section("decoupling", "Loss and accuracy", "Entropy minimisation lowers its loss to the end; accuracy need not follow. Time runs along the line, the square is its first point and the star its most accurate. Left is a lower loss.");
     addChart(node, {
       title: "Accuracy against the EM loss", help: "mean@k against nats", tall: true,
       table: table(["method", "step", "EM loss", "mean@k"], data.decoupling.flatMap((d) => d.step.map((s, i) => [label(d.method), String(s), number(d.loss[i]), number(d.accuracy[i])]))),
@@ -309,7 +309,7 @@
           const few = h.columns.length <= (narrow ? 6 : 10);
           const all = z.flat().filter((v) => v !== null);
           const [zmin, zmax] = all.length ? [Math.min(...all), Math.max(...all, Math.min(...all) + 1e-6)] : [0, 1];
-          const numbers = few ? kept.flatMap(([r, values]) => values.map((v, j) => (v === null ? null : { x: String(h.columns[j]), y: r.label, text: v.toFixed(2), showarrow: false, font: { size: 12, color: inkOn((v - zmin) / (zmax - zmin)) } })).filter(Boolean)) : [];
+          const numbers = few ? kept.flatMap(([, values], i) => values.map((v, j) => (v === null ? null : { x: j, y: i, text: v.toFixed(2), showarrow: false, font: { size: 12, color: inkOn((v - zmin) / (zmax - zmin)) } })).filter(Boolean)) : [];
           const trace = { type: "heatmap", x: h.columns.map((c) => (few ? String(c) : c)), y: kept.map(([r]) => r.label), z, zmin, zmax, colorscale: cividis.map((c, i) => [i / (cividis.length - 1), c]), xgap: 1, ygap: 1, hoverongaps: false, hovertemplate: "%{y}<br>" + h.axis + " %{x}<br>" + chosen + " %{z:.3f}<extra></extra>", colorbar: { thickness: 10, title: { text: chosen, side: "top", font: { size: 11 } }, tickfont: { size: 11 }, outlinewidth: 0 } };
           if (narrow) trace.showscale = false;
           return { traces: [trace], layout: { hovermode: "closest", dragmode: false, annotations: numbers, xaxis: { title: { text: h.axis }, type: few ? "category" : "linear", showgrid: false, zeroline: false }, yaxis: { autorange: "reversed", showgrid: false, tickfont: { size: narrow ? 10 : 12 } } } };
