@@ -317,11 +317,14 @@ class PolicyLabelMixin(TrainerBase):
         if self.ppl.divergence != "kl" or not self.ppl.looks_ahead:
             output = model(**arguments, labels=targets, fused_lm_head=True)  # TRL's: no logits are kept
             return output.log_probs[:, -width:], output.entropy[:, -width:].detach(), None
-        log_p = model(**arguments).logits[:, -width - 1 : -1].float().log_softmax(-1)
-        taken = log_p.gather(-1, inputs["input_ids"][:, 1:].unsqueeze(-1)).squeeze(-1)
-        top = log_p.gather(-1, self._checked(labels) and labels["label_top_ids"])
-        entropy = -(log_p.detach().exp() * log_p.detach()).sum(-1)
-        return taken.masked_fill(targets[:, 1:] == -100, 0.0), entropy, top
+        response = targets[:, 1:] != -100
+        z = model(**arguments).logits[:, -width - 1 : -1][response].float()  # (response tokens, V): no padding is kept
+        log_z = z.logsumexp(-1, keepdim=True)
+        taken = z.gather(-1, targets[:, 1:][response].unsqueeze(-1)) - log_z
+        top = z.gather(-1, self._checked(labels)["label_top_ids"][response]) - log_z
+        with torch.no_grad():
+            entropy = F.token_entropy(z)
+        return scattered(taken.squeeze(-1), response), scattered(entropy, response), scattered(top, response)
 
     def _reference(self, inputs: Mapping[str, Any]) -> Tensor | None:
         if self.ppl.ref_coef == 0:
@@ -385,6 +388,11 @@ class PolicyLabelMixin(TrainerBase):
             norm = torch.as_tensor(grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm)
             stop_if_not_finite(self, "gradient norm", norm, self._last_ids)
         return grad_norm
+
+
+def scattered(values: Float[Tensor, "M ..."], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T ..."]:
+    """Put one value (or row) per true place of the mask back in its place; 0 elsewhere."""
+    return values.new_zeros(*mask.shape, *values.shape[1:]).index_put(mask.nonzero(as_tuple=True), values)
 
 
 def weighted_mean(values: Float[Tensor, " N"], weights: Float[Tensor, " N"]) -> Float[Tensor, ""]:
