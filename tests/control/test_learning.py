@@ -57,10 +57,10 @@ def test_every_method_writes_a_run_that_the_report_reads(folder, tmp_path, metho
 
 
 def test_methods_share_their_clone(folder, tmp_path):
-    for method in ("cpl", "ppl"):
-        train(replace(FAST, method=method, steps=0), folder, tmp_path / method)
-    one, two = (rows_of(tmp_path / m)[0] for m in ("cpl", "ppl"))
-    assert one["eval/return"] == two["eval/return"] and one["preference/nll_cpl"] == two["preference/nll_cpl"]
+    for name, change in {"a": {"method": "cpl"}, "b": {"method": "ppl"}, "c": {"future": "observed"}}.items():
+        train(replace(FAST, steps=0, **change), folder, tmp_path / name)
+    rows = [rows_of(tmp_path / name)[0] for name in "abc"]
+    assert len({(row["eval/return"], row["preference/nll_cpl"]) for row in rows}) == 1
 
 
 def test_an_interrupted_run_resumes_with_the_same_numbers(folder, tmp_path, monkeypatch):
@@ -102,11 +102,11 @@ def test_evaluation_counts_success_of_the_deterministic_policy():
 
 
 def test_a_good_policy_is_found_in_seconds(tmp_path):
-    """From behaviours of about 15, 0 and 100 % success, PPL makes much more of the data than their clone does."""
+    """From behaviours of about 20 and 100 % success, PPL makes much more of the data than their clone does."""
     settings = DataSettings(
         env="point-reach",
         actions="tanh",
-        policies=("linear:2:1:0.8", "linear:-1:0:0.8", "linear:6:0:0.3"),
+        policies=("linear:2:1:0.8", "linear:6:0:0.3"),
         episodes=32,
         num_envs=32,
         segment_length=16,
@@ -114,10 +114,10 @@ def test_a_good_policy_is_found_in_seconds(tmp_path):
         critic="simulated",
     )
     build_data(settings, tmp_path / "data")
-    fast = TrainSettings(hidden=(32,), bc_steps=150, steps=150, eval_every=150, eval_episodes=32, lr=2e-3, dropout=0.0)
+    fast = TrainSettings(hidden=(64,), bc_steps=200, steps=150, eval_every=150, eval_episodes=32, lr=1e-3, dropout=0.0)
     train(fast, tmp_path / "data", tmp_path / "run", environment=make("point-reach", 32, 50))
     clone, *_, last = rows_of(tmp_path / "run")
-    assert last["eval/return"] > clone["eval/return"] + 15
+    assert last["eval/return"] > clone["eval/return"] + 3 and last["eval/success"] > clone["eval/success"]
     assert last["preference/accuracy"] > 0.6 and last["preference/nll_ppl"] < clone["preference/nll_ppl"]
 
 

@@ -78,7 +78,8 @@ class PreferenceLearner:
         """-log pi on steps of random segments."""
         count = 2 * self.settings.batch_pairs
         rows = torch.randint(len(self.data.mask), (count,), generator=self.generator)
-        column = torch.randint(self.data.mask.shape[1], (count, 8), generator=self.generator)
+        width = int(self.data.mask.sum(-1).max())  # not beyond segments: the clone is then the same for every method
+        column = torch.randint(width, (count, 8), generator=self.generator)
         rows = rows[:, None].expand_as(column)
         mean, log_std = self.policy(self.data.observations[rows, column])
         logprobs = self.policy.logprob(self.data.actions[rows, column], mean, log_std)

@@ -3,22 +3,19 @@
     velocity' = 0.8 velocity + 0.2 (action + slip * noise),   position' = clip(position + 0.25 velocity', -1, 1)
 
 with noise standard normal; reward = -distance to the goal; success = closer than 0.1. The interface is gymnasium's
-(`reset(seed)`, `step(action)` with five results), over `num_envs` copies at once. Behaviours are tanh-Gaussians of
-known parameters, and rollouts store the action *before* the tanh, so that log-densities are exact.
+(`reset(seed)`, `step(action)` with five results), over `num_envs` copies at once; `control.episodes` rolls it out.
 
-Reference: none. Deviations: copies do not reset themselves; `collect` runs whole episodes of equal length.
+Reference: none. Deviations: copies do not reset themselves; episodes are of equal length.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from autotelic.errors import UserError
-from autotelic.functional.lookahead import tanh_gaussian_logprob
 
 Number = float | int
 OBSERVATION_DIM, ACTION_DIM, RADIUS = 6, 2, 0.1
@@ -76,7 +73,7 @@ class PointReach:
 
 @dataclass(frozen=True)
 class LinearBehavior:
-    """A tanh-Gaussian policy: u ~ N(gain (goal - position) - damping velocity + drift, std^2), action = tanh(u).
+    """A linear policy of known density: u ~ N(gain (goal - position) - damping velocity + drift, std^2).
 
     Attributes:
         gain: pull towards the goal; negative flees it.
@@ -98,37 +95,3 @@ class LinearBehavior:
             + self.drift * np.array([1.0, 0.0])
         )
         return mean, np.full_like(mean, np.log(self.std))
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """Whole episodes of one behaviour, N episodes of T steps.
-
-    Attributes:
-        observations: before each action.
-        pre_tanh: the unsquashed actions u; the environment received tanh(u).
-        logprobs: log-density of tanh(u) under the behaviour, exact.
-        rewards: per step.
-        success: whether the goal was reached at any step.
-    """
-
-    observations: Float[ndarray, "N T O"]
-    pre_tanh: Float[ndarray, "N T A"]
-    logprobs: Float[ndarray, "N T"]
-    rewards: Float[ndarray, "N T"]
-    success: Bool[ndarray, " N"]
-
-
-def collect(environment: PointReach, behavior: LinearBehavior, seed: int) -> Rollouts:
-    """Run one episode in every copy; the same seed gives the same starts for every behaviour."""
-    generator = np.random.default_rng([seed, 1])
-    observation, info = environment.reset(seed)
-    success, rows = info["success"], []
-    for _ in range(environment.horizon):
-        mean, log_std = behavior.parameters_at(observation)
-        u = mean + np.exp(log_std) * generator.standard_normal(mean.shape)
-        logprob = tanh_gaussian_logprob(*map(torch.from_numpy, (u, mean, log_std))).numpy()
-        following, reward, _, _, info = environment.step(np.tanh(u))
-        rows.append((observation, u, logprob, reward))
-        observation, success = following, success | info["success"]
-    return Rollouts(*(np.stack(column, 1) for column in zip(*rows, strict=True)), success=success)
