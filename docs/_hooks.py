@@ -26,7 +26,8 @@ def on_files(files, config):
     root = Path(config.config_file_path).parent
     wanted = set()
     for file in files.documentation_pages():
-        for target in LINK.findall(Path(file.abs_src_path).read_text(encoding="utf-8")):
+        text = Path(file.abs_src_path).read_text(encoding="utf-8")
+        for target in LINK.findall(text.replace("<!-- recipes -->", recipes(root / "recipes"))):
             place = outside(file.src_uri, target)
             if place is not None:
                 wanted.add(place[0])
@@ -55,13 +56,20 @@ def on_page_markdown(markdown, page, config, files):
     return LINK.sub(moved, markdown)
 
 
+COMMAND = re.compile(r"(?:accelerate launch|python benchmarks|autotelic [a-z]+) .*$")
+
+
 def recipes(folder):
-    """Return a table of the recipes from the comments at their heads."""
+    """Return a table of the recipes, each a link, from the comments at their heads; commands become code."""
     rows = ["| recipe | what its head says |", "| --- | --- |"]
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(folder.rglob("*.yaml")):
         lines = path.read_text(encoding="utf-8").splitlines()
-        head = [line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))]]
-        rows.append(f"| `{path.name}` | {' '.join(head).replace('|', chr(92) + '|')} |")
+        head = [
+            line.lstrip("# ") for line in lines[: next((i for i, x in enumerate(lines) if not x.startswith("#")), 99)]
+        ]
+        text = " ".join(COMMAND.sub(lambda match: f"`{match[0].strip()}`", line) for line in head)
+        name = path.relative_to(folder)
+        rows.append(f"| [`{name}`](../recipes/{name}) | {text.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
 
 

@@ -209,10 +209,66 @@ def test_the_checks_can_fail(tmp_path):
         check_training(["grpo", "--fractoin", "0.1"], {"fraction"})
 
 
+PAPERS = ("entropy_mechanism", "empo", "ppl", "one_shot_em")
+
+
+def equation_rows(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The rows of "Where each equation is": the equation, and the (module, name) of every function beside it."""
+    section = text.split("## Where each equation is", 1)[1].split("\n## ", 1)[0]
+    rows = [line for line in section.split("\n") if line.startswith("|")][2:]
+    found = []
+    for row in rows:
+        cells = re.split(r"(?<!\\)\|", row.strip("|"))
+        links = re.findall(r"\]\((?:\.\./)+src/([\w/]+)\.py#(\w+)\)", cells[-1])
+        found.append((cells[0].strip(), [(path.replace("/", "."), name) for path, name in links]))
+    return found
+
+
+def api_modules() -> set[str]:
+    """Every module that docs/api.md shows."""
+    text = (ROOT / "docs/api.md").read_text()
+    found = set(re.findall(r"^::: ([\w.]+)", text, re.M))
+    for package in re.findall(r"<!-- modules of ([\w.]+) -->", text):
+        found |= {f"{package}.{p.stem}" for p in (ROOT / "src" / package.replace(".", "/")).glob("*.py")}
+    return found
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_equation_is_one_click_from_its_function(paper):
+    """Each row links to a function that exists, is documented, and is in the API reference."""
+    rows = equation_rows((ROOT / f"docs/papers/{paper}.md").read_text())
+    assert len(rows) >= 5
+    for equation, functions in rows:
+        assert functions, f"{paper}: {equation} has no link to a function"
+        for module, name in functions:
+            assert module in api_modules(), f"{paper}: docs/api.md does not show {module}"
+            tree = ast.parse((ROOT / "src" / f"{module.replace('.', '/')}.py").read_text())
+            nodes = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name]
+            assert nodes and ast.get_docstring(nodes[0]), f"{paper}: {module}.{name} is missing or says nothing"
+
+
+def test_a_row_without_a_link_is_noticed():
+    text = "## Where each equation is\n\n| e | f |\n| - | - |\n| `x \\| y` | `f` |\n| z | [`g`](../../src/a/b.py#g) |\n"
+    assert equation_rows(text) == [("`x \\| y`", []), ("z", [("a.b", "g")])]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install '.[docs]'")
+def test_the_recipes_index_is_complete():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/_hooks.py")
+    assert spec and spec.loader
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    table = hooks.recipes(ROOT / "recipes")
+    for path in (ROOT / "recipes").rglob("*.yaml"):
+        (row,) = [line for line in table.split("\n") if f"](../recipes/{path.relative_to(ROOT / 'recipes')})" in line]
+        assert len(row.split("|")[2].strip()) > 20, f"{path.name} has no head that says what it is for"
+    assert "<!-- recipes -->" in (ROOT / "docs/recipes.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install '.[docs]'")
 def test_the_site_builds_strictly(tmp_path):
-    """No warning in the build, and an equation's link leads to its function."""
+    """No warning in the build, and every equation's link leads to its function, in the source and in the API."""
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
@@ -221,11 +277,15 @@ def test_the_site_builds_strictly(tmp_path):
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    page = (tmp_path / "site/papers/entropy_mechanism.html").read_text()
-    assert "token_advantages.py.html#clip_cov" in page
-    source = tmp_path / "site/src/autotelic/functional/token_advantages.py.html"
-    assert 'id="clip_cov"' in source.read_text()
-    assert "autotelic.functional.token_advantages.clip_cov" in (tmp_path / "site/api.html").read_text()
+    api = (tmp_path / "site/api.html").read_text()
+    for paper in PAPERS:
+        page = (tmp_path / f"site/papers/{paper}.html").read_text()
+        for _, functions in equation_rows((ROOT / f"docs/papers/{paper}.md").read_text()):
+            for module, name in functions:
+                place = f"src/{module.replace('.', '/')}.py.html"
+                assert f"{place}#{name}" in page
+                assert f'id="{name}"' in (tmp_path / "site" / place).read_text()
+                assert f'id="{module}.{name}"' in api, f"{module}.{name} is not in the API reference"
 
 
 def test_there_are_examples():
