@@ -139,8 +139,7 @@ class EntropyMinimizationMixin(FusedHeadMixin):
             pad_id=self.processing_class.pad_token_id,
             temperature=self.temperature,
         )
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["train/em_loss"].append(float(loss.detach()))
+        self._log_loss(loss)
         return loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     def _entropy_loss(self, inputs: dict[str, Any]) -> Tensor:
@@ -161,9 +160,14 @@ class EntropyMinimizationMixin(FusedHeadMixin):
             responses=mask.shape[0] * accumulation,
             num_processes=self.accelerator.num_processes,
         )
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["train/em_loss"].append(float(loss.detach()) * accumulation)
+        self._log_loss(loss * accumulation)
         return loss
+
+    def _log_loss(self, loss: Tensor) -> None:
+        """Record the mean over processes, which is how data parallelism takes it."""
+        mode = "train" if self.model.training else "eval"
+        mean = F.global_sum(loss.detach()) / self.accelerator.num_processes
+        self._metrics[mode]["train/em_loss"].append(float(mean))
 
 
 def reduce_entropy(
