@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from autotelic.trl.law import EntropyLawCallback
     from autotelic.trl.mixin import EntropyControlMixin, with_entropy_control
     from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
+    from autotelic.trl.ppl import PPL, with_policy_labels
+    from autotelic.trl.ppl_labels import BehaviorPolicy, PolicyLabels
+    from autotelic.trl.ppl_online import OnlineSettings, with_online_pairs
 
 _HOMES = {
     "ClipCov": "controls",
@@ -34,9 +37,17 @@ _HOMES = {
     "with_entropy_control": "mixin",
     "EntropyMinimization": "one_shot_em",
     "with_entropy_minimization": "one_shot_em",
+    "PPL": "ppl",
+    "with_policy_labels": "ppl",
+    "BehaviorPolicy": "ppl_labels",
+    "PolicyLabels": "ppl_labels",
+    "OnlineSettings": "ppl_online",
+    "with_online_pairs": "ppl_online",
 }
 
 __all__ = [
+    "PPL",
+    "BehaviorPolicy",
     "ClipB",
     "ClipCov",
     "ClipV",
@@ -48,12 +59,16 @@ __all__ = [
     "HighEntropy",
     "KLCov",
     "Observe",
+    "OnlineSettings",
+    "PolicyLabels",
     "Repo",
     "Stare",
     "Steer",
     "entropy_control",
     "with_entropy_control",
     "with_entropy_minimization",
+    "with_online_pairs",
+    "with_policy_labels",
 ]
 
 

@@ -242,6 +242,7 @@ class PolicyLabels:
     clone_learning_rate: float = 3e-4
     clone_batch_size: int = 32
     _models: dict[str, Any] = field(default_factory=dict, repr=False)
+    _fitted: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse an unknown kind of label."""
@@ -284,6 +285,7 @@ class PolicyLabels:
             )
             for i, values in zip(own, found, strict=True):
                 results[i] = values
+        self._fitted = True
         if self.kind == "known":
             self._check_possible(sides, results)
         for number, side in enumerate(SIDES):
@@ -393,6 +395,11 @@ class PolicyLabels:
         if self.load_model is None:
             raise UserError("policy labels need load_model, a function from a model's name to the model")
         if self.kind in ("estimated", "pooled"):
+            if self._fitted:
+                raise UserError(
+                    f"policy {name!r} appears in held-out pairs only, so that its label cannot be estimated: give "
+                    "training pairs of it, or keep other pairs aside"
+                )
             self._models[name] = clone_policy(
                 self.load_model(None),
                 [side["prompt"] for side in sides],

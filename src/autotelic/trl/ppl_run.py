@@ -5,10 +5,13 @@ update, on schedule and after the last: `preference/heldout_nll` is the loss of 
 `preference/heldout_nll_no_lookahead` that of the same policy's DPO (CPL) score.
 """
 
+import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,11 @@ OBJECTIVE_FIELDS = {
     "ref_coef": "ref_coef",
     "sft_coef": "sft_coef",
 }
-GRPO_ONLY = {"entropy_control": "none", "law": False, "law_stop_below": None, "log_rollouts": 0, "prompt": None}
+SHARED_FIELDS = re.compile(
+    r"dataset|dataset_limit|answer_column|prompt_column|reward|threshold_\w+|(validation|stop|probe)_\w+"
+    r"|resume|overwrite|quiet|json"
+)
+"""Settings of the GRPO methods that have a meaning here; the others are refused."""
 
 
 @dataclass
@@ -85,9 +92,13 @@ class PreferenceArguments(RunArguments):
 
 def check_settings(run: PreferenceArguments) -> None:
     """Refuse what this trainer does not have, in one line."""
-    for name, neutral in GRPO_ONLY.items():
-        if getattr(run, name) != neutral:
-            raise UserError(f"{name} belongs to the GRPO methods: autotelic train ppl learns from pairs. Leave it out.")
+    for setting in fields(RunArguments):
+        if not SHARED_FIELDS.fullmatch(setting.name) and getattr(run, setting.name) != setting.default:
+            raise UserError(
+                f"{setting.name} belongs to the GRPO methods: autotelic train ppl learns from pairs. Leave it out."
+            )
+    if not run.online and run.reward is not None:
+        raise UserError("reward judges online pairs (--online true); these pairs are judged already. Leave it out.")
     if run.dataset is None:
         raise UserError("nothing to train on: give --dataset PAIRS.jsonl (or prompts, with --online true)")
     if not 0 <= run.heldout_fraction < 1:
@@ -132,6 +143,24 @@ class HeldOut(TrainerCallback):
             control.should_evaluate = True
 
 
+@contextmanager
+def without_bars(quiet: bool) -> Iterator[None]:
+    """Turn off the bars that TRL and `datasets` show while they tokenise and score the reference."""
+    import datasets
+
+    hidden, before = datasets.are_progress_bars_disabled(), os.environ.get("TQDM_DISABLE")
+    if quiet:
+        datasets.disable_progress_bars()
+        os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if quiet and not hidden:
+            datasets.enable_progress_bars()
+        if quiet and before is None:
+            del os.environ["TQDM_DISABLE"]
+
+
 def build_preference_trainer(
     run: PreferenceArguments,
     training_args: Any,
@@ -168,8 +197,6 @@ def build_preference_trainer(
     from autotelic.trl.training import build_stop_rules
 
     check_settings(run)
-    if run.quiet or not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     # TRL 1.16 asks transformers 5.23 under the old name whenever it scores the reference.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     ppl, folder = run.ppl(), Path(training_args.output_dir)
@@ -204,17 +231,18 @@ def build_preference_trainer(
         training_args.eval_on_start = not run.resume
     else:
         callbacks = [callback for callback in callbacks if not isinstance(callback, HeldOut)]
-    trainer = with_whole_checkpoints(trainer_class)(
-        model=model,
-        args=training_args,
-        train_dataset=datasets.Dataset.from_list(train),
-        eval_dataset=datasets.Dataset.from_list(heldout) if heldout else None,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        callbacks=callbacks,
-        ppl=ppl,
-        **extra,
-    )
+    with without_bars(run.quiet or not sys.stderr.isatty()):
+        trainer = with_whole_checkpoints(trainer_class)(
+            model=model,
+            args=training_args,
+            train_dataset=datasets.Dataset.from_list(train),
+            eval_dataset=datasets.Dataset.from_list(heldout) if heldout else None,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            ppl=ppl,
+            **extra,
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StopCleanly(1))
     return trainer
