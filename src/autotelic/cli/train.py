@@ -185,7 +185,8 @@ def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder:
     candidates = {"ppl": ["--objective", "ppl"], "dpo": ["--objective", "ppl", "--divergence", "none"]}
     summaries = {}
     for name, settings in candidates.items():
-        summaries[name] = train(method, [*options, *settings, "--output_dir", str(folder / name)])
+        settings += ["--output_dir", str(folder / name), "--json", "false"]
+        summaries[name] = train(method, [*options, *settings])
         if not summaries[name]["finished"]:
             return summaries[name]
     losses = {name: summary["metrics"].get("preference/heldout_nll") for name, summary in summaries.items()}
@@ -193,7 +194,9 @@ def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder:
         raise UserError("--objective auto compares held-out losses: give heldout_dataset, or heldout_fraction above 0")
     best = min(losses, key=lambda name: losses[name])
     write_atomically(folder / "choice.json", json.dumps({"chosen": best, "heldout_nll": losses}, indent=2) + "\n")
-    if not (run_args.quiet or run_args.json):
+    if run_args.json:
+        print(json.dumps(summaries[best]))
+    elif not run_args.quiet:
         print(f"auto: {best}, held-out preference loss {losses[best]:.4f}  ->  {folder / best}")
     return summaries[best]
 
@@ -231,9 +234,14 @@ def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
     path = str(model_path(name)) if name in model_names() else name
     dtype = model_args.dtype if model_args.dtype not in (None, "auto") else "auto"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=training_args.trust_remote_code)
+        source = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
         model = AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=training_args.trust_remote_code, dtype="float32" if training_args.use_cpu else dtype
+            path,
+            **source,
+            use_safetensors=True,  # a pickle runs what its author wrote
+            dtype="float32" if training_args.use_cpu else dtype,
+            attn_implementation=model_args.attn_implementation,
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]

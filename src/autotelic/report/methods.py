@@ -67,7 +67,8 @@ def method_of(description: Mapping[str, Any], folder: str) -> str:
     """Return a run's method: its entropy control or objective, the random control run, else what it says itself."""
     settings = settings_of(description)
     method = str(description.get("method") or folder)
-    if method == "ppl" and isinstance(objective := settings.get("objective"), str):
+    objective = settings.get("objective")
+    if isinstance(objective, str) and method in {"ppl", objective}:
         return "repo_preference" if objective == "repo" else objective  # REPO is an entropy control as well
     control = settings.get("entropy_control")
     if method == "grpo" and isinstance(control, str) and control not in {"", "none", "observe"}:

@@ -85,6 +85,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return read_jsonl(path) if path.exists() else []
 
 
+WATCHED = (
+    ("entropy", "policy/entropy"),
+    ("reward", "reward/mean"),
+    ("accuracy", "eval/mean_at_k"),
+    ("preference loss", "preference/train_nll"),
+    ("held out", "preference/heldout_nll"),
+)
+
+
 class Progress(TrainerCallback):
     """One line that says step, entropy, reward and time left: a bar on a terminal, a line now and then elsewhere."""
 
@@ -128,8 +137,7 @@ class Progress(TrainerCallback):
 
     def status(self) -> str:
         """The numbers worth watching, such as ``entropy 0.31  reward 0.44``."""
-        shown = (("entropy", "policy/entropy"), ("reward", "reward/mean"), ("accuracy", "eval/mean_at_k"))
-        return "  ".join(f"{label} {self.latest[name]:.3f}" for label, name in shown if name in self.latest)
+        return "  ".join(f"{label} {self.latest[name]:.3f}" for label, name in WATCHED if name in self.latest)
 
 
 class Validation(TrainerCallback):
