@@ -6,6 +6,7 @@ seconds). Episodes are collected once: asking again with another judge relabels 
 Reference: arXiv:2505.06273, the data sets of its MetaWorld experiments. Deviations: sizes are arguments.
 """
 
+import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -197,8 +198,9 @@ def _write_values(path: Path, episodes: list[Episode], best: Critic | None, own:
     mine = np.zeros(len(states), dtype=np.float32)
     for number, critic in own.items():
         mine[policy == number] = critic.values(states[policy == number], left[policy == number])
-    with path.open("wb") as file:
-        np.savez_compressed(file, best=best.values(states, left), own=mine)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, best=best.values(states, left), own=mine)
+    write_atomically(path, buffer.getvalue())
 
 
 def _read_scores(output: Path, settings: DataSettings, episodes: list[Episode]) -> Any:

@@ -230,7 +230,7 @@ def _episode(folder: Path, index: int, row: dict[str, Any], metadata: dict[str, 
         field("behavior_mean"),
         field("behavior_log_std"),
         field("behavior_logprob"),
-        int(metadata.get("seed", -1) or -1),
+        int(-1 if metadata.get("seed") is None else metadata["seed"]),
     )
     check_episode(episode, folder, index)
     return episode

@@ -13,6 +13,7 @@ On disk, beside the episodes: one NumPy file (`preferences.npz`, no pickles) wit
 Reference: arXiv:2505.06273 (64-step segments, dense and sparse). Deviations: none.
 """
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from numpy import ndarray
 
 from autotelic.control.episodes import Episode
 from autotelic.errors import UserError
+from autotelic.files import write_atomically
 
 Number = float | int
 Comparisons = Literal["sparse", "dense"]
@@ -111,10 +113,9 @@ def write_preferences(path: Path, preferences: Preferences) -> None:
     """Write the file whole, or not at all."""
     names = ("episode", "start", "length", "first", "second", "label", "score")
     arrays = {name: value for name in names if (value := getattr(preferences, name)) is not None}
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays, settings=np.array(json.dumps(preferences.settings)))
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays, settings=np.array(json.dumps(preferences.settings)))
+    write_atomically(path, buffer.getvalue())
 
 
 def read_preferences(path: Path, episodes: Sequence[Episode]) -> Preferences:
