@@ -31,7 +31,17 @@ def start(rank=0, size=1, port=None):
     cpu_platform.register_engine()
 
 
-def make_worker(model, policy_loss, micro_batch=4, mini_batch=16, learning_rate=1e-3, **actor):
+def make_worker(
+    model,
+    policy_loss,
+    micro_batch=4,
+    mini_batch=16,
+    learning_rate=1e-3,
+    dynamic=False,
+    lora_rank=0,
+    strategy="fsdp2",
+    **actor,
+):
     """Return verl's TrainingWorker with the loss of an actor whose `policy_loss` is given."""
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import (
@@ -46,7 +56,9 @@ def make_worker(model, policy_loss, micro_batch=4, mini_batch=16, learning_rate=
 
     engine = FSDPEngineConfig(
         strategy="fsdp2",
-        use_dynamic_bsz=False,
+        use_dynamic_bsz=dynamic,
+        max_token_len_per_gpu=40,
+        infer_max_token_len_per_gpu=40,
         micro_batch_size_per_gpu=micro_batch,
         infer_micro_batch_size_per_gpu=micro_batch,
         use_torch_compile=False,
@@ -59,6 +71,7 @@ def make_worker(model, policy_loss, micro_batch=4, mini_batch=16, learning_rate=
             path=str(model),
             use_remove_padding=False,
             enable_gradient_checkpointing=False,
+            lora_rank=lora_rank,
             override_config={"attn_implementation": "eager"},
         ),
         engine_config=engine,

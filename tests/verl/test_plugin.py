@@ -158,11 +158,7 @@ def batch(prompts, responses, uids):
     def nested(texts):
         return torch.nested.as_nested_tensor([torch.tensor([ord(c) for c in t]) for t in texts], layout=torch.jagged)
 
-    class Uids:
-        def tolist(self):
-            return list(uids)
-
-    return {"prompts": nested(prompts), "responses": nested(responses), "uid": Uids()}
+    return {"prompts": nested(prompts), "responses": nested(responses), "uid": list(uids)}
 
 
 def test_group_rewards_of_verls_batch():

@@ -106,10 +106,11 @@ def metrics_of(output):
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_the_update_does_not_depend_on_the_micro_batch(mode, settings):
-    """verl's own worker, FSDP2: 16 rows as 1, 4 and 16 micro-batches, and in another order."""
+    """verl's own worker, FSDP2: 16 rows as 1, 4 and 16 micro-batches, in another order, and by tokens."""
     found = []
-    for micro_batch, order in ((16, False), (4, False), (1, False), (4, True)):
-        worker = cpu.make_worker(MODEL, policy_loss(mode, **settings), micro_batch=micro_batch)
+    for micro_batch, order, dynamic in ((16, 0, 0), (4, 0, 0), (1, 0, 0), (4, 1, 0), (4, 0, 1)):
+        loss = policy_loss(mode, **settings)
+        worker = cpu.make_worker(MODEL, loss, micro_batch=micro_batch, dynamic=bool(dynamic))
         kept = gradients_of(worker)
         rows = cpu.made_up_rollouts()
         rows = [rows[(5 * i + 3) % 16] for i in range(16)] if order else rows
@@ -124,6 +125,18 @@ def test_the_update_does_not_depend_on_the_micro_batch(mode, settings):
             torch.testing.assert_close(gradient, reference[name], rtol=1e-4, atol=1e-6)
         if mode != "one_shot_em":
             assert other["selected/realised"][0] == metrics["selected/realised"][0]
+
+
+def test_lora():
+    """verl's LoRA: only the adapter moves, and the selection is that of the whole model (it reads old log-probs)."""
+    counts = []
+    for rank in (0, 4):
+        worker = cpu.make_worker(MODEL, policy_loss("clip_cov", **WIDE), lora_rank=rank)
+        kept = gradients_of(worker)
+        output = worker.train_mini_batch(cpu.as_tensordict(cpu.made_up_rollouts(), 16))
+        counts.append(metrics_of(output)["selected/realised"][0])
+    assert counts[0] == counts[1] > 0
+    assert kept[0] and all("lora" in name for name in kept[0])
 
 
 def test_verls_own_clip_cov_does_depend_on_it():
@@ -328,3 +341,105 @@ def test_the_law_is_logged_with_verls_metrics(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert "law/ceiling" not in rows[6]["data"]
     assert rows[-1]["data"]["law/ceiling"] == pytest.approx(0.5, abs=1e-6)
+
+
+def trainer_steps(estimator, mode, steps):
+    """Run verl's V1 trainer in a process of its own; return what each step gave."""
+    script = str(HERE / "cpu_trainer_step.py")
+    command = [sys.executable, "-W", "ignore", script, estimator, mode, str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=dict(os.environ))
+    line = next((line for line in done.stdout.splitlines() if line.startswith("STEPS")), None)
+    assert line is not None, done.stderr[-3000:]
+    return json.loads(line.removeprefix("STEPS"))
+
+
+def test_verls_trainer_with_empo_and_clip_cov():
+    """Two iterations of verl's own `_step_once` on Ray and TransferQueue, sampling apart.
+
+    The rewards are those that the TRL path gives the same texts; the user's scores (-1 a token) are replaced; the
+    advantages are the group's; the update selects floor(fraction N) tokens.
+    """
+    from autotelic.functional import group_advantages
+    from autotelic.rewards import EMPO
+
+    steps = trainer_steps("autotelic_empo", "autotelic_clip_cov", 2)
+    assert steps[0]["responses"] != steps[1]["responses"]
+    for step in steps:
+        rewards = EMPO(num_generations=8)(step["prompts"], step["responses"])
+        assert step["rewards"] == pytest.approx(rewards)
+        expected = group_advantages(torch.tensor(rewards).view(-1, 8)).flatten().tolist()
+        assert step["advantages"] == pytest.approx(expected, abs=1e-5)
+        metrics = step["metrics"]
+        assert metrics["actor/selected/realised"] == metrics["actor/selected/requested"] > 0
+        assert metrics["actor/grad_norm"] > 0 and metrics["semantic/parse_rate"] > 0
+        assert metrics["actor/entropy"] > 0  # what the live law reads
+
+
+def test_verls_trainer_scales_advantages_and_minimises_entropy():
+    """SEED-GRPO's factor reaches the advantages, one for each prompt; the loss is the entropy that verl logs."""
+    from autotelic.functional import group_advantages
+    from autotelic.rewards import MajorityVote
+    from autotelic.rewards.formulas import seed_grpo_scale
+    from autotelic.rewards.groups import Group
+
+    (step,) = trainer_steps("autotelic_seed_grpo", "autotelic_one_shot_em", 1)
+    rewards = torch.tensor(step["rewards"]).view(-1, 8)
+    plain = group_advantages(rewards).flatten()
+    from autotelic.answers import extract
+
+    groups = [
+        Group.of("q", step["responses"][i : i + 8], [extract(text) for text in step["responses"][i : i + 8]])
+        for i in range(0, 32, 8)
+    ]
+    scale = seed_grpo_scale(MajorityVote().score(groups).clusters).repeat_interleave(8)
+    torch.testing.assert_close(torch.tensor(step["advantages"]), (plain * scale).float(), rtol=1e-4, atol=1e-5)
+    assert bool((scale < 1).any())
+    metrics = step["metrics"]
+    assert metrics["actor/pg_loss"] == pytest.approx(metrics["actor/entropy_loss"], rel=1e-5)
+
+
+def test_doctor_finds_the_plugin():
+    """In this environment: loaded, all parts installed; with plug-ins off it says so, and names the line."""
+
+    def plugin_check(**environment):
+        env = {**os.environ, **environment} | {"VERL_PLATFORM": "nvidia"}
+        command = [sys.executable, "-W", "ignore", "-m", "autotelic", "doctor", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        return next(c for c in json.loads(done.stdout)["checks"] if c["name"] == "verl plug-in")
+
+    here = plugin_check()
+    assert here["status"] == "works" and "5 parts" in here["detail"]
+    off = plugin_check(VERL_USE_EXTERNAL_PLUGINS="none")
+    assert off["status"] == "broken" and off["advice"] == "export VERL_USE_EXTERNAL_MODULES=autotelic.verl.plugin"
+    assert plugin_check(VERL_USE_EXTERNAL_PLUGINS="none", VERL_USE_EXTERNAL_MODULES="autotelic.verl.plugin") == here
+
+
+def overrides_in(page):
+    """Every hydra override in a page's `verl.trainer.main_ppo` commands, one list a command."""
+    text = page.read_text().replace("\\\n", " ")
+    commands = [line for line in text.split("\n") if "verl.trainer.main_ppo" in line]
+    return [line.split("verl.trainer.main_ppo", 1)[1].split() for line in commands]
+
+
+@pytest.mark.parametrize("overrides", overrides_in(HERE.parents[1] / "docs" / "how-to" / "verl.md"), ids=lambda x: x[0])
+def test_commands_in_the_documents(overrides):
+    """verl's configuration takes every line, and the plug-in finds in it what the page says."""
+    import verl
+    from hydra import compose, initialize_config_dir
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+    from verl.trainer.ppo.v1 import get_trainer_cls
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from autotelic.verl.advantages import reward_of
+    from autotelic.verl.methods import method_of
+
+    with initialize_config_dir(str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None):
+        config = compose("ppo_trainer", overrides=overrides)
+    mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    if mode.startswith("autotelic_"):
+        method = method_of(omega_conf_to_dataclass(config.actor_rollout_ref.actor.policy_loss))
+        assert f"autotelic_{method.name}" == mode
+    if config.algorithm.adv_estimator.startswith("autotelic_"):
+        assert config.algorithm.adv_estimator in ADV_ESTIMATOR_REGISTRY
+        assert get_trainer_cls(config.trainer.v1.trainer_mode)
+        assert reward_of(config.algorithm.adv_estimator, dict(config.algorithm.label_free)).high == 0.9

@@ -17,6 +17,8 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from autotelic.cli.options import add_output, say
+
 PACKAGES = (
     "autotelic",
     "torch",
@@ -77,12 +79,14 @@ class Check:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the text")
+    add_output(parser)
     parser.add_argument("--quick", action="store_true", help="do not import verl")
 
 
 def run(args: argparse.Namespace) -> int:
     """Look, print, and tell by the exit code whether something is broken."""
+    if not args.quick and version_of("verl") is not None:
+        say(args, "autotelic: verl is being imported, which takes some seconds")
     report = examine(quick=args.quick)
     print(json.dumps(report, indent=1) if args.json else text(report))
     return int(any(check["status"] == "broken" for check in report["checks"]))
@@ -168,7 +172,7 @@ def unmet_requirements(package: str) -> list[Check]:
         if not satisfies(version, wanted):
             found = "it is not installed" if version is None else f"{version} is installed"
             line = f"pip install '{name}{wanted}'"
-            checks.append(Check(f"{package} needs {name}", "broken", f"{name}{wanted}; {found}", line))
+            checks.append(Check(f"{package} needs {name}", "broken", f"{wanted or 'any version'}; {found}", line))
     return checks
 
 
@@ -187,7 +191,9 @@ def entropy_gradient_check(versions: dict[str, str | None]) -> Check:
     """Return whether TRL gives entropies with a gradient, which one-shot EM trains on."""
     if satisfies(versions["trl"], ">=1.16"):
         return Check("one-shot EM", "works", "this TRL gives entropies with a gradient")
-    return Check("one-shot EM", "absent", "TRL gives entropies with a gradient from 1.16 on", "pip install 'trl>=1.16'")
+    where = "   # in another environment: verl 0.9 needs an older TRL" if versions["verl"] else ""
+    detail = "TRL gives entropies with a gradient from 1.16 on"
+    return Check("one-shot EM", "absent", detail, f"pip install 'trl>=1.16'{where}")
 
 
 def gpu_check(machine: dict[str, Any]) -> Check:

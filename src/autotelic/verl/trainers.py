@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -88,7 +87,7 @@ def score(
         padding: rows that verl added to fill the batch; they belong to no group and earn 0.
         step: for rewards that draw at random.
     """
-    uids = [str(uid) for uid in np.asarray(rows["uid"].tolist(), dtype=object)]
+    uids = [str(uid) for uid in rows["uid"]]
     members: dict[str, list[int]] = {}
     for row, uid in enumerate(uids):
         if not padding[row]:
