@@ -10,7 +10,9 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-all lint types format bench clean
+VERL := .venv-verl
+
+.PHONY: setup demo test test-all test-verl lint types format bench clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +34,17 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --timeout 900
+
+# verl pins an older transformers: its tests have an environment of their own.
+test-verl: $(VERL)/.ready
+	$(VERL)/bin/python -m pytest -q tests/verl -m "not gpu" --timeout 900
+
+$(VERL)/.ready: requirements-verl.txt pyproject.toml
+	$(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/pip install -q "$(TORCH)"
+	$(VERL)/bin/pip install -q --no-deps -r requirements-verl.txt
+	$(VERL)/bin/pip install -q --no-deps -e .
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check src tests
