@@ -28,6 +28,33 @@ def test_embedding():
         EmbeddingEquivalence(threshold=2.0)
 
 
+def test_nli_runs_a_transformers_classifier(tmp_path, tiny_classifier):
+    """The model's own classes decide; the same pair is not classified twice, and batching changes nothing."""
+    backend = NLIEquivalence(model=tiny_classifier, batch_size=3)
+    verdicts = backend.compare(["blue sky", "blue", "red"], [(0, 1), (0, 2), (1, 2)])
+    alone = NLIEquivalence(model=tiny_classifier, batch_size=1)
+    assert verdicts == alone.compare(["blue sky", "blue", "red"], [(0, 1), (0, 2), (1, 2)])
+    assert backend.num_calls == 6
+    assert set(backend._cache.values()) <= {"entailment", "neutral", "contradiction"}
+
+
+@pytest.fixture
+def tiny_classifier(tmp_path):
+    """A random two-layer BERT with the label names of an NLI model, in their usual upper case."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "blue", "red", "sky"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    labels = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
+    sizes = {"vocab_size": len(words), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(**sizes, intermediate_size=32, id2label=labels, label2id={v: k for k, v in labels.items()})
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
 def nli(pairs):
     return ["entailment" if topic(a) == topic(b) else "contradiction" for a, b in pairs]
 

@@ -1,11 +1,18 @@
 """Label-free rewards inside the trainer: masked prompts leave the denominator, statistics arrive, scales apply once."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from autotelic.errors import UserError
 from autotelic.rewards import EMPO, SeedGRPO, SelfCertainty
 from autotelic.rewards.base import LabelFreeReward
+from autotelic.tasks import model_path
 from autotelic.trl.label_free import token_statistics, with_label_free_rewards, with_surplus_votes
 
 
@@ -118,3 +125,30 @@ def test_surplus_votes_keep_every_second_response(make_trainer):
 def test_surplus_votes_refuses_what_does_not_divide(make_trainer, wrong):
     with pytest.raises(UserError, match="must divide num_generations=4"):
         make_trainer(with_surplus_votes, train_generations=wrong)
+
+
+@pytest.mark.slow
+def test_trl_grpo_takes_the_reward_by_name(tmp_path):
+    """TRL's own command trains with our reward and no trainer of ours."""
+    rows = [json.dumps({"prompt": f"{a}+{b}=?"}) for a in range(8) for b in range(8)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(rows) + "\n")
+    command = [str(Path(sys.executable).parent / "trl"), "grpo", "--reward_funcs", "autotelic.rewards.empo"]
+    options = {
+        "model_name_or_path": model_path("any_pair"),
+        "dataset_name": tmp_path / "data",
+        "output_dir": tmp_path / "run",
+        "max_steps": 2,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 16,
+        "report_to": "none",
+        "bf16": False,
+    }
+    command += ["--use_cpu", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "rewards/empo/mean" in done.stdout + done.stderr
+    assert (tmp_path / "run" / "model.safetensors").exists()

@@ -23,6 +23,9 @@ LABELS = ("entailment", "neutral", "contradiction")
 class EmbeddingEquivalence:
     """Two texts are the same answer when the cosine of their embeddings reaches a threshold.
 
+    A cosine sees the topic better than the answer: "the left ventricle" and "the right ventricle" come out close.
+    Measure your model on pairs of your own first (`benchmarks/answers_embedding.py`, figures in `docs/log.md`).
+
     Args:
         model: Name or folder of a sentence-transformers model.
         threshold: Least cosine.
@@ -62,7 +65,8 @@ class EmbeddingEquivalence:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise UserError(
-                "embedding equivalence needs sentence-transformers: pip install 'autotelic[text]', or pass encode="
+                f"embedding equivalence cannot import sentence-transformers ({error}): "
+                "pip install 'autotelic[text]', or pass encode="
             ) from error
         model = SentenceTransformer(self.model_name)
         self._encode = lambda texts: model.encode(texts, show_progress_bar=False)
