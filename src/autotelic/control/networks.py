@@ -21,6 +21,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from autotelic.errors import UserError
+from autotelic.files import write_atomically
 from autotelic.functional.lookahead import gaussian_logprob, tanh_gaussian_logprob
 
 Number = float | int
@@ -119,11 +120,9 @@ class GaussianPolicy(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write weights and shape to one safetensors file."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        temporary = path.with_name(f"{path.name}.tmp")
-        save_file(self.state_dict(), temporary, metadata={"config": json.dumps(self.config)})
-        temporary.replace(path)
+        write_atomically(path, save(self.state_dict(), metadata={"config": json.dumps(self.config)}))
 
 
 def load_policy(path: Path) -> GaussianPolicy:

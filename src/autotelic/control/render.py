@@ -54,7 +54,7 @@ def frames(env: str, policy_path: Path, horizon: int, squash: bool) -> list[UInt
 
 def shrink(picture: ndarray) -> UInt8[ndarray, "H W 3"]:
     """Every n-th pixel, down to at most 2 x SIZE."""
-    stride = max(1, min(picture.shape[:2]) // (2 * SIZE))
+    stride = -(-min(picture.shape[:2]) // (2 * SIZE))
     return np.ascontiguousarray(picture[::stride, ::stride]).astype(np.uint8)
 
 
