@@ -398,6 +398,40 @@ def test_verls_trainer_scales_advantages_and_minimises_entropy():
     assert metrics["actor/pg_loss"] == pytest.approx(metrics["actor/entropy_loss"], rel=1e-5)
 
 
+def test_rows_without_an_answer_are_scored_zero_and_those_with_one_as_before():
+    """verl's own manager fails on them; ours is its subclass, found by name."""
+    import numpy as np
+    from tensordict import TensorDict
+    from transformers import AutoTokenizer
+    from verl import DataProto
+    from verl.experimental.reward_loop.reward_manager import NaiveRewardManager, get_reward_manager_cls
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    ids = tokenizer("= 7", return_tensors="pt").input_ids
+
+    def data(**columns):
+        batch = TensorDict(
+            {"responses": ids, "attention_mask": torch.ones(1, 2 * ids.shape[1], dtype=torch.int64)}, batch_size=1
+        )
+        non_tensor = {"data_source": np.array(["chain"], dtype=object)}
+        return DataProto(batch=batch, non_tensor_batch=non_tensor | columns)
+
+    def right(data_source, solution_str, ground_truth, extra_info):
+        return float(ground_truth in solution_str)
+
+    labelled = data(
+        reward_model=np.array([{"ground_truth": "7"}], dtype=object), extra_info=np.array([{}], dtype=object)
+    )
+    for name, manager in (("ours", get_reward_manager_cls("autotelic_unlabelled")), ("theirs", NaiveRewardManager)):
+        found = manager(None, tokenizer, right)
+        assert found.loop.run_until_complete(found.run_single(labelled))["reward_score"] == 1.0
+        if name == "ours":
+            assert found.loop.run_until_complete(found.run_single(data()))["reward_score"] == 0.0
+        else:
+            with pytest.raises(KeyError):
+                found.loop.run_until_complete(found.run_single(data()))
+
+
 def test_doctor_finds_the_plugin():
     """In this environment: loaded, all parts installed; with plug-ins off it says so, and names the line."""
 
@@ -408,7 +442,7 @@ def test_doctor_finds_the_plugin():
         return next(c for c in json.loads(done.stdout)["checks"] if c["name"] == "verl plug-in")
 
     here = plugin_check()
-    assert here["status"] == "works" and "5 parts" in here["detail"]
+    assert here["status"] == "works" and "6 parts" in here["detail"]
     off = plugin_check(VERL_USE_EXTERNAL_PLUGINS="none")
     assert off["status"] == "broken" and off["advice"] == "export VERL_USE_EXTERNAL_MODULES=autotelic.verl.plugin"
     assert plugin_check(VERL_USE_EXTERNAL_PLUGINS="none", VERL_USE_EXTERNAL_MODULES="autotelic.verl.plugin") == here

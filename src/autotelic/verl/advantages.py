@@ -40,6 +40,7 @@ def label_free_rewards() -> dict[str, LabelFreeReward]:
         R.MajorityVote(),
         R.SRT(),
         R.SRT(soft=True),
+        R.EvolRL(),
         R.SeedGRPO(),
         R.TokenEntropy(),
         R.EMRLToken(),

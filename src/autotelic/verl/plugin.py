@@ -20,6 +20,7 @@ PARTS = {
     "verl.workers.engine.base": "autotelic.verl.engine",
     "verl.workers.engine_workers": "autotelic.verl.workers",
     "verl.trainer.ppo.v1": "autotelic.verl.trainers",
+    "verl.experimental.reward_loop.reward_manager": "autotelic.verl.reward_manager",
     "verl.utils.tracking": "autotelic.verl.law",
 }
 """verl's module, and ours, whose ``install`` is called with it."""
