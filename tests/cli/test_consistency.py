@@ -78,11 +78,10 @@ def test_json_is_one_value_and_quiet_is_silent(name, place, monkeypatch, capsys)
 
 def test_no_colour_where_no_terminal_watches(place):
     """The whole process, whose output goes into pipes: neither colours nor lines that rewrite themselves."""
-    for name in ("score", "control"):
-        done = subprocess.run([sys.executable, "-m", "autotelic", *QUICK[name]], cwd=place, capture_output=True)
-        assert done.returncode == 0
-        assert b"\x1b" not in done.stdout + done.stderr
-        assert b"\r" not in done.stderr
+    done = subprocess.run([sys.executable, "-m", "autotelic", *QUICK["score"]], cwd=place, capture_output=True)
+    assert done.returncode == 0
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert b"\r" not in done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -110,3 +109,26 @@ def test_the_summary_of_a_run_shows_where_it_began_and_ended():
     assert entropy.split() == ["policy/entropy", "0.6", "0.2", "0.2", "0.6"]
     assert greedy.split() == ["eval/greedy", "0.5", "0.5", "0.5", "0.5"]
     assert summary_table([]) == ""
+
+
+def test_progress_says_entropy_reward_and_time_left(monkeypatch, capsys):
+    """A line now and then where nobody watches, nothing with quiet: ten of twenty steps in 30 s leave 30 s."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from autotelic.trl import callbacks
+
+    clock = iter([100.0, 100.0, 130.0, 130.0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    args, control = TrainingArguments(output_dir="unused", use_cpu=True), TrainerControl()
+    state = TrainerState(max_steps=20, is_world_process_zero=True)
+    for quiet in (False, True):
+        progress = callbacks.Progress("grpo mine", quiet=quiet)
+        state.global_step = 0
+        if quiet:
+            clock = iter([100.0] * 9)
+        progress.on_train_begin(args, state, control)
+        progress.on_log(args, state, control, logs={"entropy": 0.3125, "reward": 0.5})
+        state.global_step = 10
+        progress.on_step_end(args, state, control)
+        printed = capsys.readouterr().err
+        assert printed == ("" if quiet else "grpo mine: step 10/20  entropy 0.312  reward 0.500  30 s left\n")

@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print a summary."""
+    import warnings
+
+    # TRL asks transformers for a property by its former name: nothing that a user could change
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     summary = train(args.method, args.options)
     return 0 if summary["finished"] else 130
 
