@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -504,3 +508,29 @@ def test_bad_input_is_one_clear_line(options, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         train("ppl", options(**changes))
     assert "\n" not in str(caught.value).strip()
+
+
+RANK_PROGRAM = "import sys; from autotelic.cli.train import train; train('ppl', sys.argv[1:])"
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path, options):
+    """Half the pairs each: same losses and parameters; held-out pairs count once, though ranks share an odd number."""
+    for size in (1, 2):
+        extra = {"per_device_train_batch_size": 8 // size, "per_device_eval_batch_size": 3, "save_strategy": "no"}
+        extra |= {"max_steps": 3}  # three whole batches: accelerate fills up a short one in its own way
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(size)}
+        ranks = []
+        for rank in range(size):
+            place |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-c", RANK_PROGRAM, *options(f"ranks{size}", **extra)]
+            ranks.append(subprocess.Popen(command, env=os.environ | place))
+        assert [rank.wait(timeout=300) for rank in ranks] == [0] * size
+    one, two = (metrics(tmp_path / f"ranks{size}") for size in (1, 2))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for ours, theirs in zip(one, two, strict=True):
+        for name in ours:
+            if name.startswith("preference/") or name in ("train/loss", "policy/entropy"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4), (ours["step"], name)

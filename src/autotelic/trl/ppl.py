@@ -360,8 +360,8 @@ class PolicyLabelMixin(TrainerBase):
                 self._record(mode, name, (value * weights).sum(), weights.sum())
         tokens = {"entropy": entropy} | ({} if divergences is None else {"divergence": divergences})
         for name, value in tokens.items():
-            sums = torch.stack([value.masked_fill(~response, 0.0).sum(), response.sum().to(value)])
-            total, count = self.accelerator.gather(sums.unsqueeze(0)).sum(0)
+            sums = torch.stack([value.masked_fill(~response, 0.0).sum(-1), response.sum(-1).to(value)], dim=-1)
+            total, count = self.accelerator.gather_for_metrics(torch.stack(sums.chunk(2)).sum(0)).sum(0)
             self._record(mode, name, total, count.clamp(min=1))
 
     def _record(self, mode: str, name: str, total: Tensor, count: Tensor) -> None:

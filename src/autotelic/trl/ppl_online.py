@@ -134,10 +134,13 @@ class OnlineMixin(TrainerBase):
                     example[f"{side}_label_top_ids"], example[f"{side}_label_top_logprobs"] = labels[i][1:]
             examples.append(example)
         known = [reward for reward in rewards if reward is not None]
-        record = self._metrics["train"]
-        record["reward/mean"].append(sum(known) / max(len(known), 1))
-        record["completions/mean_length"].append(sum(map(len, responses)) / len(responses))
-        record["preference/decided_share"].append(sum(example["weight"] for example in examples) / len(examples))
+        decided = sum(example["weight"] for example in examples)
+        sums = [sum(known), len(known), sum(map(len, responses)), len(responses), decided, len(examples)]
+        totals = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
+        shares = self.accelerator.gather(totals.unsqueeze(0)).sum(0).view(3, 2).tolist()
+        names = ("reward/mean", "completions/mean_length", "preference/decided_share")
+        for name, (total, count) in zip(names, shares, strict=True):
+            self._metrics["train"][name].append(total / max(count, 1))
         return examples
 
     def _sample(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
