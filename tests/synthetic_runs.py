@@ -74,6 +74,7 @@ def write_run(
             for name, size in (("0_02", 3.0), ("0_2", 1.8), ("2", 0.9), ("20", 0.3), ("50", 0.1)):
                 row[f"covariance/top_{name}"] = size * (0.3 + entropy) + rng.gauss(0, 0.03)
             row["covariance/mean"] = 0.01 * entropy
+            row |= {f"covariance/accuracy_{level}": 0.02 * entropy for level in ("low", "mid", "high")}
             if control:
                 row["selected/share"] = 0.02
                 shares = [0.1, 0.25, 0.05, 0.6]

@@ -191,3 +191,11 @@ def test_prompts_that_never_come_back_are_spread_over_training(tmp_path):
     (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     steps = [row.step for row in rollouts.choose_rows(load_run(folder).rollouts)]
     assert (len(steps), steps[0], steps[-1]) == (rollouts.MAX_PROMPTS, 0, 39)
+
+
+def test_every_curve_of_the_covariance_has_its_own_name(tmp_path):
+    (entry,) = data.covariance(grouped(synthetic_runs.write_run(tmp_path / "r", "clip_cov", steps=5)))
+    ranks = [curve["name"] for curve in entry["ranks"]]
+    assert ranks == ["top 0.02 %", "top 0.2 %", "top 2 %", "top 20 %", "top 50 %", "all tokens"]
+    assert [c["name"] for c in entry["accuracies"]] == list(data.ACCURACIES.values())
+    assert len({c["name"] for c in entry["quadrants"]}) == 4

@@ -62,6 +62,11 @@ PROBES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 PREFERENCES = ("eval/success", "eval/return", "preference/", "feedback/")
 """How names of metrics of preference learning begin; every declared one that a run has logged is drawn, in order."""
+ACCURACIES = {
+    "covariance/accuracy_low": "less than 1/3 right",
+    "covariance/accuracy_mid": "1/3 to 2/3 right",
+    "covariance/accuracy_high": "more than 2/3 right",
+}
 TABLE_FROM_RUNS = (
     ("mean@k", "eval/mean_at_k"),
     ("greedy", "eval/greedy"),
@@ -302,17 +307,19 @@ def pass_curves(results: Mapping[str, Any], groups: Sequence[Group]) -> list[dic
 
 
 def covariance(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return the covariance's means by rank, and the selected share by quadrant, for methods that log them."""
+    """Return covariance by rank and by accuracy of the prompt, and the selected share by quadrant, where logged."""
     result = []
     for group in groups:
+        logged = {name for run in group.runs for name in run.metrics}
         names = sorted(
-            {n for run in group.runs for n in run.metrics if n.startswith("covariance/")}, key=covariance_order
+            (n for n in logged if n.startswith("covariance/top_") or n == "covariance/mean"), key=covariance_order
         )
         quadrants = [f"selected/{s}_{p}" for s in ("positive", "negative") for p in ("likely", "unlikely")]
         ranks = [{"name": rank_label(n), **curve} for n in names if (curve := band(group.runs, n))]
         shares = [{"name": quadrant_label(n), **curve} for n in quadrants if (curve := band(group.runs, n))]
+        accuracies = [{"name": s, **curve} for n, s in ACCURACIES.items() if (curve := band(group.runs, n))]
         if ranks or shares:
-            result.append({"method": group.key, "ranks": ranks, "quadrants": shares})
+            result.append({"method": group.key, "ranks": ranks, "accuracies": accuracies, "quadrants": shares})
     return result
 
 

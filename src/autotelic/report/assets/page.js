@@ -365,6 +365,10 @@
       const s = entry().ranks;
       return s.length ? { traces: lines(s).map((t) => ({ ...t, showlegend: Boolean(t.name) })), layout: { ...legendAbove, xaxis: { title: { text: "optimizer step" } } } } : { traces: [], layout: note("not logged by " + label(current)) };
     } }));
+    if (data.covariance.some((c) => c.accuracies.length)) own.push(addChart(grid, { title: "Covariance by the prompt's accuracy", help: "nats × advantage", make: () => {
+      const s = entry().accuracies;
+      return s.length ? { traces: lines(s).map((t) => ({ ...t, showlegend: Boolean(t.name) })), layout: { ...legendAbove, xaxis: { title: { text: "optimizer step" } } } } : { traces: [], layout: note("not logged by " + label(current)) };
+    } }));
     if (data.covariance.some((c) => c.quadrants.length)) own.push(addChart(grid, { title: "Selected tokens by quadrant", help: "share of the selected tokens", make: () => {
       const s = entry().quadrants;
       const colors = ["#0072B2", "#56B4E9", "#E69F00", "#D55E00"];
