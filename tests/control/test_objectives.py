@@ -12,8 +12,9 @@ from autotelic.control.objectives import all_scores, calibrated_nll, pair_data, 
 from autotelic.control.segments import Preferences
 from autotelic.control.settings import TrainSettings
 from autotelic.errors import UserError
+from autotelic.functional.lookahead import gaussian_kl
 
-SMALL = TrainSettings(hidden=(8,), bc_steps=2, steps=3, batch_pairs=4, dropout=0.0)
+SMALL = TrainSettings(hidden=(8,), bc_steps=2, steps=3, batch_pairs=4, dropout=0.0, constants="keep")
 
 
 @pytest.fixture
@@ -109,6 +110,29 @@ def test_the_entropy_of_labels_shifts_scores_and_not_their_gradient(data):
     assert not torch.allclose(results[0][0], results[1][0])
     for one, two in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+def test_dropped_constants_shift_scores_by_as_much_per_step(data):
+    """log pi loses -A log(std sqrt(2 pi)) and the log slope of tanh; the KL what it is between equal means."""
+    model = learner(data, average=False, gamma=1.0)
+    rows, (mean, log_std) = torch.arange(4), model.policy(data.observations)
+    for lookahead in (model.settings.lookahead("cpl"), model.settings.lookahead("ppl")):
+        kept, dropped = (scores(model.policy, model.data, rows, lookahead, c)[0] for c in ("keep", "drop"))
+        at_mean = model.policy.logprob(data.actions, data.actions, log_std).masked_fill(~data.mask, 0).sum(-1)
+        constant = gaussian_kl(mean, data.label_log_std, mean, log_std)
+        ahead = (model.data.weights * constant).sum(-1) if lookahead.future != "none" else 0
+        torch.testing.assert_close(kept - dropped, at_mean - ahead, rtol=1e-3, atol=1e-3)
+
+
+def test_dropped_constants_change_nothing_at_lambda_one(data):
+    """Squashing aside: equal lengths and label stds, lambda 1."""
+    three = replace(data, first=data.first[:1], second=data.second[:1], label=data.label[:1])
+    gradients = []
+    for kind in ("keep", "drop"):
+        model = PreferenceLearner(replace(SMALL, bias=1.0, constants=kind, method="cpl"), three, squash=False)
+        gradients.append(torch.autograd.grad(model.objective(), list(model.policy.body.parameters())))
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 def test_padding_is_never_read(data):

@@ -31,6 +31,7 @@ class PreferenceLearner:
         """Initialise the policy; the seed fixes it and the batches, so that methods share their clone."""
         self.settings, self.method = settings, method or settings.method
         self.lookahead = settings.lookahead(self.method)
+        self.constants = settings.constants if settings.std and not self.relative else "keep"
         self.data = data.with_lookahead(self.lookahead)
         self.generator = torch.Generator().manual_seed(settings.seed)
         with torch.random.fork_rng():
@@ -47,6 +48,11 @@ class PreferenceLearner:
         self.modules: dict[str, nn.Module] = {"policy": self.policy}
         self.optimizers = {"policy": torch.optim.Adam(self.policy.body.parameters(), lr=settings.lr)}
         self.updates = 0
+
+    @property
+    def relative(self) -> bool:
+        """Whether scores are relative to the frozen clone: its log-probabilities carry the same constants."""
+        return self.method == "dpo" or self.settings.reference
 
     def update(self) -> float:
         """One optimizer step; returns the loss."""
@@ -66,7 +72,7 @@ class PreferenceLearner:
     def after_cloning(self) -> None:
         """Start Adam anew, and freeze the clone where it is the reference."""
         self.optimizers["policy"] = torch.optim.Adam(self.policy.body.parameters(), lr=self.settings.lr)
-        if self.method == "dpo" or self.settings.reference:
+        if self.relative:
             self.data = replace(self.data, ref_logprobs=reference_logprobs(self.policy, self.data))
 
     def pairs(self) -> PairData:
@@ -94,7 +100,7 @@ class PreferenceLearner:
             mean, log_std = self.policy(batch.observations[both])
             logprobs = self.policy.logprob(batch.actions[both], mean, log_std)
             return behavior_cloning_loss(logprobs, mask, cloned_segments(batch.label, "preferred"))
-        score, logprobs = scores(self.policy, batch, both, self.lookahead)
+        score, logprobs = scores(self.policy, batch, both, self.lookahead, self.constants)
         first, second = score.chunk(2)
         bias = 1.0 if self.method == "dpo" else self.settings.bias
         loss = ppl_loss(first, second, batch.label, bias, self.settings.alpha).mean()

@@ -2,6 +2,10 @@
 
     loss = -log sigma(alpha [S(zeta+) - bias S(zeta-)]) + bc_coef BC,   S = sum_t log pi - coef look-ahead
 
+For lambda != 1 (`bias`), terms of the score that do not depend on the policy shift every margin: with 64 steps of four
+actions by several units, so that the logistic loss is linear and never satisfied. `constants="drop"` leaves them out:
+log pi becomes -|u - mean|^2 / (2 std^2), as in CPL's code, and the KL the distance of the means.
+
 Everything that does not depend on the policy being trained (observations, actions, label parameters, look-ahead
 weights, reference log-probabilities) is cached in `PairData`, so that a PPL update costs a CPL update and one KL.
 
@@ -121,18 +125,29 @@ def pair_data(
 
 
 def scores(
-    policy: GaussianPolicy, data: PairData, segments: Int[Tensor, " K"], lookahead: Lookahead
+    policy: GaussianPolicy, data: PairData, segments: Int[Tensor, " K"], lookahead: Lookahead, constants: str = "keep"
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K S"]]:
-    """Return S of some segments under the policy, and log pi of their actions."""
+    """Return S of some segments under the policy, and log pi of their actions (without its constants, if dropped).
+
+    Args:
+        policy: being trained.
+        data: the segments, with the weights of `with_lookahead`.
+        segments: rows.
+        lookahead: the method's.
+        constants: `drop` needs a policy of fixed std.
+    """
     mask = data.mask[segments]
     actions = data.actions[segments]
     mean, log_std = policy(data.observations[segments])
-    logprobs = policy.logprob(actions, mean, log_std)
+    drop = constants == "drop" and policy.std is not None
+    logprobs = -scaled_distance(actions, mean, log_std) if drop else policy.logprob(actions, mean, log_std)
     reference = None if data.ref_logprobs is None else data.ref_logprobs[segments]
     if lookahead.future == "none" or lookahead.coef == 0:
         return cpl_score(logprobs, mask, reference), logprobs
     if lookahead.divergence == "dirac" or data.label_mean is None or data.label_log_std is None:
         divergences = dirac_divergence(logprobs)
+    elif drop:
+        divergences = scaled_distance(data.label_mean[segments], mean, log_std)
     else:  # KL of squashed Gaussians by the same tanh is that of their bases
         label = (data.label_mean[segments], data.label_log_std[segments])
         divergences = gaussian_kl(*label, mean, log_std, lookahead.label_entropy)
@@ -142,13 +157,22 @@ def scores(
     return ppl_score(logprobs, divergences, weights, mask, reference, lookahead.coef), logprobs
 
 
+def scaled_distance(
+    point: Float[Tensor, "*batch A"], mean: Float[Tensor, "*batch A"], log_std: Float[Tensor, "*batch A"]
+) -> Float[Tensor, "*batch"]:
+    """|point - mean|^2 / (2 std^2): -log N without its normaliser, and KL between Gaussians without its constant."""
+    return 0.5 * ((point - mean) * (-log_std).exp()).square().sum(-1)
+
+
 @torch.no_grad()
-def all_scores(policy: GaussianPolicy, data: PairData, lookahead: Lookahead, chunk: int = 256) -> Float[Tensor, " N"]:
+def all_scores(
+    policy: GaussianPolicy, data: PairData, lookahead: Lookahead, constants: str = "keep", chunk: int = 256
+) -> Float[Tensor, " N"]:
     """S of every segment, in evaluation mode."""
     training = policy.training
     policy.eval()
     rows = torch.arange(len(data.mask)).split(chunk)
-    result = torch.cat([scores(policy, data, part, lookahead)[0] for part in rows])
+    result = torch.cat([scores(policy, data, part, lookahead, constants)[0] for part in rows])
     policy.train(training)
     return result
 

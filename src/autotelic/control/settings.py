@@ -37,6 +37,8 @@ class TrainSettings:
         lookahead_horizon: longest lag in steps; 0 is no limit.
         lookahead_coef: multiplier of the look-ahead; 0 is CPL.
         average: divide each step's look-ahead by its number of terms.
+        constants: `drop` (as in CPL's code) or `keep` what a score has that no policy changes; they shift the margin
+            where lambda != 1. With a learned std, or relative to a reference, nothing is dropped.
         label_entropy: `include` (KL) or `drop` (cross-entropy).
         held_out_fraction: share of pairs kept for the preference NLL.
         eval_every: updates between evaluations.
@@ -67,6 +69,7 @@ class TrainSettings:
     lookahead_horizon: int = 0
     lookahead_coef: Number = 1.0
     average: bool = True
+    constants: str = "drop"
     label_entropy: str = "include"
     held_out_fraction: Number = 0.1
     eval_every: int = 500
@@ -84,6 +87,7 @@ class TrainSettings:
             "labels": get_args(LabelKind),
             "label_model": LABEL_MODELS,
             "label_entropy": ("include", "drop"),
+            "constants": ("drop", "keep"),
             "future": ("in_segment", "observed"),
         }
         for name, valid in choices.items():

@@ -99,7 +99,7 @@ def preference_figures(learner: PreferenceLearner, prepared: Prepared) -> Row:
         lookahead = learner.settings.lookahead(name)
         if name == "ppl" and lookahead.divergence == "kl" and data.label_mean is None:
             continue
-        score = all_scores(learner.policy, data.with_lookahead(lookahead), lookahead)
+        score = all_scores(learner.policy, data.with_lookahead(lookahead), lookahead, learner.constants)
         margin = score[data.second] - score[data.first]
         nll, accuracy = calibrated_nll(margin, data.label, prepared.held_out)
         result[f"preference/nll_{name}"] = nll
