@@ -227,7 +227,7 @@
         table: el("div", {}, el("p", { class: "small muted" }, chart.metric + (chart.help ? ": " + chart.help : "") + (chart.absent.length ? ". Not logged by: " + chart.absent.join(", ") : "")), table(["method", "n", "first", "last", "lowest", "highest"], rows)),
         make: () => {
           const measured = /^(eval|probe)\/|heldout/.test(chart.metric);
-          return { traces: chart.series.flatMap((s) => lineTraces(s, s.method, { window: measured ? 1 : window_ })), layout: { xaxis: { title: { text: "optimizer step" } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
+          return { traces: chart.series.flatMap((s) => lineTraces(s, s.method, { window: measured || s.x.length < 30 ? 1 : window_ })), layout: { xaxis: { title: { text: "optimizer step" } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
         },
       }));
     }
