@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VERL := .venv-verl
 
-.PHONY: setup demo test test-all test-verl lint types format bench clean
+.PHONY: setup demo test test-all test-verl test-matrix test-wheel test-deepspeed lint types format bench clean
 
 setup: $(VENV)/.ready
 
@@ -46,6 +46,21 @@ $(VERL)/.ready: requirements-verl.txt pyproject.toml
 	$(VERL)/bin/pip install -q --no-deps -e .
 	touch $@
 
+# Other versions of TRL, each in a thin environment over this one.
+test-matrix: setup
+	$(BIN)/python tests/packaging/matrix.py
+
+# The wheel in an empty environment, and the demo from it.
+test-wheel: setup
+	$(BIN)/python tests/packaging/wheel.py
+
+# ZeRO-2 and ZeRO-3 on two CPU processes, with the DeepSpeed that is named here.
+DEEPSPEED := build/deepspeed
+test-deepspeed: setup
+	$(BIN)/python tests/packaging/thin.py $(DEEPSPEED) hjson ninja py-cpuinfo einops nvidia-ml-py msgpack setuptools wheel
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(DEEPSPEED)/bin/pip install -q --no-deps --no-build-isolation deepspeed==0.19.8
+	DS_ACCELERATOR=cpu $(DEEPSPEED)/bin/python -m pytest -q -m "slow or not slow" -k "zero or deepspeed" tests/scaling
+
 lint: setup
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
@@ -56,6 +71,10 @@ types: setup
 format: setup
 	$(BIN)/ruff check --fix src tests
 	$(BIN)/ruff format src tests
+
+# Every benchmark, one thread each, then docs/performance.md from their results.
+bench: setup
+	$(BIN)/python benchmarks/suite.py
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis

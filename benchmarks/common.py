@@ -65,6 +65,14 @@ def interleave(
     return seconds
 
 
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of its living children: worker processes count."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    return time.process_time() + sum(sum(child.cpu_times()[:2]) for child in children)
+
+
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float | None]:
     """Return the geometric mean of paired ratios, and its 95 % interval (None for one pair)."""
     logs = [math.log(a / b) for a, b in zip(numerators, denominators, strict=True)]

@@ -142,7 +142,7 @@ def wide_vocabulary(args: Any) -> dict[str, Any]:
     from autotelic.trl import KLCov, with_entropy_control
     from autotelic.trl.baselines import HighEntropy
 
-    rows, width, hidden, inner, vocabulary = (4, 8, 64, 128, 997) if args.smoke else (4, 128, 896, 4864, 151_936)
+    rows, width, hidden, inner, vocabulary = (4, 8, 64, 128, 997) if args.smoke else (4, 96, 896, 4864, 151_936)
     tokenizer = build_tokenizer()
     controls = {OURS: None, f"{OURS}, kl_cov": KLCov(fraction=2e-3), f"{OURS}, high_entropy": HighEntropy()}
     trainers: dict[str, Any] = {}
@@ -173,7 +173,7 @@ def small_world(args: Any) -> dict[str, Any]:
     from autotelic.tasks import to_dataset
     from autotelic.trl.training import build_trainer
 
-    steps, group = (1, 2) if args.smoke else (4, 8)
+    steps, group = (1, 2) if args.smoke else (2, 8)
     trainers: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, control in ((TRL, "none"), (OURS, "none"), (f"{OURS}, kl_cov", "kl_cov")):
@@ -237,7 +237,7 @@ def control_share(args: Any) -> dict[str, Any]:
         )
         trainer._buffered_inputs = scored(trainer, rollout(rows, micro, width, len(tokenizer)))
         shares = []
-        for turn in range(1 if args.smoke else 3):
+        for turn in range(1 if args.smoke else 2):
             trainer.own, started = 0.0, time.process_time()
             update(trainer)
             if turn or args.smoke:  # the first is for warming up
@@ -272,7 +272,7 @@ def clocked(base: Any) -> Any:
 
 
 def main(options: list[str] | None = None) -> dict[str, Any]:
-    args = parser_for(__doc__, repeats=5).parse_args(options)
+    args = parser_for(__doc__, repeats=4).parse_args(options)
     one_thread()
     warnings.simplefilter("ignore")
     cases = [wide_vocabulary(args), small_world(args), control_share(args)]
