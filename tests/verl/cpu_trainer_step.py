@@ -1,14 +1,16 @@
-"""One iteration of verl's V1 trainer on a CPU: Ray, TransferQueue, its worker and its loss; only sampling is a stub.
+"""verl's V1 trainer on a CPU: its fit loop on Ray and TransferQueue, its worker and its loss; only sampling is a stub.
 
     python cpu_trainer_step.py ADV_ESTIMATOR LOSS_MODE STEPS
 
-`_step_once` is verl's own: sample, balance, old log-probabilities, advantages, actor update. The rollouts that it
-samples come from the carried model by transformers. Prints the metrics of each step as JSON.
+`fit` and all that it calls are verl's own: sample, balance, old log-probabilities, advantages, actor update, metrics,
+tracking. The rollouts come from the carried model by transformers. Prints what each step gave as JSON; the metrics are
+read back from verl's file tracker.
 """
 
 import json
 import os
 import sys
+import tempfile
 import types
 import warnings
 from pathlib import Path
@@ -54,6 +56,10 @@ def configuration(estimator, mode):
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
         "trainer.n_gpus_per_node=1",
         f"data.train_batch_size={PROMPTS}",
+        "trainer.logger=[file]",
+        "trainer.val_before_train=False",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
     ]
     if mode == "autotelic_clip_cov":
         options += [
@@ -87,7 +93,7 @@ class Rollouts:
                 whole = torch.cat([prompt[0], response])
                 uid = f"step{global_steps}prompt{number}"
                 keys.append(f"{uid}_{session}_0")
-                tags.append({"seq_len": len(whole)})
+                tags.append({"seq_len": len(whole), "min_global_steps": global_steps, "max_global_steps": global_steps})
                 rows.append(
                     {
                         "uid": uid,
@@ -97,6 +103,7 @@ class Rollouts:
                         "position_ids": torch.arange(len(whole)),
                         "response_mask": torch.ones(len(response), dtype=torch.int64),
                         "loss_mask": torch.ones(len(response), dtype=torch.int64),
+                        "num_turns": 1,
                         "rm_scores": torch.full((len(response),), -1.0),  # a label's score, to be replaced
                     }
                 )
@@ -121,55 +128,72 @@ class InProcess:
         return self.worker.update_actor(batch)
 
 
-def make_trainer(config):
-    """Return verl's trainer, registered by the plug-in, without its servers."""
+def make_trainer(config, steps):
+    """Return verl's synchronous trainer without its servers and its data loader."""
     from verl.trainer.ppo.v1 import get_trainer_cls
+    from verl.trainer.ppo.v1.trainer_base import RolloutMoELoadBalanceMetricsAccumulator
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
     tokenizer = AutoTokenizer.from_pretrained(model_path("any_pair"))
     worker = ActorRolloutRefWorker(config.actor_rollout_ref, role="actor")
     worker.init_model()
-    trainer = object.__new__(get_trainer_cls("autotelic_sync"))
-    trainer.config, trainer.tokenizer, trainer.global_steps = config, tokenizer, 1
+    trainer = object.__new__(get_trainer_cls("sync"))
+    trainer.config, trainer.tokenizer, trainer.global_steps = config, tokenizer, 0
+    trainer.trainer_mode, trainer.parameter_sync_step = "sync", 1
+    trainer.total_training_steps, trainer.steps_per_epoch = steps, steps
     trainer.use_reference_policy = trainer.use_critic = False
-    trainer.curr_step_profile, trainer.timing_raw = False, {}
     trainer.replay_buffer = Rollouts(tokenizer)
     trainer.reward_loop_manager = types.SimpleNamespace(reward_loop_worker_handles=[])
-    trainer.checkpoint_manager = types.SimpleNamespace(sleep_replicas=lambda: None)
+    trainer.checkpoint_manager = types.SimpleNamespace(sleep_replicas=lambda: None, update_weights=lambda step: None)
+    trainer.resource_pool_manager = types.SimpleNamespace(get_n_gpus=lambda: 1)
     trainer.actor_rollout_wg = InProcess(worker)
-    trainer.parameter_sync_step = 1
+    model = config.actor_rollout_ref.model
+    trainer._rollout_moe_lb_metrics_accumulator = RolloutMoELoadBalanceMetricsAccumulator(model_config=model)
+    trainer._init_dump_executor()
+    trainer.prepare_step = dict  # nothing is sent to a sampler
     return trainer
 
 
-def main():
-    estimator, mode, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    config = configuration(estimator, mode)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    with open_dict(config):
-        config.transfer_queue.enable = True
-        config.transfer_queue.backend.SimpleStorage.num_data_storage_units = 1
-    tq.init(config.transfer_queue)
-    cpu.start()
-    OmegaConf.resolve(config)
-    trainer = make_trainer(config)
-    found = []
-    for step in range(1, steps + 1):
-        trainer.global_steps, metrics = step, {}
-        batch = trainer._step_once(metrics, {}, PROMPTS)
+def watch(trainer, found):
+    """Keep what each step wrote into the transfer queue, before verl clears it."""
+    compute = trainer._compute_metrics
+
+    def compute_and_keep(batch, metrics, timing_raw, **kwargs):
         names = ["advantages", "rm_scores", "prompts", "responses"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
-        rewards = [float(row.sum()) for row in data["rm_scores"].unbind()]
-        advantages = [float(row[0]) for row in data["advantages"].unbind()]
         texts = {
             name: trainer.tokenizer.batch_decode(
                 [row.tolist() for row in data[name].unbind()], skip_special_tokens=True
             )
             for name in ("prompts", "responses")
         }
-        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-        found.append({"metrics": numbers, "rewards": rewards, "advantages": advantages, **texts})
-        tq.kv_clear(keys=batch.keys, partition_id=batch.partition_id)
-    print("STEPS" + json.dumps(found))
+        rewards = [float(row.sum()) for row in data["rm_scores"].unbind()]
+        advantages = [float(row[0]) for row in data["advantages"].unbind()]
+        found.append({"rewards": rewards, "advantages": advantages, **texts})
+        return compute(batch, metrics, timing_raw, **kwargs)
+
+    trainer._compute_metrics = compute_and_keep
+
+
+def main():
+    estimator, mode, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["VERL_FILE_LOGGER_PATH"] = str(Path(folder) / "log.jsonl")
+        config = configuration(estimator, mode)
+        with open_dict(config):
+            config.transfer_queue.enable = True
+            config.transfer_queue.backend.SimpleStorage.num_data_storage_units = 1
+        OmegaConf.resolve(config)
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        tq.init(config.transfer_queue)
+        cpu.start()
+        found = []
+        trainer = make_trainer(config, steps)
+        watch(trainer, found)
+        trainer.fit(None)
+        trainer.logger.finish()
+        rows = [json.loads(line)["data"] for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    print("STEPS" + json.dumps([step | {"metrics": row} for step, row in zip(found, rows, strict=True)]))
     tq.close()
     ray.shutdown()
 

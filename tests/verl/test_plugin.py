@@ -126,7 +126,7 @@ def test_advantages_by_uid_are_the_groups_own():
 def test_an_estimator_refuses_scores_that_are_not_ours():
     estimate = advantage_estimator("empo")
     rewards, mask = torch.eye(4), torch.ones(4, 4)
-    with pytest.raises(UserError, match="autotelic_sync"):
+    with pytest.raises(UserError, match="use_v1"):
         estimate(token_level_rewards=rewards, response_mask=mask, index=["a", "a", "b", "b"])
     with serving(), pytest.raises(UserError, match="uid"):
         estimate(token_level_rewards=rewards, response_mask=mask)

@@ -1,7 +1,7 @@
-"""The plug-in for verl: policy losses, advantage estimators, trainers and the live entropy law, by name.
+"""The plug-in for verl: policy losses, advantage estimators and the live entropy law, by name.
 
     actor_rollout_ref.actor.policy_loss.loss_mode=autotelic_clip_cov     exact over the mini-batch of all ranks
-    algorithm.adv_estimator=autotelic_empo trainer.v1.trainer_mode=autotelic_sync
+    algorithm.adv_estimator=autotelic_empo                               rewards from the group, no label read
 
 verl finds it by itself, through the entry-point group ``verl.plugins``. Where that is switched off,
 ``VERL_USE_EXTERNAL_MODULES=autotelic.verl.plugin`` loads it. Nothing here imports verl before verl imports the module

@@ -92,8 +92,8 @@ def advantage_estimator(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
     ) -> tuple[Tensor, Tensor]:
         if not _SERVED.get():
             raise UserError(
-                f"adv_estimator={PREFIX}{name} needs the responses, which this trainer does not give: "
-                f"set trainer.v1.trainer_mode={PREFIX}sync (or {PREFIX} before the mode that you use)"
+                f"adv_estimator={PREFIX}{name} needs the responses, which verl's V1 trainer gives where the plug-in "
+                "has prepared it: set trainer.use_v1=true, and run `autotelic doctor`"
             )
         if index is None:
             raise UserError(f"adv_estimator={PREFIX}{name} needs verl's uid of each response: none was given")

@@ -19,7 +19,7 @@ PARTS = {
     "verl.trainer.ppo.core_algos": "autotelic.verl.registration",
     "verl.workers.engine.base": "autotelic.verl.engine",
     "verl.workers.engine_workers": "autotelic.verl.workers",
-    "verl.trainer.ppo.v1": "autotelic.verl.trainers",
+    "verl.trainer.ppo.v1.trainer_base": "autotelic.verl.trainers",
     "verl.experimental.reward_loop.reward_manager": "autotelic.verl.reward_manager",
     "verl.utils.tracking": "autotelic.verl.law",
 }

@@ -1,4 +1,4 @@
-"""verl's trainers with label-free rewards: ``trainer.v1.trainer_mode=autotelic_sync``, and so for every other mode.
+"""Label-free rewards in verl's V1 trainer, whichever its mode: ``algorithm.adv_estimator=autotelic_empo``.
 
 verl scores responses one at a time, and a label-free reward looks at a group. So the group's rewards are computed where
 verl computes advantages: on the driver, for the whole batch. They take the place of the scores (``rm_scores``), and
@@ -9,7 +9,8 @@ Deviations: the tokens of prompts that a reward leaves out have no advantage but
 on verl counts all response tokens of the mini-batch.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,40 +21,27 @@ from torch import Tensor
 from autotelic.answers import extract
 from autotelic.rewards.base import LabelFreeReward, RewardResult, TokenStats
 from autotelic.rewards.groups import Group, Row
-from autotelic.verl import PREFIX
 from autotelic.verl.advantages import reward_of, serving
 
 FIELDS = ["uid", "prompts", "responses", "response_mask", "old_log_probs", "entropy"]
 
 
-def install(v1: ModuleType) -> None:
-    """Register each of verl's trainers a second time, with label-free rewards; a second call changes nothing."""
-    from verl.trainer.ppo.v1 import trainer_base
-
-    for name, trainer in list(trainer_base.TRAINER_REGISTRY.items()):
-        if not name.startswith(PREFIX) and PREFIX + name not in trainer_base.TRAINER_REGISTRY:
-            v1.register_trainer(PREFIX + name)(with_label_free_rewards(trainer))
+def install(trainer_base: ModuleType) -> None:
+    """Let ``PPOTrainer._compute_advantage`` score groups first; a second call changes nothing."""
+    trainer = trainer_base.PPOTrainer
+    if not hasattr(trainer._compute_advantage, "__wrapped__"):
+        trainer._compute_advantage = scoring_groups(trainer._compute_advantage)
 
 
-def with_label_free_rewards(trainer: type) -> type:
-    """Return a subclass of one of verl's V1 trainers that serves ``algorithm.adv_estimator=autotelic_*``."""
-    return type(f"LabelFree{trainer.__name__}", (LabelFreeMixin, trainer), {})
+def scoring_groups(compute_advantage: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``_compute_advantage`` with a label-free reward in the place of the scores, where one is configured."""
 
-
-class LabelFreeMixin:
-    """Puts a label-free reward in the place of the scores, before advantages are computed."""
-
-    config: Any
-    tokenizer: Any
-    global_steps: int
-
-    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """Score the batch's groups, then let verl compute advantages."""
+    @functools.wraps(compute_advantage)
+    def score_and_compute(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
         algorithm = self.config.algorithm
         reward = reward_of(algorithm.adv_estimator, dict(algorithm.get("label_free", None) or {}))
-        upper: Any = super()
         if reward is None:
-            return upper._compute_advantage(batch, metrics=metrics)
+            return compute_advantage(self, batch, metrics)
         import transfer_queue as tq
 
         rows = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
@@ -62,17 +50,18 @@ class LabelFreeMixin:
         metrics.update(diagnostics)
         put(tq, batch, "rm_scores", on_last_token(scores, rows["response_mask"]))
         with serving():
-            batch = upper._compute_advantage(batch, metrics=metrics)
-        if bool((scale != 1).any()):
-            batch = self._scale_advantages(tq, batch, scale)
-        return batch
+            batch = compute_advantage(self, batch, metrics)
+        return scale_advantages(tq, batch, scale) if bool((scale != 1).any()) else batch
 
-    def _scale_advantages(self, tq: Any, batch: Any, scale: Float[Tensor, " B"]) -> Any:
-        """Multiply the advantages of each row, as SEED-GRPO does."""
-        fields = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["advantages"])
-        nested = fields["advantages"]
-        rows = [row * factor for row, factor in zip(nested.unbind(), scale.to(nested.dtype), strict=True)]
-        return put(tq, batch, "advantages", torch.nested.as_nested_tensor(rows, layout=torch.jagged))
+    return score_and_compute
+
+
+def scale_advantages(tq: Any, batch: Any, scale: Float[Tensor, " B"]) -> Any:
+    """Multiply the advantages of each row, as SEED-GRPO does."""
+    fields = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["advantages"])
+    nested = fields["advantages"]
+    rows = [row * factor for row, factor in zip(nested.unbind(), scale.to(nested.dtype), strict=True)]
+    return put(tq, batch, "advantages", torch.nested.as_nested_tensor(rows, layout=torch.jagged))
 
 
 def score(
