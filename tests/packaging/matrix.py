@@ -7,36 +7,21 @@ that runs this script. Downloads one wheel per version; no other dependency move
 import os
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
+
+from thin import thin_environment
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("1.10.0", "1.13.0", "1.16.0")
 TESTS = ("tests/trl", "tests/rewards", "tests/test_recipes.py")
 
 
-def environment(version: str) -> Path:
-    """Create the environment with one version of TRL; return its Python."""
-    folder = ROOT / "build" / f"trl-{version}"
-    python = folder / "bin" / "python"
-    if not (folder / ".ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", f"trl=={version}"], check=True)
-        ask = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-        own = Path(subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip())
-        # addsitedir, not a plain line: it also reads that folder's .pth files, such as the editable install's.
-        base = sysconfig.get_paths()["purelib"]
-        (own / "zz_base.pth").write_text(f"import site; site.addsitedir({base!r})\n")
-        (folder / ".ready").touch()
-    return python
-
-
 def main(versions: list[str]) -> int:
     """Test every version; print a line each, return 1 where one failed."""
     failed = 0
     for version in versions or VERSIONS:
-        python = environment(version)
+        python = thin_environment(ROOT / "build" / f"trl-{version}", [f"trl=={version}"])
         shown = subprocess.run([python, "-c", "import trl; print(trl.__version__)"], capture_output=True, text=True)
         if shown.stdout.strip() != version:
             print(f"trl {version}: cannot be imported\n{shown.stderr.strip().splitlines()[-1:]}")

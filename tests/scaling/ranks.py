@@ -61,11 +61,12 @@ def launch_environment(run: dict) -> dict[str, str]:
         "--no_python",
         "x",
     ]
-    args, *_ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     before = dict(os.environ)
     if args.use_deepspeed:
         from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
         environ = prepare_deepspeed_cmd_env(args)[1]
     else:
         environ = prepare_multi_gpu_env(args)
@@ -188,7 +189,7 @@ def follow(run: dict, rank: int, seen: dict) -> None:
         seen["selected"].append(ours)
 
     def made_up(self, row):
-        """Digits, so that answers differ and agree; half of the responses of a group are right for the length reward."""
+        """Digits, so that answers differ and agree; half of a group is right for the length reward."""
         generator = torch.Generator().manual_seed(1000 * self.state.global_step + row)
         length = int(torch.randint(1, 6, (1,), generator=generator))
         digits = self.processing_class.convert_tokens_to_ids(list("0123"))

@@ -26,7 +26,7 @@ METHODS = {
     "empo": ("empo", {"epsilon": 0.2, "epsilon_high": 0.2}),
     "one_shot_em": ("one_shot_em", {"reward": "constant"}),
 }
-LORA = {"use_peft": "true", "lora_r": 4, "lora_target_modules": "all-linear"}
+LORA = {"use_peft": "true", "lora_r": 4, "lora_target_modules": "all-linear", "lora_dropout": 0}
 COMPARED = ("reward/", "train/loss", "train/em_loss", "train/grad_norm", "policy/", "selected/", "covariance/")
 
 

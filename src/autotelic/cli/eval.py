@@ -121,7 +121,8 @@ def load_model(name: str) -> tuple[Any, Any]:
         logging.disable_progress_bar()
     where = name if not path.exists() else str(path)
     try:
-        return AutoModelForCausalLM.from_pretrained(where), AutoTokenizer.from_pretrained(where)
+        model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True)  # a pickle runs what its author wrote
+        return model, AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
         raise UserError(f"cannot load the model {where}: {reason}") from None
