@@ -56,7 +56,8 @@ class PPL:
         coef: c, the look-ahead's factor.
         label_entropy: `include` or `drop` the label's entropy in d_l. With lambda = 1 and equal labels it cancels;
             else it shifts the margin, and so changes training.
-        future: `observed` looks beyond the judged segment along the recorded rollout, `in_segment` does not.
+        future: `observed` looks beyond the judged segment along the recorded rollout, `in_segment` does not. Either is
+            one rollout of a random label, a noisy guess of the expectation: see the table in `functional.lookahead`.
         normalize: `mean` divides the score by the number of judged tokens, `sum` does not.
         bias: lambda, on the rejected side.
         ref_coef: factor of the reference log-probabilities; 0 is CPL.
