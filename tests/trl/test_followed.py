@@ -128,3 +128,14 @@ def test_the_command_follows_its_first_prompts(tmp_path, make_model, tokenizer):
     rows = [json.loads(line) for line in (tmp_path / "run" / "followed.jsonl").read_text().splitlines()]
     assert [(row["step"], row["prompt_id"]) for row in rows[:4]] == [(0, "p0"), (0, "p1"), (0, "p2"), (1, "p0")]
     assert len(rows) == 9 and len(rows[0]["responses"]) == 2
+
+
+def test_overwriting_a_run_leaves_nothing_that_the_report_would_take_for_its_own(tmp_path):
+    from autotelic.report.load import RUN_FILES
+    from autotelic.trl.arguments import RunArguments
+    from autotelic.trl.training import prepare_folder
+
+    for name in RUN_FILES:
+        (tmp_path / name).write_text("{}\n")
+    prepare_folder(tmp_path, RunArguments(overwrite=True))
+    assert [name for name in RUN_FILES if (tmp_path / name).exists()] == []

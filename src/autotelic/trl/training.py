@@ -146,7 +146,7 @@ def build_stop_rules(run: RunArguments, probe: Any, folder: Path, metrics_file: 
     return StopRules(probe, parse_rules(run.stop_rule), run.probe_steps, folder, metrics_file.append, rollback)
 
 
-RUN_FILES = ("metrics.jsonl", "rollouts.jsonl", "followed.jsonl", "probes.jsonl", "run.json")
+RUN_FILES = ("metrics.jsonl", "rollouts.jsonl", "followed.jsonl", "evaluation.json", "probes.jsonl", "run.json")
 
 
 def prepare_folder(folder: Path, run: RunArguments) -> str | None:
