@@ -408,3 +408,29 @@ def test_small_vocabularies_stay_with_trl(make_trainer):
     assert "below" in trainer.fused_head_refusal
     with pytest.raises(UserError, match="unknown fused_head 'yes'"):
         make_trainer(with_entropy_control, fused_head="yes")
+
+
+# What rewards and diagnostics read.
+
+
+def test_statistics_are_those_of_the_logits():
+    from autotelic.trl.dynamics import vocabulary_statistics
+    from autotelic.trl.label_free import token_statistics
+
+    model = small("GraniteForCausalLM", logits_scaling=3.0).eval()
+    attention = torch.ones_like(IDS)
+    attention[1, -1] = 0
+    given = {"temperature": 0.7, "batch_size": 1}
+    theirs = vocabulary_statistics(model, IDS, attention, 4, **given)
+    ours = vocabulary_statistics(model, IDS, attention, 4, fused=True, **given)
+    mask = attention[:, -4:].bool()
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a[mask], b[mask], rtol=1e-4, atol=1e-5)
+    rows = ([[3, 5], [4]], [[7, 9, 11], [6, 8]])
+    theirs = token_statistics(model, *rows, pad_id=0, **given)
+    ours = token_statistics(model, *rows, pad_id=0, fused=True, **given)
+    assert torch.equal(ours.mask, theirs.mask)
+    for name in ("logprobs", "entropy", "self_certainty"):
+        a, b = (getattr(x, name)[ours.mask] for x in (ours, theirs))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@
 
 Both predictions are per unit of a step in the logits: for a network only their sign, and their proportion to the
 realised change over many updates, have meaning. The advantages are those before a control rewrites them.
-Each update costs two forward passes with full logits, over the tracked rows only.
+Each update costs two forward passes, over the tracked rows only; with full logits where the fused head is not used.
 Deviations: none.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.functional.masking import wide
+from autotelic.trl.head import statistics
 
 
 class VocabularyStatistics(NamedTuple):
@@ -41,13 +42,27 @@ def vocabulary_statistics(
     *,
     temperature: float | int,
     batch_size: int,
+    fused: bool = False,
     **extras: Any,
 ) -> VocabularyStatistics:
-    """Return the statistics of the last `num_response` tokens of each row, with the logits of a few rows at a time."""
+    """Return the statistics of the last `num_response` tokens of each row.
+
+    The logits of `batch_size` rows are held at a time; with `fused` none are, and padding has zeros
+    (`autotelic.trl.head`).
+    """
     if extras:
         raise NotImplementedError("statistics over the vocabulary are for text-only models")
     parts = []
     for rows in torch.arange(ids.shape[0], device=ids.device).split(batch_size):
+        if fused:
+            labels = ids[rows].masked_fill(attention[rows] == 0, -100)
+            labels[:, :-num_response] = -100
+            found = statistics(
+                model, labels, temperature=temperature, input_ids=ids[rows], attention_mask=attention[rows]
+            )
+            names = ("logprobs", "entropy", "discriminator", "expected_discriminator")
+            parts.append(tuple(found[name][:, -num_response:] for name in names))
+            continue
         logits = model(input_ids=ids[rows], attention_mask=attention[rows]).logits[:, -num_response - 1 : -1].float()
         tokens = ids[rows, -num_response:]
         discriminator = F.entropy_discriminator(logits, tokens, temperature)

@@ -57,6 +57,10 @@ class FusedHeadMixin(TrainerBase):
         if getattr(self, "ref_model", None) is not None:
             use_fused_head(self.ref_model, **settings)
 
+    def _fused_statistics(self) -> bool:
+        """Return whether `statistics` serves this trainer's model: not where FSDP 2 holds its parameters in shards."""
+        return self.fused_head_refusal is None and not hasattr(next(self.model.parameters()), "full_tensor")
+
 
 @dataclass(frozen=True)
 class Head:
@@ -172,6 +176,31 @@ def score(
     # masked_scatter keeps a batch without any label connected to the model: it then has a gradient, of zero.
     logprobs, entropy = (x.new_zeros(mask.shape).masked_scatter(mask, x) for x in found[:2])
     return logprobs, entropy, mask
+
+
+@torch.no_grad()
+def statistics(
+    model: Any, labels: Int[Tensor, "B T"], *, temperature: float | int, **inputs: Any
+) -> dict[str, Float[Tensor, "B T-1"]]:
+    """Return `autotelic.kernels.TokenStatistics` of the labelled positions, by field; 0 elsewhere, without gradient.
+
+    Args:
+        model: one that `use_fused_head` has not refused.
+        labels: token ids, -100 where nothing is asked; those of position t are predicted at t - 1.
+        temperature: logits are divided by it.
+        inputs: of the model's backbone.
+    """
+    from autotelic.kernels import linear_statistics
+
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    labels = labels[:, 1:]
+    head, mask = head_of(model), labels != -100
+    rows, weight = augmented(hidden[mask], head, hidden.dtype)
+    bias = None if head.bias is None else head.bias.to(hidden.dtype)
+    options = {"temperature": temperature, "logit_scale": head.scale, "softcap": head.softcap}
+    found = linear_statistics(rows, weight, labels[mask], bias=bias, **options)._asdict()
+    return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
 
 
 def augmented(

@@ -20,12 +20,13 @@ from autotelic.errors import UserError
 from autotelic.rewards.base import LabelFreeReward, TokenStats
 from autotelic.rewards.formulas import self_certainty
 from autotelic.trl.base import TrainerBase
+from autotelic.trl.head import FusedHeadMixin, statistics
 
 IN_LOSS = "row_in_loss"
 """Rows whose tokens count in the denominator, (B,)."""
 
 
-class LabelFreeMixin(TrainerBase):
+class LabelFreeMixin(FusedHeadMixin):
     """Serves the rewards of `autotelic.rewards`; other reward functions are left as TRL treats them."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -48,6 +49,7 @@ class LabelFreeMixin(TrainerBase):
                 pad_id=self.processing_class.pad_token_id,
                 temperature=self.temperature,
                 batch_size=self.args.per_device_train_batch_size,
+                fused=self._fused_statistics(),
             )
             for reward in asking:
                 reward.token_stats = statistics
@@ -88,8 +90,12 @@ def token_statistics(
     pad_id: int,
     temperature: float | int,
     batch_size: int,
+    fused: bool = False,
 ) -> TokenStats:
-    """Return log-probabilities, entropy and self-certainty of each response token, in micro-batches of rows."""
+    """Return log-probabilities, entropy and self-certainty of each response token, in micro-batches of rows.
+
+    With `fused` no logits are held, and padding has zeros (`autotelic.trl.head`).
+    """
     width = max(map(len, response_ids))
     pieces: list[list[Tensor]] = []
     for start in range(0, len(prompt_ids), batch_size):
@@ -105,6 +111,14 @@ def token_statistics(
         ]
         ids, mask = torch.tensor(rows, device=model.device), torch.tensor(attention, device=model.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        if fused:
+            labels = ids.masked_fill(mask == 0, -100)
+            labels[:, :pad] = -100
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            found = statistics(model, labels, temperature=temperature, **inputs)
+            kept = (found[name][:, pad - 1 :] for name in ("logprobs", "entropy", "self_certainty"))
+            pieces.append([mask[:, pad:].bool(), *kept])
+            continue
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, pad - 1 : -1]
         logits = logits.float() / temperature
         pieces.append(

@@ -231,6 +231,7 @@ class EntropyControlMixin(FusedHeadMixin):
             *forward_inputs(micro),
             temperature=self.temperature,
             batch_size=self.args.per_device_train_batch_size,
+            fused=self._fused_statistics(),
             **forward_extras(micro),
         )
 
