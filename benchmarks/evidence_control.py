@@ -103,39 +103,36 @@ def interval(values: np.ndarray, sign: bool = False) -> str:
     return f"{text} ± {mean - low:.3f}" if len(values) > 1 else text
 
 
+def own_nll(result: dict[str, Any]) -> float:
+    """Held-out preference NLL under the label model that the method was trained with."""
+    return result.get("preference/nll_ppl" if result["method"].startswith("ppl") else "preference/nll_cpl", np.nan)
+
+
 def table(output: Path) -> str:
     """Success per task and arm, and the paired differences that the recipe names (`paired: [[a, b], ...]`)."""
     recipe = json.loads((output / "experiment.json").read_text())
-    lines = [
-        "| task | arm | seeds | success | preference NLL, own model | accuracy |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
     results: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for path in output.glob("*-seed*/*/run/result.json"):
         task, seed = path.parents[2].name.rsplit("-seed", 1)
         results.setdefault((task, path.parents[1].name), {})[int(seed)] = json.loads(path.read_text())
-    order = [(task, arm) for task in recipe["tasks"] for arm in recipe["arms"] if (task, arm) in results]
-    for task, arm in order:
-        rows = list(results[task, arm].values())
-        name = "preference/nll_ppl" if rows[0]["method"].startswith("ppl") else "preference/nll_cpl"
-        cells = [
-            interval(np.array([r.get(key, np.nan) for r in rows]))
-            for key in ("eval/success", name, "preference/accuracy")
-        ]
-        lines.append(f"| {task} | {arm} | {len(rows)} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| paired difference of success | " + " | ".join(recipe["tasks"]) + " |",
-        "| --- " * (len(recipe["tasks"]) + 1) + "|",
-    ]
-    for first, second in recipe.get("paired", []):
-        cells = []
-        for task in recipe["tasks"]:
+        rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        results.setdefault((task, "the clone"), {})[int(seed)] = rows[0] | {"method": "clone"}
+    lines = ["| task | arm | seeds | success | held-out preference NLL, own score | accuracy |", "| --- " * 6 + "|"]
+    for task, arm in [(task, arm) for task in recipe["tasks"] for arm in ("the clone", *recipe["arms"])]:
+        if rows := list(results.get((task, arm), {}).values()):
+            cells = [[r["eval/success"] for r in rows], [own_nll(r) for r in rows]]
+            cells.append([r.get("preference/accuracy", np.nan) for r in rows])
+            shown = [interval(np.array(cell)) for cell in cells]
+            lines.append(f"| {task} | {arm} | {len(rows)} | " + " | ".join(shown) + " |")
+    lines += ["", "| task | paired difference | seeds | success | held-out preference NLL |", "| --- " * 5 + "|"]
+    for task in recipe["tasks"]:
+        for first, second in recipe.get("paired", []):
             one, two = results.get((task, first), {}), results.get((task, second), {})
-            both = sorted(set(one) & set(two))
-            gaps = np.array([one[s]["eval/success"] - two[s]["eval/success"] for s in both])
-            cells.append(interval(gaps, sign=True) + f" ({len(both)})" if both else "-")
-        lines.append(f"| {first} - {second} | " + " | ".join(cells) + " |")
+            if both := sorted(set(one) & set(two)):
+                success = np.array([one[s]["eval/success"] - two[s]["eval/success"] for s in both])
+                nll = np.array([own_nll(one[s]) - own_nll(two[s]) for s in both])
+                cells = f"{interval(success, sign=True)} | {interval(nll, sign=True)}"
+                lines.append(f"| {task} | {first} - {second} | {len(both)} | {cells} |")
     rates = [json.loads(p.read_text()) for p in sorted(output.glob("*-seed*/data/data.json"))]
     lines += ["", "behaviours' success: " + ", ".join(str([round(r, 2) for r in d["success"]]) for d in rates)]
     return "\n".join(lines)
