@@ -325,6 +325,15 @@ Tile = Callable[[slice, slice, Tensor, Tensor, Tensor | None, Tensor], Tensor]
 """From rows, words, their hidden states, weight and bias, and scratch, to the logits of the tile."""
 
 
+def operands_tile(operands: Operands) -> Tile:
+    """Return what makes the logits of a tile again."""
+
+    def again(rows: slice, words: slice, h: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
+        return operands.logits(out, h, w, b)
+
+    return again
+
+
 def active_rows(grad_logprobs: Tensor, grad_entropy: Tensor) -> Tensor:
     """Return the rows that have a gradient at all."""
     return ((grad_logprobs != 0) | (grad_entropy != 0)).nonzero().squeeze(1)
@@ -348,12 +357,9 @@ def backward(
     some = operands if dense else operands.rows(active)
     if not dense:
         stats, grad_logprobs, grad_entropy = stats.rows(active), grad_logprobs[active], grad_entropy[active]
-
-    def again(rows: slice, words: slice, h: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
-        return some.logits(out, h, w, b)
-
     sums = Accumulators(some, needs)
-    grad_hidden = sums.collect(some, Coefficients.of(stats, grad_logprobs, grad_entropy), again, first=True)
+    coefficients = Coefficients.of(stats, grad_logprobs, grad_entropy)
+    grad_hidden = sums.collect(some, coefficients, operands_tile(some), first=True)
     if grad_hidden is not None and not dense:
         grad_hidden = operands.empty(*hidden.shape).zero_().index_copy_(0, active, grad_hidden)
     return sums.finish(grad_hidden)
@@ -379,8 +385,8 @@ def loss_and_gradients(
     """
     operands = Operands(hidden, weight, bias, targets, head)
     num_rows, vocabulary = operands.num_rows, operands.vocabulary
-    count = -(-num_rows // max(max_elements // vocabulary, 1))
-    size = -(-num_rows // count)
+    count = max(-(-num_rows // max(max_elements // vocabulary, 1)), 1)
+    size = max(-(-num_rows // count), 1)
     kept = operands.empty(size * vocabulary)
     sums = Accumulators(operands, needs, several=count > 1)
     losses, parts = operands.empty(num_rows), []
@@ -394,6 +400,11 @@ def loss_and_gradients(
         part = spend_logits(rows, kept, stats, upstream, active, sums, first=block.start == 0)
         if grad_hidden is not None and part is not None:
             grad_hidden[block].index_copy_(0, active, part)
+    if not parts:  # no rows: nothing has set the gradients to zero yet
+        sums.collect(
+            operands, Coefficients.of(Stats(*[losses] * 4), losses, losses), operands_tile(operands), first=True
+        )
+        parts.append(Stats(*[losses] * 4))
     stats = Stats(*(torch.cat(column) for column in zip(*parts, strict=True)))
     return losses, stats, sums.finish(grad_hidden)
 
