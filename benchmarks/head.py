@@ -1,0 +1,207 @@
+"""The head, values and gradients, against every peer: `python benchmarks/head.py`.
+
+From hidden states (N, d) and the head's weight (V, d): log-probability of N targets and entropy, then the gradients of
+both results for random upstream gradients, in float32 without reduced-precision products, on one thread. Sides are
+what the packages themselves offer for a CPU: TRL's chunked head, Liger's scaled cross-entropy with entropy (its
+portable path, after verl's), verl's FusedLinearForPPO in torch, and logits held in full. `four bare products` is the
+arithmetic that nobody can leave out without keeping logits: logits, logits again, and two gradients.
+
+MiB is the peak above the operands and the returned gradients, each side in a process of its own. The error is the
+relative one of the weight's gradient, by norm, against float64, on a small problem.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from common import OURS, case, in_child, interleave, one_thread, parser_for, peak_above, write
+
+SIZES = {"full": (512, 151_936, 896), "smoke": (24, 601, 32)}
+SHARE = 0.2
+KNOWN, SKIPPED, PRODUCTS = "autotelic, loss known", "autotelic, 20 % of rows", "four bare products"
+TRL_SKIPPED = "TRL, 20 % of rows"
+TRL_CHUNK = 8192
+
+
+def problem(rows: int, words: int, dim: int) -> dict[str, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, dim, generator=generator)
+    weight = torch.randn(words, dim, generator=generator).mul_(2 / dim**0.5)
+    upstream = torch.randn(2, rows, generator=generator)
+    keep = torch.rand(rows, generator=generator).argsort() < SHARE * rows
+    return {
+        "hidden": hidden.requires_grad_(),
+        "weight": weight.requires_grad_(),
+        "targets": torch.randint(words, (rows,), generator=generator),
+        "upstream": upstream,
+        "skipped": upstream * keep,
+    }
+
+
+def sides_of(data: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Return every side that can run here, from nothing to the two gradients, and why the others cannot."""
+    import torch
+
+    from autotelic.kernels import linear_logprob_entropy, linear_loss
+
+    hidden, weight, targets = data["hidden"], data["weight"], data["targets"]
+
+    def through(values: Callable[[], Any], upstream: str) -> Callable[[], Any]:
+        def run() -> Any:
+            found = values()
+            return torch.autograd.grad(found, (hidden, weight), list(data[upstream].to(found[0].dtype)))
+
+        return run
+
+    def known() -> Any:
+        columns = data["upstream"].to(hidden.dtype)
+        found = linear_loss(hidden, weight, targets, lambda logprobs, h, a, b: a * logprobs + b * h, *columns)
+        return torch.autograd.grad(found.loss, (hidden, weight))
+
+    def products() -> Any:
+        """In tiles like ours or at once, whichever is faster here: at once it is slower."""
+        from autotelic.kernels import portable
+
+        with torch.no_grad():
+            columns = portable.num_columns(*weight.shape, hidden.shape[0])
+            grad_hidden, grad_weight = torch.zeros_like(hidden), torch.empty_like(weight)
+            tile = hidden.new_empty(min(portable.ROWS, hidden.shape[0]) * columns)
+            for again in (False, True):
+                for words in portable.spans(weight.shape[0], columns):
+                    for rows in portable.spans(hidden.shape[0], portable.ROWS):
+                        h, w = hidden[rows], weight[words]
+                        z = tile[: h.shape[0] * w.shape[0]].view(h.shape[0], w.shape[0])
+                        torch.mm(h, w.T, out=z)
+                        if again:
+                            grad_hidden[rows].addmm_(z, w)
+                            grad_weight[words].addmm_(z.T, h, beta=float(rows.start > 0))
+        return grad_hidden, grad_weight
+
+    def materialised() -> Any:
+        log_p = (hidden @ weight.T).log_softmax(-1)
+        return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+    def ours() -> Any:
+        return linear_logprob_entropy(hidden, weight, targets)
+
+    sides = {
+        OURS: through(ours, "upstream"),
+        PRODUCTS: products,
+        KNOWN: known,
+        SKIPPED: through(ours, "skipped"),
+        "materialised logits": through(materialised, "upstream"),
+    }
+    missing = {}
+    try:
+        from trl.kernels import ChunkedLogProbFunction
+
+        def trl() -> Any:
+            return ChunkedLogProbFunction.apply(
+                hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ("log_probs", "entropy")
+            )[:2]
+
+        sides["TRL"], sides[TRL_SKIPPED] = through(trl, "upstream"), through(trl, "skipped")
+    except ImportError as error:
+        missing["TRL"] = str(error)
+    try:
+        from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+        def liger() -> Any:
+            nll, entropy = LigerFusedLinearScaledCrossEntropyFunction.apply(
+                hidden, weight, targets, return_entropy=True
+            )
+            return -nll, entropy
+
+        sides["Liger"] = through(liger, "upstream")
+    except ImportError as error:
+        missing["Liger"] = str(error)
+    try:
+        from verl.utils.experimental.torch_functional import FusedLinearForPPOFunction
+
+        sides["verl"] = through(lambda: FusedLinearForPPOFunction.apply(hidden, weight, targets, 1.0, 512), "upstream")
+    except ImportError as error:
+        missing["verl"] = f"not importable beside this TRL: {error}"
+    return sides, missing
+
+
+def extra_mib(side: str, size: str) -> float:
+    """Peak memory of one turn beyond the operands and the gradients, in this process."""
+    one_thread()
+    warm, _ = sides_of(problem(*SIZES["smoke"]))
+    warm[side]()
+    sides, _ = sides_of(problem(*SIZES[size]))
+    peak = peak_above()
+    gradients = sides[side]()
+    return peak() - sum(x.numel() * x.element_size() for x in gradients) / 2**20
+
+
+def errors() -> dict[str, float]:
+    """Each side's error in the weight's gradient, on a small problem, against materialised logits in float64."""
+    import torch
+
+    data = problem(64, 5003, 64)
+    exact = {key: x.detach().double() if x.is_floating_point() else x for key, x in data.items()}
+    exact |= {key: exact[key].requires_grad_() for key in ("hidden", "weight")}
+    reference = sides_of(exact)[0]["materialised logits"]()[1]
+    found = {}
+    for name, side in sides_of(data)[0].items():
+        if name not in (PRODUCTS, SKIPPED, TRL_SKIPPED):
+            found[name] = float(torch.linalg.vector_norm(side()[1] - reference) / torch.linalg.vector_norm(reference))
+    return found
+
+
+def cases_of(seconds: dict[str, list[float]], memory: dict[str, float], error: dict[str, float]) -> list[Any]:
+    def row(name: str, ours: str, others: list[str], **extra: Any) -> dict[str, Any]:
+        labels = {ours: OURS} | {
+            x: ("autotelic, any loss, every row" if x == OURS else x) for x in others if x in seconds
+        }
+        extra |= {
+            key: {label: values[side] for side, label in labels.items() if side in values}
+            for key, values in (("memory_mib", memory), ("error", error))
+            if any(side in values for side in labels)
+        }
+        return case(name, {label: seconds[side] for side, label in labels.items()}, **extra)
+
+    peers = ["materialised logits", "TRL", "Liger", "verl"]
+    found = [
+        row("every row", OURS, peers, target=1.5),
+        row("against the bare arithmetic", OURS, [PRODUCTS], target=1 / 1.1, target_side=PRODUCTS),
+        row("loss known in the forward", KNOWN, [OURS], target=1 / 0.85, target_side="autotelic, any loss, every row"),
+        row("20 % of the rows", SKIPPED, [OURS], target=1 / 0.45, target_side="autotelic, any loss, every row"),
+    ]
+    if TRL_SKIPPED in seconds:
+        found.append(row("20 % of the rows, against TRL", SKIPPED, [TRL_SKIPPED], target=4.0))
+    if memory:
+        found[0]["missed"] = [f"{memory[OURS]:.0f} MiB beyond the gradients, at most 64"] if memory[OURS] > 64 else []
+    return found
+
+
+def main(options: list[str] | None = None) -> dict[str, Any]:
+    parser = parser_for(__doc__, repeats=3)
+    parser.add_argument("--side", help="measure the memory of this side alone, and print it")
+    args = parser.parse_args(options)
+    size = "smoke" if args.smoke else "full"
+    if args.side:
+        print(json.dumps({"extra_mib": extra_mib(args.side, size)}))
+        return {}
+    one_thread()
+    error = errors()
+    data = problem(*SIZES[size])
+    sides, missing = sides_of(data)
+    seconds = interleave(sides, args.repeats, warm_up=int(args.smoke))
+    names = [] if args.smoke or not sys.platform.startswith("linux") else [x for x in sides if x != PRODUCTS]
+    memory = {}
+    for name in names:
+        found = in_child(__file__, "--side", name)
+        if found is not None:
+            memory[name] = found["extra_mib"]
+    rows, words, dim = SIZES[size]
+    work = {"rows": rows, "vocabulary": words, "width": dim, "dtype": "float32", "matmul_precision": "highest"}
+    return write("head", args, cases_of(seconds, memory, error), work=work, missing=missing)
+
+
+if __name__ == "__main__":
+    main()
