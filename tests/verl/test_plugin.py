@@ -226,3 +226,22 @@ def test_the_live_law_is_for_our_runs_only():
     assert live_law(config("autotelic_clip_cov")).intervention == "clip_cov"
     assert live_law(config("vanilla", "autotelic_empo")).intervention is None
     assert live_law(config("autotelic_observe", bonus=1e-3)).intervention == "an entropy bonus"
+
+
+def test_metrics_of_a_mini_batch_are_declared_and_right():
+    """Five tokens, two of them selected: 40 %; every name is in the glossary."""
+    from autotelic.diagnostics.metrics import METRICS
+    from autotelic.trl.controls import UpdateBatch
+    from autotelic.verl.engine import plan_metrics
+
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    logprobs = -torch.tensor([[0.1, 2.0, 0.5], [1.0, 0.4, 9.0]])
+    advantages = torch.tensor([[1.0], [-1.0]]).expand(2, 3)
+    batch = UpdateBatch(logprobs, advantages, mask, torch.arange(2), step=0, seed=0, across_ranks=False)
+    with pytest.warns(EntropyControlWarning):
+        control = KLCov(fraction=0.4)
+    metrics = plan_metrics(control.plan(batch), batch)
+    assert set(metrics) <= set(METRICS)
+    assert metrics["selected/realised"] == metrics["selected/requested"] == 2 and metrics["selected/share"] == 0.4
+    assert metrics["policy/surprisal"] == pytest.approx(0.8)
+    assert metrics["advantage/std"] == pytest.approx(0.9797959)
