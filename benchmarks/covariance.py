@@ -1,9 +1,11 @@
 """Covariance selection and the loss on it, for one update: `python benchmarks/covariance.py`.
 
 From log-probabilities (with gradient), old log-probabilities, advantages and a mask to the gradient of the loss:
-  autotelic  one exact choice over the whole update, the same for every split, order, padding and number of ranks
+  autotelic  one exact choice over the whole update, the same for every split, order, padding and number of ranks, and
+             the loss of the whole update
   equations  verl's loss functions as `autotelic.functional.parity` writes them anew, one micro-batch at a time
-  verl       verl's own functions on the same micro-batches, where verl can be imported
+  verl       verl's own functions on the same micro-batches, where verl can be imported: an environment of its own
+             (verl 0.9.1 wants another transformers), `PYTHONPATH=src VERL_PYTHON benchmarks/covariance.py`
 """
 
 from types import SimpleNamespace

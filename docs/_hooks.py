@@ -4,8 +4,8 @@ A page links to `../src/autotelic/functional/covariance.py#token_covariance`, wh
 follow. For the site, every file that is linked so becomes a page of highlighted source, with a heading per top-level
 name, so that the anchor leads to the function without a line number.
 
-Three marks are filled in: `<!-- modules of PACKAGE -->` with an entry for every public module of a package,
-`<!-- recipes -->` with a table of the recipes, `<!-- benchmark results -->` with what the benchmarks wrote.
+Two marks are filled in: `<!-- modules of PACKAGE -->` with an entry for every public module of a package, and
+`<!-- recipes -->` with a table of the recipes. The page on performance is written by `benchmarks/page.py`.
 """
 
 import ast
@@ -51,8 +51,6 @@ def on_page_markdown(markdown, page, config, files):
     markdown = MODULES.sub(lambda match: entries(root / "src", match[1]), markdown)
     if "<!-- recipes -->" in markdown:
         markdown = markdown.replace("<!-- recipes -->", recipes(root / "recipes"))
-    if "<!-- benchmark results -->" in markdown:
-        markdown = markdown.replace("<!-- benchmark results -->", results(root / "benchmarks"))
     return LINK.sub(moved, markdown)
 
 
@@ -71,29 +69,6 @@ def recipes(folder):
         name = path.relative_to(folder)
         rows.append(f"| [`{name}`](../recipes/{name}) | {text.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
-
-
-def results(folder):
-    """Return the numbers of every file of results, and what the benchmark of that name says of itself."""
-    parts = []
-    for path in sorted((folder / "results").glob("*.json")):
-        script = folder / f"{path.stem}.py"
-        about = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) if script.exists() else ""
-        numbers = list(leaves(json.loads(path.read_text(encoding="utf-8"))))
-        rows = ["| measure | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in numbers)]
-        parts.append("\n".join([f"## {path.stem}\n", fenced(about or "", "text"), *rows]))
-    return "\n\n".join(parts) or "Nothing was written yet."
-
-
-def leaves(value, name=""):
-    """Yield (path, number or text) of nested results; lists of single measurements are left out."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from leaves(item, f"{name}, {key}" if name else str(key).replace("_", " "))
-    elif isinstance(value, float):
-        yield name.replace("_", " "), f"{value:.4g}"
-    elif not isinstance(value, list):
-        yield name.replace("_", " "), value
 
 
 def entries(source, package):
