@@ -15,6 +15,8 @@ from thin import thin_environment
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("1.10.0", "1.13.0", "1.16.0")
 TESTS = ("tests/trl", "tests/rewards", "tests/test_recipes.py")
+NEEDS_1_16 = "not one_shot_em and not on_policy_entropy_term"
+"""Before 1.16 TRL gives entropies without a gradient: these refuse to train, and say so."""
 
 
 def main(versions: list[str]) -> int:
@@ -29,6 +31,8 @@ def main(versions: list[str]) -> int:
             continue
         started = time.monotonic()
         command = [python, "-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", *TESTS]
+        if tuple(map(int, version.split("."))) < (1, 16):
+            command += ["-k", NEEDS_1_16]
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
         (ROOT / "build" / f"trl-{version}.log").write_text(run.stdout + run.stderr)
