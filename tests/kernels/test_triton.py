@@ -31,6 +31,42 @@ def test_triton_is_refused_without_a_gpu():
         linear_logprob_entropy(torch.ones(2, 3), torch.ones(4, 3), torch.zeros(2).long(), backend="triton")
 
 
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Triton announces its next release's defaults
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("full", [False, True])
+def test_kernels_compile_without_a_gpu(arch, full):
+    """What the interpreter cannot tell: types, arguments that are 1 and become constants, shared memory."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from autotelic.kernels import gpu
+
+    flags = {"HAS_BIAS": full, "HAS_CAP": full, "EVEN": not full, "PRECISION": "ieee", "GROUP": 16}
+    flags |= {"MOMENTS": full, "KEEP": full, "TILES": 8, "LINEAR": not full, "KEPT": False}
+    flags |= {"ROWS": 128, "WORDS": 256, "DIMS": 64}
+    ones = {"num_rows", "num_splits", "plane"} if full else {"h_dim", "w_dim"}
+    types = {"hidden": "*bf16", "weight": "*bf16", "bias": "*bf16", "targets": "*i64", "index": "*i64"}
+    types |= {"scale": "fp32", "cap": "fp32", "out": "*fp32", "logits": "*fp32"}
+    types |= dict.fromkeys(("best", "constant", "linear", "at_target"), "*fp32")
+    for kernel in (gpu.measure, gpu.spread):
+        names = kernel.arg_names
+        constants = {name: flags.get(name, 1) for name in names if name in flags or name in ones}
+        source = ASTSource(
+            fn=kernel,
+            signature={name: "constexpr" if name in constants else types.get(name, "i32") for name in names},
+            constexprs={(names.index(name),): value for name, value in constants.items()},
+            attrs={
+                (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in ("dim", "h_row", "w_row")
+            },
+        )
+        made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 8, "num_stages": 3})
+        assert made.metadata.shared <= (232448 if arch == 90 else 166912)
+        assert ("wgmma" if arch == 90 else "mma.sync") in made.asm["ptx"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(1000, 5003, 896), (300, 151936, 1536), (17, 999, 100)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -8,7 +8,8 @@ The formulas are those of `autotelic.kernels.portable`. Splits are joined as til
 float32 from operands of any dtype; float32 operands are multiplied as such unless
 `torch.set_float32_matmul_precision` allows less. Block sizes are fixed by dtype and shared memory: nothing is tuned at
 run time, so the kernels also run in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported), which is
-where they are tested. They have never run on a GPU, so nothing is known of their speed.
+where they are tested; they also compile for compute capability 8.0 and 9.0. They have never run on a GPU: nothing is
+known of their speed.
 
 Reference: none; see `autotelic.kernels.portable`.
 Deviations: half-precision dL/dz is rounded to the operands' dtype before the last two products.
@@ -37,6 +38,8 @@ from autotelic.kernels.portable import (
 )
 
 LOWEST = tl.constexpr(-1e30)
+WIDE_PRODUCTS = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
+"""Whether half-precision products can be accumulated into float32 on CUDA (torch 2.8)."""
 BLOCK_MIB = 256
 """Memory for dL/dz of one block of words, all active rows."""
 TILES = 8
@@ -120,7 +123,7 @@ def tile_logits(
 @no_type_check  # a type checker's wrapper would hide the source from Triton
 @triton.jit
 def measure(
-    hidden, weight, bias, targets, out, logits, num_rows, num_words, dim, num_splits,
+    hidden, weight, bias, targets, out, logits, num_rows, num_words, dim, num_splits, plane,
     h_row, h_dim, w_row, w_dim, scale, cap,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     MOMENTS: tl.constexpr, KEEP: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr,
@@ -180,7 +183,6 @@ def measure(
                 squares_log += tl.sum(e * e * q, axis=1) + equal * top_e * top_e * top_q
             best = higher
     keep = offset < num_rows
-    plane = num_rows.to(tl.int64) * num_splits
     there = out + split.to(tl.int64) * num_rows + offset
     tl.store(there, best, mask=keep)
     tl.store(there + plane, rest, mask=keep)
@@ -233,8 +235,9 @@ def spread(
 
 
 def start(kernel: Any, num_programs: int, *args: Any, **flags: Any) -> None:
-    """Run a kernel in so many programs."""
-    kernel[(num_programs,)](*args, **flags)
+    """Run a kernel in so many programs, on the device of its first argument."""
+    with torch.cuda.device_of(args[0]):
+        kernel[(num_programs,)](*args, **flags)
 
 
 class Launch:
@@ -281,7 +284,7 @@ def forward(
         start(
             measure, triton.cdiv(num_rows, launch.blocks.rows) * splits,
             *launch.operands, targets, out, out if logits is None else logits,
-            num_rows, num_words, launch.dim, splits, *launch.strides, *launch.scales,
+            num_rows, num_words, launch.dim, splits, splits * num_rows, *launch.strides, *launch.scales,
             MOMENTS=moments, KEEP=logits is not None, TILES=TILES, **launch.flags,
         )  # fmt: skip
     return join(out, targets, num_words)
@@ -311,7 +314,7 @@ def add_product(into: Tensor, a: Tensor, b: Tensor, slope: float) -> None:
     """Add slope a b to a float32 matrix without rounding the product."""
     if a.dtype == torch.float32:
         into.addmm_(a, b, alpha=slope)
-    elif a.is_cuda:
+    elif a.is_cuda and WIDE_PRODUCTS:
         torch.addmm(into, a, b, out_dtype=torch.float32, alpha=slope, out=into)
     else:
         into.addmm_(a.float(), b.float(), alpha=slope)

@@ -13,7 +13,8 @@ product is then made in float32 from tiles cast on the way, exact and at float32
 accumulated in float32, and the gradient of the logits is rounded to the operands' dtype before the last two products.
 
 Backends: `torch` runs anywhere (`autotelic.kernels.portable`); `triton` on CUDA (`autotelic.kernels.gpu`), tested in
-Triton's interpreter only and never timed on a GPU; `auto` takes Triton for CUDA tensors where it is installed.
+Triton's interpreter and compiled, but never run on a GPU and never timed; `auto` takes Triton for CUDA tensors where
+it is installed.
 
 References: Milakov & Gimelshein 2018, arXiv:1805.02867 (streaming softmax); Wijmans et al. 2024, arXiv:2411.09009 (a
 cross-entropy that never holds the logits).
