@@ -41,7 +41,7 @@ def close(a, b, dtype):
 
 @pytest.mark.parametrize("case", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shape", [(37, 301, 19), (1, 33, 16), (32, 128, 32), (65, 601, 24)])
+@pytest.mark.parametrize("shape", [(37, 301, 19), (1, 33, 16), (32, 128, 32)])
 def test_values_and_gradients(shape, dtype, case):
     arguments = problem(*shape, dtype, case)
     g = torch.Generator().manual_seed(1)
