@@ -21,6 +21,14 @@ def write_jsonl(folder):
     return folder
 
 
+def write_verl(folder):
+    path = folder / "verl.jsonl"
+    rows = zip(STEPS, ENTROPY, REWARD, strict=True)
+    rows = [{"step": s, "data": {"actor/entropy": h, "critic/score/mean": r}} for s, h, r in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def write_state(folder):
     path = folder / "trainer_state.json"
     rows = [{"step": s, "entropy": h, "reward": r} for s, h, r in zip(STEPS, ENTROPY, REWARD, strict=True)]
@@ -49,7 +57,7 @@ def write_tensorboard(folder):
     return folder / "tb"
 
 
-@pytest.mark.parametrize("write", [write_jsonl, write_state, write_wandb, write_tensorboard])
+@pytest.mark.parametrize("write", [write_jsonl, write_verl, write_state, write_wandb, write_tensorboard])
 def test_every_format_gives_the_same_curve(tmp_path, write):
     curve = pick_curve(read_log(write(tmp_path)))
     assert curve.step.tolist() == STEPS

@@ -1,4 +1,4 @@
-"""Readers of training logs: our `metrics.jsonl`, `trainer_state.json`, TensorBoard folders, W&B and other CSV files.
+"""Readers of training logs: our `metrics.jsonl`, verl's, `trainer_state.json`, TensorBoard, W&B and other CSV files.
 
 Every reader returns a `Log`: for each column its steps and values. Nothing is interpreted here but names.
 """
@@ -67,7 +67,7 @@ def read_log(path: Path, *, step_column: str | None = None) -> Log:
     if path.name.startswith("events.out.tfevents"):
         return read_tensorboard(path)
     if path.suffix == ".jsonl":
-        return log_from_rows(path, read_jsonl(path), step_column)
+        return log_from_rows(path, [unwrapped(row) for row in read_jsonl(path)], step_column)
     if path.suffix == ".json":
         return read_trainer_state(path)
     if path.suffix in {".csv", ".tsv"}:
@@ -92,6 +92,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 raise UserError(f"{path}, line {number} is not a JSON object; a log holds one object a line")
             rows.append(row)
     return rows
+
+
+def unwrapped(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of verl's file tracker, {"step", "data": {...}}, as one flat row; any other row as it is."""
+    data = row.get("data")
+    return {"step": row.get("step")} | data if isinstance(data, dict) else row
 
 
 def read_trainer_state(path: Path) -> Log:

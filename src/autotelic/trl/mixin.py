@@ -192,6 +192,7 @@ class EntropyControlMixin(FusedHeadMixin):
         advantages = per_token(micro["advantages"], mask).float()
         assert known["logprobs"] is not None
         logprobs = known["logprobs"].float()
+        mask = mask & logprobs.isfinite()  # a sampler may give no log-probability for a token: it cannot be ranked
         clipped = None
         if refresh and old is not None and self.loss_type in CLIPPED_LOSSES:
             bounds = {"clip_low": self.epsilon_low, "clip_high": self.epsilon_high}
