@@ -8,10 +8,12 @@ Values on the command line override the recipe, the recipe overrides the method'
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -48,7 +50,9 @@ def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
         from autotelic.trl.ppl_run import PreferenceArguments
 
         run_class, engine_class = PreferenceArguments, DPOConfig
-    parser = TrlParser((run_class, engine_class, ModelConfig), prog=f"autotelic train {method}")  # pyright: ignore[reportArgumentType]
+    classes = (run_class, engine_class, ModelConfig)
+    with unchanged_fields(*classes):
+        parser = TrlParser(classes, prog=f"autotelic train {method}")  # pyright: ignore[reportArgumentType]
     known = {action.dest for action in parser._actions}
     parser.set_defaults_with_config(**{**machine_defaults(engine_class), **defaults, "output_dir": f"runs/{method}"})
     recipe, options = split_recipe(list(options))
@@ -66,6 +70,17 @@ def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
     except (ValueError, TypeError) as error:
         raise UserError(f"this configuration cannot be used: {error}") from error
     return run_args, training_args, model_args
+
+
+@contextmanager
+def unchanged_fields(*classes: type) -> Iterator[None]:
+    """Put back the types of data class fields, which transformers' parser rewrites and shares with their subclasses."""
+    types = [(field, field.type) for cls in classes for field in dataclasses.fields(cls)]
+    try:
+        yield
+    finally:
+        for field, kind in types:
+            field.type = kind
 
 
 def machine_defaults(config_class: Any) -> dict[str, Any]:
@@ -257,7 +272,6 @@ def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
 
 def build_reward(run_args: Any, training_args: Any) -> Any:
     """Return the reward that a run names: one of `autotelic.rewards`, or `package.module.function`."""
-    import dataclasses
     import importlib
 
     from autotelic import rewards
