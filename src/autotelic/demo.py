@@ -146,7 +146,8 @@ def evaluate(path: str) -> dict[str, Any]:
     from autotelic.tasks import load_problems
 
     problems = load_problems(PROBLEMS, limit=NUM_PROBLEMS, require_answer=True)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(path)
     result = evaluate_model(model, tokenizer, problems, k=NUM_RESPONSES, max_new_tokens=MAX_TOKENS)
     return {name: estimate.as_dict() for name, estimate in result.metrics.items()}
 

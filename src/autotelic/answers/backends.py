@@ -68,7 +68,7 @@ class EmbeddingEquivalence:
                 f"embedding equivalence cannot import sentence-transformers ({error}): "
                 "pip install 'autotelic[text]', or pass encode="
             ) from error
-        model = SentenceTransformer(self.model_name)
+        model = SentenceTransformer(self.model_name, model_kwargs={"use_safetensors": True})
         self._encode = lambda texts: model.encode(texts, show_progress_bar=False)
         return self._encode
 
@@ -135,7 +135,7 @@ class NLIEquivalence:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.model_name)
-        model = AutoModelForSequenceClassification.from_pretrained(self.model_name).eval()
+        model = AutoModelForSequenceClassification.from_pretrained(self.model_name, use_safetensors=True).eval()
         names = {int(k): str(v).lower() for k, v in (model.config.id2label or {}).items()}
 
         def classify(batch: list[tuple[str, str]]) -> list[str]:
