@@ -1,7 +1,9 @@
 """The head, values and gradients, against every peer: `python benchmarks/head.py`.
 
 From hidden states (N, d) and the head's weight (V, d): log-probability of N targets and entropy, then the gradients of
-both results for random upstream gradients, in float32 without reduced-precision products, on one thread. Sides are
+both results for random upstream gradients, in float32 without reduced-precision products, and once more with the
+operands in bfloat16, on one thread. There ours multiplies in float32 all the same, where peers round every product to
+bfloat16; the error says what that costs. Sides are
 what the packages themselves offer for a CPU: TRL's chunked head, Liger's scaled cross-entropy with entropy (its
 portable path, after verl's), verl's FusedLinearForPPO in torch, and logits held in full. `four bare products` is the
 arithmetic that nobody can leave out without keeping logits: logits, logits again, and two gradients.
@@ -19,22 +21,24 @@ from common import OURS, case, in_child, interleave, one_thread, parser_for, pea
 
 SIZES = {"full": (512, 151_936, 896), "smoke": (24, 601, 32)}
 SHARE = 0.2
+PEERS = ("materialised logits", "TRL", "Liger", "verl")
 KNOWN, SKIPPED, PRODUCTS = "autotelic, loss known", "autotelic, 20 % of rows", "four bare products"
 TRL_SKIPPED = "TRL, 20 % of rows"
 TRL_CHUNK = 8192
 
 
-def problem(rows: int, words: int, dim: int) -> dict[str, Any]:
+def problem(rows: int, words: int, dim: int, dtype: str = "float32") -> dict[str, Any]:
     import torch
 
+    kind = getattr(torch, dtype)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, dim, generator=generator)
     weight = torch.randn(words, dim, generator=generator).mul_(2 / dim**0.5)
     upstream = torch.randn(2, rows, generator=generator)
     keep = torch.rand(rows, generator=generator).argsort() < SHARE * rows
     return {
-        "hidden": hidden.requires_grad_(),
-        "weight": weight.requires_grad_(),
+        "hidden": hidden.to(kind).requires_grad_(),
+        "weight": weight.to(kind).requires_grad_(),
         "targets": torch.randint(words, (rows,), generator=generator),
         "upstream": upstream,
         "skipped": upstream * keep,
@@ -81,7 +85,8 @@ def sides_of(data: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], dict[s
         return grad_hidden, grad_weight
 
     def materialised() -> Any:
-        log_p = (hidden @ weight.T).log_softmax(-1)
+        logits = hidden @ weight.T
+        log_p = (logits.float() if logits.dtype == torch.bfloat16 else logits).log_softmax(-1)
         return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
     def ours() -> Any:
@@ -138,11 +143,11 @@ def extra_mib(side: str, size: str) -> float:
     return peak() - sum(x.numel() * x.element_size() for x in gradients) / 2**20
 
 
-def errors() -> dict[str, float]:
+def errors(dtype: str = "float32") -> dict[str, float]:
     """Each side's error in the weight's gradient, on a small problem, against materialised logits in float64."""
     import torch
 
-    data = problem(64, 5003, 64)
+    data = problem(64, 5003, 64, dtype)
     exact = {key: x.detach().double() if x.is_floating_point() else x for key, x in data.items()}
     exact |= {key: exact[key].requires_grad_() for key in ("hidden", "weight")}
     reference = sides_of(exact)[0]["materialised logits"]()[1]
@@ -165,9 +170,8 @@ def cases_of(seconds: dict[str, list[float]], memory: dict[str, float], error: d
         }
         return case(name, {label: seconds[side] for side, label in labels.items()}, **extra)
 
-    peers = ["materialised logits", "TRL", "Liger", "verl"]
     found = [
-        row("every row", OURS, peers, target=1.5),
+        row("every row", OURS, list(PEERS), target=1.5),
         row("against the bare arithmetic", OURS, [PRODUCTS], target=1 / 1.1, target_side=PRODUCTS),
         row("loss known in the forward", KNOWN, [OURS], target=1 / 0.85, target_side="autotelic, any loss, every row"),
         row("20 % of the rows", SKIPPED, [OURS], target=1 / 0.45, target_side="autotelic, any loss, every row"),
@@ -198,9 +202,15 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
         found = in_child(__file__, "--side", name)
         if found is not None:
             memory[name] = found["extra_mib"]
+    cases = cases_of(seconds, memory, error)
+    low, _ = sides_of(problem(*SIZES[size], dtype="bfloat16"))
+    low = {name: side for name, side in low.items() if name in (OURS, *PEERS)}
+    low_error = {name: value for name, value in errors("bfloat16").items() if name in low}
+    low_seconds = interleave(low, args.repeats, warm_up=int(args.smoke))
+    cases.append(case("every row, operands in bfloat16", low_seconds, target=1.5, error=low_error))
     rows, words, dim = SIZES[size]
     work = {"rows": rows, "vocabulary": words, "width": dim, "dtype": "float32", "matmul_precision": "highest"}
-    return write("head", args, cases_of(seconds, memory, error), work=work, missing=missing)
+    return write("head", args, cases, work=work, missing=missing)
 
 
 if __name__ == "__main__":

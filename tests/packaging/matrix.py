@@ -15,8 +15,15 @@ from thin import thin_environment
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("1.10.0", "1.13.0", "1.16.0")
 TESTS = ("tests/trl", "tests/rewards", "tests/test_recipes.py")
-NEEDS_1_16 = "not one_shot_em and not on_policy_entropy_term"
-"""Before 1.16 TRL gives entropies without a gradient: these refuse to train, and say so."""
+NEEDS_1_16 = (
+    "one_shot_em",
+    "on_policy_entropy_term",
+    "entropy_minimisation",
+    "test_a_token_without_a_log_probability",
+    *("without_lookahead_it_is_dpo", "computes_repo", "label_kinds", "test_lora", "auto_keeps"),
+)
+"""Before 1.16 TRL gives entropies without a gradient, and its DPO no log-probabilities: these refuse, and say so. TRL
+1.10 takes a log-probability that is NaN for a ratio, where later versions take 1."""
 
 
 def main(versions: list[str]) -> int:
@@ -32,7 +39,7 @@ def main(versions: list[str]) -> int:
         started = time.monotonic()
         command = [python, "-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", *TESTS]
         if tuple(map(int, version.split("."))) < (1, 16):
-            command += ["-k", NEEDS_1_16]
+            command += ["-k", " and ".join(f"not {name}" for name in NEEDS_1_16)]
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
         (ROOT / "build" / f"trl-{version}.log").write_text(run.stdout + run.stderr)

@@ -147,13 +147,13 @@ def test_processes_sample_for_themselves_and_stop_together(tmp_path):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("config", ["fsdp2", "zero2", "zero3"])
 def test_accelerates_configurations_train_alike(config, tmp_path):
-    """Two processes under the recipe: the numbers of one; probes, logged rollouts, a checkpoint that resumes, best/."""
+    """Two processes under the recipe: the numbers of one, a checkpoint that resumes; probes too, but for ZeRO-3."""
     if config.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
     # FSDP cannot load the state of an optimizer that has none, as SGD; so large an epsilon makes Adam nearly linear.
     extras = {"optim": "adamw_torch", "adam_epsilon": 1.0, "learning_rate": 0.5}
-    extras |= {} if config == "zero3" else {"log_rollouts": 1}
-    extras |= {"stop_rule": "entropy_floor=0.001", "probe_steps": 2, "probe_k": 2, "probe_limit": 2}
+    probes = {"stop_rule": "entropy_floor=0.001", "probe_steps": 2, "probe_k": 2, "probe_limit": 2, "log_rollouts": 1}
+    extras |= {} if config == "zero3" else probes
     runs = [run(f"alone-{method}", method, 1, options=extras | {"max_steps": 8}) for method in METHODS]
     for method in METHODS:
         more = {"config": config, "folder": method, "options": extras}
@@ -166,6 +166,8 @@ def test_accelerates_configurations_train_alike(config, tmp_path):
         finished(found[f"{method}-half"])
         finished(found[f"{method}-rest"], 8)
         same_run(tmp_path / method, tmp_path / f"alone-{method}", weight_tolerance=1e-4)
+        if config == "zero3":
+            continue  # forward passes beside training are refused there
         best = load_file(tmp_path / method / "best" / "weights.safetensors")
         for name, value in load_file(tmp_path / method / "model.safetensors").items():
             torch.testing.assert_close(best[name], value, rtol=1e-4, atol=1e-4)

@@ -14,6 +14,7 @@ Deviations: the reference policy and the window are arguments, since PPL has no 
 precomputed references, checkpoints and evaluation stay TRL's.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -247,6 +248,8 @@ class PolicyLabelMixin(TrainerBase):
         if kwargs.get("data_collator") is None and kwargs.get("processing_class") is not None and settings is not None:
             kwargs["data_collator"] = self._collator(kwargs["processing_class"], settings)
         super().__init__(*args, **kwargs)
+        if importlib.util.find_spec("trl.kernels") is None:  # TRL's DPO has a head that returns log-probabilities since
+            raise UserError("policy-labelled preferences need TRL >= 1.16: pip install 'trl>=1.16'")
         if policy_labels is not None and self.ppl.needs_labels:
             self.train_dataset = policy_labels.attach(self.train_dataset)
             if self.eval_dataset is not None:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from autotelic.answers import cluster, extract
 from autotelic.diagnostics.logs import read_jsonl
-from autotelic.errors import UserError
 from autotelic.files import write_atomically
 from autotelic.trl.mixin import FORWARD_KEYS, ROW_IDS, EntropyControlMixin, response_mask
 
@@ -32,11 +30,6 @@ class RolloutLogMixin(EntropyControlMixin):
         self._logged_prompts: list[dict[str, Any]] = []
         self._next_logged_step = 0
         super().__init__(*args, **kwargs)
-        if self.rollout_log is not None and is_deepspeed_zero3_enabled():
-            raise UserError(
-                "log_rollouts does not work under DeepSpeed ZeRO-3, which cannot split a head that it is prefetching: "
-                "leave it out, or use recipes/accelerate/fsdp2.yaml"
-            )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Write the rollout that was logged last, and take a sample of this one if it is due."""

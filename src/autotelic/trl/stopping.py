@@ -7,8 +7,7 @@ is that one.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -120,9 +119,9 @@ def save_weights(model: Any, folder: Path, step: int, write: bool = True) -> Non
     kept = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            with whole(parameter) as value:
-                if write:
-                    kept[name] = value.contiguous().cpu().clone()
+            value = whole(parameter)
+            if write:
+                kept[name] = value.contiguous().cpu().clone()
     if write:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(kept, folder / "weights.tmp", metadata={"step": str(step)})
@@ -144,24 +143,16 @@ def load_weights(model: Any, folder: Path) -> None:
             if isinstance(parameter, DTensor):
                 parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements))
             else:
-                with whole(parameter, change=True) as place:
-                    place.copy_(value)
+                parameter.copy_(value)
 
 
-@contextmanager
-def whole(parameter: Any, change: bool = False) -> Iterator[Any]:
-    """Give a parameter's full value: put together from FSDP2's shards, or gathered by DeepSpeed's ZeRO-3.
+def whole(parameter: Any) -> Any:
+    """Return a parameter's full value: where FSDP2 shards it, put together.
 
     Raises:
         UserError: FSDP1, which flattens several parameters into one.
     """
     if type(parameter).__name__ == "FlatParameter":
         raise UserError("stop rules cannot keep weights under FSDP1: set fsdp_version: 2")
-    if hasattr(parameter, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if change else None):
-            yield parameter.data
-        return
     value = parameter.detach()
-    yield value.full_tensor() if hasattr(value, "full_tensor") else value
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

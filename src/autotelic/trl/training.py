@@ -69,6 +69,7 @@ def build_trainer(
     from autotelic.trl.rollouts import with_rollout_log
 
     folder = Path(training_args.output_dir)
+    check_sharding(run)
     control = build_control(run, training_args)
     minimization = (
         EntropyMinimization(
@@ -131,6 +132,24 @@ def build_trainer(
         trainer.args.save_steps = -(-int(trainer.args.save_steps) // per_rollout) * per_rollout
     trainer.add_callback(StopCleanly(per_rollout))
     return trainer
+
+
+def check_sharding(run: RunArguments) -> None:
+    """Refuse forward passes beside training where DeepSpeed ZeRO-3 would fail on them in the middle of a run."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    asked = {
+        "stop_rule": run.stop_rule not in (None, "", "none"),
+        "validation_steps": run.validation_steps > 0,
+        "follow_prompts": run.follow_prompts > 0,
+        "log_rollouts": run.log_rollouts > 0,
+    }
+    names = [name for name, value in asked.items() if value]
+    if names and is_deepspeed_zero3_enabled():
+        raise UserError(
+            f"{', '.join(names)} cannot be used under DeepSpeed ZeRO-3, which cannot split a parameter that it is "
+            "prefetching: leave it out, or use recipes/accelerate/fsdp2.yaml"
+        )
 
 
 def build_stop_rules(run: RunArguments, probe: Any, folder: Path, metrics_file: Any) -> Any:
