@@ -1,5 +1,6 @@
 """Heat maps, histograms, single seeds, accuracy against the EM loss: by hand, and what happens without data."""
 
+import base64
 import json
 
 import numpy as np
@@ -181,3 +182,14 @@ def test_followed_prompts_come_first_and_name_their_answers(tmp_path):
     assert all(len(p["steps"]) == 3 for p in prompts)
     answers = prompts[0]["steps"][0]["answers"]
     assert answers and set(answers.values()) <= {"13", "14", "15", "16"}
+
+
+def test_frames_of_a_control_run_are_embedded(tmp_path):
+    """A picture that is one, and small; anything else under that name is left alone."""
+    png = pictures.PNG + b"rest"
+    large = pictures.PNG + bytes(pictures.MAX_FRAME_BYTES)
+    for name, content in (("a", png), ("b", b"<svg onload=alert(1)>"), ("c", large)):
+        (write_run(tmp_path / name, temperature=1.0) / "rollout.png").write_bytes(content)
+    found = pictures.frames([load_run(tmp_path / name) for name in "abc"])
+    assert [frame["run"] for frame in found] == ["a"]
+    assert base64.b64decode(found[0]["png"]) == png

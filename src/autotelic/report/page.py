@@ -93,6 +93,7 @@ def build_payload(
         "charts": drawn,
         "probes": probes,
         "preferences": preferences,
+        "frames": pictures.frames(runs),
         "heat": heat,
         "logits": histograms,
         "seeds": seeds,

@@ -3,6 +3,7 @@
 Each reads what a command of ours has written, and returns plain data; None or an empty list where there is nothing.
 """
 
+import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from autotelic.report.methods import settings_of, style_of
 
 MAX_BINS = 400
 MAX_COLUMNS = 40
+MAX_FRAMES, MAX_FRAME_BYTES = 6, 2_000_000
+PNG = b"\x89PNG\r\n\x1a\n"
 HEAT_KINDS = ("mean@", "pass@", "maj@")
 HEAT_METRICS = (("mean@k", "eval/mean_at_k"), ("pass@k", "eval/pass_at_k"), ("maj@k", "eval/maj_at_k"))
 
@@ -205,4 +208,16 @@ def decoupling(groups: Sequence[Group]) -> list[dict[str, Any]]:
         if len(points) > 1:
             step, x, y = (list(values) for values in zip(*points, strict=True))
             found.append({"method": group.key, "step": step, "loss": x, "accuracy": y, "n": len(group.runs)})
+    return found
+
+
+def frames(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Return the filmed rollouts of control runs (`rollout.png`) as base64: a few; no file that is large or no PNG."""
+    found = []
+    for run in runs:
+        path = run.path / "rollout.png"
+        if len(found) < MAX_FRAMES and path.is_file() and path.stat().st_size <= MAX_FRAME_BYTES:
+            content = path.read_bytes()
+            if content.startswith(PNG):
+                found.append({"run": run.name, "png": base64.b64encode(content).decode()})
     return found

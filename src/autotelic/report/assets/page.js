@@ -235,6 +235,10 @@
   const bands = "Lines are means over seeds, bands run from the lowest to the highest seed; a line without a band is one seed. Drag to zoom, double-click to reset.";
   curves("curves", "Over training", bands, data.charts);
   curves("preferences", "Preference learning", "How well a policy's own score predicts preferences (held-out: on pairs that no update sees), and what its episodes reach. The band of a single seed is its interval over episodes. " + bands, data.preferences);
+  if (data.frames.length) {
+    const node = section("frames", "Rollouts on film", "Frames of one episode of the final policy, in order of time.");
+    node.append(...data.frames.map((f) => el("figure", {}, el("img", { src: "data:image/png;base64," + f.png, alt: "Frames of an episode of " + f.run, style: { maxWidth: "100%" } }), el("figcaption", { class: "small muted" }, f.run))));
+  }
   curves("probes", "Probes without labels", "Fixed prompts, asked again and again without a label: what the stop rules look at. " + bands, data.probes);
 
   /* Seeds, one by one: first, best and last validation of each. */
