@@ -13,7 +13,7 @@ def tokenizer():
     return build_tokenizer()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model(tokenizer):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

@@ -42,27 +42,10 @@ def pairs(count=16, **columns):
 
 
 @pytest.fixture(scope="session")
-def model_dir(tmp_path_factory, tokenizer):
+def model_dir(tmp_path_factory, tokenizer, make_model):
     """A saved model, since TRL reads the reference from where the model came from."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    make_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -21,6 +21,7 @@ from autotelic.rewards.base import LabelFreeReward, TokenStats
 from autotelic.rewards.formulas import self_certainty
 from autotelic.trl.base import TrainerBase
 from autotelic.trl.head import FusedHeadMixin, statistics
+from autotelic.trl.mixin import response_mask
 
 IN_LOSS = "row_in_loss"
 """Rows whose tokens count in the denominator, (B,)."""
@@ -75,7 +76,7 @@ class LabelFreeMixin(FusedHeadMixin):
         advantages = advantages * keep
         if self.scale_rewards == "group":  # elsewhere the factor, which the rewards carry, survives TRL's normalisation
             advantages = advantages * result.advantage_scale[groups].to(advantages)
-        mask = output["completion_mask"] * output["tool_mask"] if "tool_mask" in output else output["completion_mask"]
+        mask = response_mask(output)
         output["advantages"] = advantages
         output["num_items_in_batch"] = self.accelerator.gather((mask * keep.unsqueeze(1)).sum()).sum()
         output[IN_LOSS] = keep
@@ -180,7 +181,7 @@ class SurplusVotesMixin(TrainerBase):
             else value
             for key, value in output.items()
         }
-        mask = output["completion_mask"] * output["tool_mask"] if "tool_mask" in output else output["completion_mask"]
+        mask = response_mask(output)
         counted = mask * output[IN_LOSS].unsqueeze(1) if IN_LOSS in output else mask
         output["num_items_in_batch"] = self.accelerator.gather(counted.sum()).sum()
         return output
