@@ -66,16 +66,17 @@ def sides_of(data: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], dict[s
         return torch.autograd.grad(found.loss, (hidden, weight))
 
     def products() -> Any:
-        """In tiles like ours or at once, whichever is faster here: at once it is slower."""
-        from autotelic.kernels import portable
+        """In tiles and by the library that ours takes: at once, or by PyTorch's own choice, it is slower here."""
+        from autotelic.kernels import portable, products
+        from autotelic.kernels.rows import spans
 
-        with torch.no_grad():
-            columns = portable.num_columns(*weight.shape, hidden.shape[0])
+        with torch.no_grad(), products.quick_float32(hidden.device):
+            columns = portable.block_columns(weight, hidden.shape[0])
             grad_hidden, grad_weight = torch.zeros_like(hidden), torch.empty_like(weight)
             tile = hidden.new_empty(min(portable.ROWS, hidden.shape[0]) * columns)
             for again in (False, True):
-                for words in portable.spans(weight.shape[0], columns):
-                    for rows in portable.spans(hidden.shape[0], portable.ROWS):
+                for words in spans(weight.shape[0], columns):
+                    for rows in spans(hidden.shape[0], portable.ROWS):
                         h, w = hidden[rows], weight[words]
                         z = tile[: h.shape[0] * w.shape[0]].view(h.shape[0], w.shape[0])
                         torch.mm(h, w.T, out=z)

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from autotelic import functional as F
 from autotelic.errors import UserError
-from autotelic.kernels import head, linear_logprob_entropy, linear_loss, linear_statistics, portable
+from autotelic.kernels import (
+    head,
+    linear_logprob_entropy,
+    linear_loss,
+    linear_statistics,
+    passes,
+    portable,
+    products,
+)
 
 CASES = {
     "plain": {},
@@ -29,7 +37,7 @@ CASES = {
 def small_tiles(monkeypatch):
     """Tiles so small that every shape is ragged and the maximum moves many times."""
     monkeypatch.setattr(portable, "ROWS", 5)
-    monkeypatch.setattr(portable, "num_columns", lambda vocabulary, dim, num_rows: min(7, vocabulary))
+    monkeypatch.setattr(portable, "block_columns", lambda weight, num_rows: min(7, weight.shape[0]))
 
 
 def problem(n=13, v=29, d=6, dtype=torch.float64, seed=0, spread=1.0, bias=False):
@@ -181,8 +189,8 @@ def test_small_entropies_keep_relative_precision(gap):
 def test_only_what_is_asked_for_is_computed(monkeypatch):
     hidden, weight, targets, bias = problem(bias=True)
     seen = []
-    inner = portable.backward
-    monkeypatch.setattr(portable, "backward", lambda *a: seen.append(a[-1]) or inner(*a))
+    inner = passes.backward
+    monkeypatch.setattr(passes, "backward", lambda *a: seen.append(a[-1]) or inner(*a))
     for asked in ((True, False, False), (False, True, False), (False, False, True), (True, True, True)):
         leaves = [x.detach().clone().requires_grad_(a) for x, a in zip((hidden, weight, bias), asked, strict=True)]
         linear_logprob_entropy(*leaves[:2], targets, bias=leaves[2])[0].sum().backward()
@@ -288,10 +296,10 @@ def test_known_loss(case, blocks, skip, small_tiles):
 
     def known(h, w, b=None):
         limit = 29 * 8 * 13 // blocks
-        inner = portable.loss_and_gradients
-        engine = lambda *a: inner(*a[:-1], limit // 8)  # noqa: E731
+        inner = passes.loss_and_gradients
+        limited = lambda *a: inner(*a[:-1], limit // 8)  # noqa: E731
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(portable, "loss_and_gradients", engine)
+            patch.setattr(passes, "loss_and_gradients", limited)
             found = linear_loss(h, w, targets, formula, advantages, weights=weights, bias=b, **options)
         return [found.loss * 3]
 
@@ -388,3 +396,144 @@ def test_memory_beyond_the_gradients_is_at_most_64_mib():
     """The logits alone would be 297 MiB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) <= 64
+
+
+# Logits that wait in the memory of the weight's gradient.
+
+
+@pytest.mark.parametrize("rows", [3, 6, 13, 31])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("skip", [False, True])
+def test_kept_logits_change_nothing(case, rows, skip, small_tiles):
+    """Room for 6 rows, tiles of 5: none left over, one tile, two tiles in the room, and more rows than room."""
+    options = dict(CASES[case])
+    hidden, weight, targets, bias = problem(n=rows, bias=options.pop("bias", False))
+    tensors = [hidden, weight] + ([] if bias is None else [bias])
+    upstream = [x * (1 if not skip else torch.arange(rows) % 3 != 1) for x in torch.randn(2, rows).double()]
+
+    def run(keep):
+        def function(h, w, b=None):
+            return linear_logprob_entropy(h, w, targets, bias=b, keep_logits=keep, **options)
+
+        return gradients(function, tensors, upstream)
+
+    (values, grads), (expected, expected_grads) = run(True), run(False)
+    for a, b in zip((*values, *grads), (*expected, *expected_grads), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.fixture
+def products_made(monkeypatch):
+    """Count the tiles of logits that are made."""
+    made = []
+    inner = portable.Operands.logits
+    monkeypatch.setattr(portable.Operands, "logits", lambda self, rows, *a: made.append(rows) or inner(self, rows, *a))
+    return made
+
+
+def test_kept_logits_are_not_made_again(products_made, small_tiles):
+    """13 rows, room for 6: the backward pass makes the logits of the other 7 again, and of all without room."""
+    hidden, weight, targets, _ = problem()
+
+    def rows_made(keep, *leaves):
+        products_made.clear()
+        linear_logprob_entropy(*leaves, targets, keep_logits=keep)[0].sum().backward()
+        blocks = -(-29 // 7)
+        return sum(rows.stop - rows.start for rows in products_made) / blocks
+
+    grown = weight.clone().requires_grad_()
+    assert rows_made(True, hidden, grown) == 13 + 7
+    assert rows_made(False, hidden, grown) == 13 + 13
+    assert rows_made(True, hidden.clone().requires_grad_(), weight) == 13 + 13  # no gradient of the weight, no room
+
+
+def test_a_second_backward_makes_the_logits_again(small_tiles):
+    hidden, weight, targets, _ = problem()
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    found = sum(x.sum() for x in linear_logprob_entropy(*leaves, targets))
+    first = torch.autograd.grad(found, leaves, retain_graph=True)
+    kept = [x.clone() for x in first]
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), kept)
+    torch.testing.assert_close(list(first), kept)
+
+
+def test_without_gradients_nothing_is_kept_and_no_loss_is_differentiated(monkeypatch):
+    hidden, weight, targets, _ = problem()
+    weight.requires_grad_()
+    monkeypatch.setattr(passes, "room_in_gradient", lambda *a: pytest.fail("memory was taken"))
+    with torch.no_grad():
+        linear_logprob_entropy(hidden, weight, targets)
+        found = linear_loss(hidden, weight, targets, lambda logprobs, entropy: entropy - logprobs)
+    assert not found.loss.requires_grad
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_known_loss_with_room_for_every_row(case, products_made, small_tiles):
+    """Thirteen rows, width 16: the logits wait in the gradient, and no row's are made twice."""
+    options = dict(CASES[case])
+    hidden, weight, targets, bias = problem(d=16, spread=0.4, bias=options.pop("bias", False))
+    tensors = [hidden, weight] + ([] if bias is None else [bias])
+
+    def known(h, w, b=None):
+        return [linear_loss(h, w, targets, lambda p, e: e - 2 * p, bias=b, max_logits_mib=0, **options).loss]
+
+    def oracle(h, w, b=None):
+        logprobs, entropy = materialised(h, w, targets, b, **options)
+        return [(entropy - 2 * logprobs).sum()]
+
+    ours = gradients(known, tensors, [torch.ones(())])
+    assert sum(rows.stop - rows.start for rows in products_made) == 13 * -(-29 // 7)
+    theirs = gradients(oracle, tensors, [torch.ones(())])
+    for a, b in zip((*ours[0], *ours[1]), (*theirs[0], *theirs[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+# Which products are used.
+
+
+def test_quick_float32_products_are_exact_and_leave_no_trace():
+    before = products.float32_switch() and products.float32_switch().fp32_precision
+    a, b = torch.randn(64, 512), torch.randn(512, 64)
+    exact = a.double() @ b.double()
+    with products.quick_float32(a.device):
+        assert relative(a @ b, exact) < 1e-6
+    assert (products.float32_switch() and products.float32_switch().fp32_precision) == before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.fixture
+def switch():
+    found = products.float32_switch()
+    if found is None:
+        pytest.skip("torch before 2.9 has no such switch")
+    before = found.fp32_precision
+    yield found
+    found.fp32_precision = before
+
+
+def test_a_lower_precision_that_the_user_asked_for_stays(switch):
+    switch.fp32_precision = "bf16"
+    with products.quick_float32(torch.device("cpu")):
+        assert switch.fp32_precision == "bf16"
+    assert switch.fp32_precision == "bf16"
+
+
+def test_relaxed_products_that_round_are_not_taken(switch, monkeypatch):
+    """On a CPU with matrix tiles the relaxed setting loses bits; then nothing may be switched."""
+    monkeypatch.setattr(products, "relaxed_is_exact", lambda: False)
+    before = switch.fp32_precision
+    with products.quick_float32(torch.device("cpu")):
+        assert switch.fp32_precision == before
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("rows", [60, 700])
+def test_bfloat16_products_cost_no_more_than_the_gradients_rounding(fast, rows, monkeypatch):
+    """Logits stay exact; only dL/dz is rounded, once, before products whose results are rounded anyway."""
+    monkeypatch.setattr(portable, "bfloat16_is_fast", lambda: fast)
+    (values, grads), (expected, expected_grads) = both(rows, 2999, 64, "all", torch.bfloat16, spread=0.3)
+    for a, b in zip(values, expected, strict=True):
+        assert a.dtype == torch.float32 and relative(a, b) < 1e-5
+    eps = torch.finfo(torch.bfloat16).eps
+    for a, b in zip(grads, expected_grads, strict=True):
+        assert a.dtype == torch.bfloat16 and relative(a, b) < (eps if fast else eps / 2), relative(a, b)

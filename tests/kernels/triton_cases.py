@@ -25,10 +25,10 @@ def problem(n, v, d, dtype, case, seed=0):
     return hidden.to(dtype), weight.to(dtype), torch.randint(v, (n,), generator=g), bias, options
 
 
-def run(backend, hidden, weight, targets, bias, options, upstream):
+def run(backend, hidden, weight, targets, bias, options, upstream, **more):
     leaves = [x.detach().clone().requires_grad_() for x in (hidden, weight, bias) if x is not None]
     found = linear_logprob_entropy(
-        *leaves[:2], targets, bias=leaves[2] if bias is not None else None, backend=backend, **options
+        *leaves[:2], targets, bias=leaves[2] if bias is not None else None, backend=backend, **options, **more
     )
     return *found, *torch.autograd.grad(found, leaves, upstream)
 
@@ -65,10 +65,38 @@ def test_several_blocks_of_words(monkeypatch):
     arguments = problem(37, 301, 19, torch.float32, "all")
     whole = run("triton", *arguments, [torch.ones(37), torch.ones(37)])
     monkeypatch.setattr(gpu, "BLOCK_MIB", 0)
+    monkeypatch.setattr(gpu, "UNIT", 64)
     monkeypatch.setattr(gpu, "TILES", 3)
     monkeypatch.setattr(gpu, "GROUP", 2)
     for a, b in zip(run("triton", *arguments, [torch.ones(37), torch.ones(37)]), whole, strict=True):
         close(a, b, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("skip", [False, True])
+def test_kept_logits_change_nothing(dtype, skip, monkeypatch):
+    """37 rows; room for 24 (float32) or 12 (float16), over several blocks of words, the last one ragged."""
+    monkeypatch.setattr(gpu, "BLOCK_MIB", 0)
+    monkeypatch.setattr(gpu, "UNIT", 64)
+    arguments = problem(37, 301, 24, dtype, "all")
+    upstream = [torch.ones(37) * (1 if not skip else torch.arange(37) % 3 == 0) for _ in range(2)]
+    launched = []
+    inner = gpu.Part.spread
+    monkeypatch.setattr(
+        gpu.Part,
+        "spread",
+        lambda self, dz, words, kept: (
+            launched.append((len(self.index), kept is not None)) or inner(self, dz, words, kept)
+        ),
+    )
+    with_room = run("triton", *arguments, upstream)
+    room = {torch.float32: 24, torch.float16: 12}[dtype]
+    active = torch.arange(37)[upstream[0] != 0]
+    assert set(launched) == {(int((active < room).sum()), True), (int((active >= room).sum()), False)}
+    for a, b in zip(with_room, run("triton", *arguments, upstream, keep_logits=False), strict=True):
+        close(a, b, torch.float32)
+    for a, b in zip(with_room, run("torch", *arguments, upstream), strict=True):
+        close(a, b, dtype)
 
 
 def test_small_entropy():

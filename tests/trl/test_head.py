@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autotelic.errors import UserError
-from autotelic.kernels import portable
+from autotelic.kernels import rows
 from autotelic.rewards import EMPO
 from autotelic.trl import ClipCov, EntropyMinimization, KLCov, with_entropy_control, with_entropy_minimization
 from autotelic.trl import head as seam
@@ -129,14 +129,14 @@ def test_an_update_is_the_same_with_and_without(method, make_trainer, make_model
 def active(monkeypatch):
     """Record how many rows each backward pass of the head works on, and how many there were."""
     seen = []
-    original = portable.active_rows
+    original = rows.active_rows
 
     def spy(grad_logprobs, grad_entropy):
         rows = original(grad_logprobs, grad_entropy)
         seen.append((rows.numel(), grad_logprobs.numel()))
         return rows
 
-    monkeypatch.setattr(portable, "active_rows", spy)
+    monkeypatch.setattr(rows, "active_rows", spy)
     return seen
 
 

@@ -4,14 +4,14 @@
     spread      logits of a tile again (or read, where they were kept) -> dL/dz of a block of words
     then        dH += dz W_block (in float32),  dW_block = dz^T H: library products over the whole block
 
-The formulas are those of `autotelic.kernels.portable`. Splits are joined as tiles are there. Logits are accumulated in
+The formulas are those of `autotelic.kernels.rows`. Splits are joined as tiles are there. Logits are accumulated in
 float32 from operands of any dtype; float32 operands are multiplied as such unless
 `torch.set_float32_matmul_precision` allows less. Block sizes are fixed by dtype and shared memory: nothing is tuned at
 run time, so the kernels also run in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported), which is
 where they are tested; they also compile for compute capability 8.0 and 9.0. They have never run on a GPU: nothing is
 known of their speed.
 
-Reference: none; see `autotelic.kernels.portable`.
+Reference: none; see `autotelic.kernels.rows`.
 Deviations: half-precision dL/dz is rounded to the operands' dtype before the last two products.
 """
 
@@ -25,23 +25,16 @@ import triton.language as tl
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.kernels.portable import (
-    Coefficients,
-    Gradients,
-    Head,
-    Moments,
-    Needs,
-    RowLoss,
-    Stats,
-    active_rows,
-    spans,
-)
+from autotelic.kernels import rows as of_rows
+from autotelic.kernels.rows import Active, Gradients, Head, Kept, Moments, Needs, Stats, spans
 
-LOWEST = tl.constexpr(-1e30)
+LOWEST = tl.constexpr(of_rows.LOWEST)
 WIDE_PRODUCTS = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
 """Whether half-precision products can be accumulated into float32 on CUDA (torch 2.8)."""
 BLOCK_MIB = 256
 """Memory for dL/dz of one block of words, all active rows."""
+UNIT = 256
+"""Words of a block are a multiple of this, and this of the words of any tile."""
 TILES = 8
 """Tiles of the vocabulary that one program goes through."""
 GROUP = 16
@@ -88,6 +81,11 @@ def blocks_for(hidden: Tensor) -> Blocks:
     return Blocks(128, 256, 64, 8, min(stages, 4)) if stages >= 3 else Blocks(128, 128, 64, 8, 2)
 
 
+def block_columns(weight: Tensor, num_rows: int) -> int:
+    """Return how many words' dL/dz is held at once, for all rows."""
+    return max(BLOCK_MIB * 2**20 // (num_rows * weight.element_size()) // UNIT * UNIT, UNIT)
+
+
 @no_type_check  # a type checker's wrapper would hide the source from Triton
 @triton.jit
 def tile_logits(
@@ -123,13 +121,13 @@ def tile_logits(
 @no_type_check  # a type checker's wrapper would hide the source from Triton
 @triton.jit
 def measure(
-    hidden, weight, bias, targets, out, logits, num_rows, num_words, dim, num_splits, plane,
+    hidden, weight, bias, targets, out, logits, num_rows, num_words, dim, num_splits, plane, num_kept, stride, columns,
     h_row, h_dim, w_row, w_dim, scale, cap,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     MOMENTS: tl.constexpr, KEEP: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, WORDS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
-    """Write (M, S', X, z_t[, sum z, Q', Y]) of a block of rows over a split of the vocabulary."""
+    """Write (M, S', X, z_t[, sum z, Q', Y]) of a block of rows over a split of the vocabulary, and kept logits."""
     program = tl.program_id(0)
     row_blocks = tl.cdiv(num_rows, ROWS)
     first = program // (GROUP * num_splits) * GROUP
@@ -155,9 +153,11 @@ def measure(
                 hidden, weight, bias, row, column % num_words, num_words, dim, h_row, h_dim, w_row, w_dim, scale, cap,
                 HAS_BIAS, HAS_CAP, EVEN, PRECISION, ROWS, WORDS, DIMS,
             )  # fmt: skip
-            if KEEP:
-                there = logits + offset.to(tl.int64)[:, None] * num_words + column[None, :]
-                tl.store(there, z, mask=(offset < num_rows)[:, None] & inside)
+            if KEEP:  # a tile lies within one block of words
+                word = start // columns * columns
+                there = logits + word.to(tl.int64) * stride + (column - word)[None, :]
+                there += offset.to(tl.int64)[:, None] * tl.minimum(columns, num_words - word)
+                tl.store(there, z, mask=(offset < num_kept)[:, None] & inside)
             found += tl.sum(tl.where(column[None, :] == target[:, None], z, 0.0), axis=1)
             if MOMENTS:
                 total += tl.sum(tl.where(inside, z, 0.0), axis=1)
@@ -215,7 +215,9 @@ def spread(
     inside = (offset < num_rows)[:, None] & (column < last_word)[None, :]
     if KEPT:
         source = tl.load(index + row).to(tl.int64)
-        z = tl.load(logits + source[:, None] * num_words + column[None, :], mask=inside, other=0.0)
+        z = tl.load(
+            logits + source[:, None] * (last_word - first_word) + (column - first_word)[None, :], mask=inside, other=0.0
+        )
         t = z / cap
     else:
         z, t = tile_logits(
@@ -272,10 +274,11 @@ def forward(
     bias: Tensor | None,
     targets: Tensor,
     head: Head,
+    *,
     moments: bool = False,
-    logits: Tensor | None = None,
+    kept: Kept | None = None,
 ) -> tuple[Stats, Moments | None]:
-    """Return the statistics of every row, and the further sums if asked for; write the logits if given a place."""
+    """Return the statistics of every row, and the further sums if asked for; leave logits where there is room."""
     launch = Launch(hidden, weight, bias, head)
     num_rows, num_words = launch.num_rows, launch.num_words
     splits = triton.cdiv(num_words, TILES * launch.blocks.words)
@@ -283,9 +286,9 @@ def forward(
     if num_rows:
         start(
             measure, triton.cdiv(num_rows, launch.blocks.rows) * splits,
-            *launch.operands, targets, out, out if logits is None else logits,
-            num_rows, num_words, launch.dim, splits, splits * num_rows, *launch.strides, *launch.scales,
-            MOMENTS=moments, KEEP=logits is not None, TILES=TILES, **launch.flags,
+            *launch.operands, targets, out, out if kept is None else kept.memory,
+            num_rows, num_words, launch.dim, splits, splits * num_rows, *(kept[1:4] if kept is not None else (0, 0, 1)),
+            *launch.strides, *launch.scales, MOMENTS=moments, KEEP=kept is not None, TILES=TILES, **launch.flags,
         )  # fmt: skip
     return join(out, targets, num_words)
 
@@ -310,126 +313,97 @@ def join(parts: Tensor, targets: Tensor, num_words: int) -> tuple[Stats, Moments
     return stats, Moments(parts[4].sum(0), squares / total, squares_log / total)
 
 
-def add_product(into: Tensor, a: Tensor, b: Tensor, slope: float) -> None:
-    """Add slope a b to a float32 matrix without rounding the product."""
-    if a.dtype == torch.float32:
-        into.addmm_(a, b, alpha=slope)
-    elif a.is_cuda and WIDE_PRODUCTS:
-        torch.addmm(into, a, b, out_dtype=torch.float32, alpha=slope, out=into)
+def add_product(into: Tensor, a: Tensor, b: Tensor, alpha: float, beta: float) -> None:
+    """Write beta into + alpha a b; a product is not rounded before it is added to a float32 matrix."""
+    if into.dtype == a.dtype:
+        torch.addmm(into, a, b, beta=beta, alpha=alpha, out=into)
+    elif a.is_cuda and into.dtype == torch.float32 and WIDE_PRODUCTS:
+        torch.addmm(into, a, b, out_dtype=torch.float32, beta=beta, alpha=alpha, out=into)
     else:
-        into.addmm_(a.float(), b.float(), alpha=slope)
+        torch.addmm(into, a.to(into.dtype), b.to(into.dtype), beta=beta, alpha=alpha, out=into)
 
 
 class Accumulators:
-    """The gradients as they grow, from one set of rows or from several in turn."""
+    """The gradients as they grow, from one set of rows or from several in turn; see `portable.Accumulators`."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, head: Head, needs: Needs, several: bool = False):
-        self.of, self.head, self.needs = (weight, bias), head, needs
-        dtype = torch.float32 if several else weight.dtype
-        self.weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if needs.weight else None
-        want_bias = needs.bias and bias is not None
-        self.bias = torch.zeros(bias.shape, device=weight.device) if want_bias and bias is not None else None
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        needs: Needs,
+        *,
+        gradient: Tensor | None = None,
+        several: bool = False,
+    ):
+        self.of, self.head, self.needs = (hidden, weight, bias), head, needs
+        if gradient is None and needs.weight:
+            gradient = torch.empty(weight.shape, dtype=torch.float32 if several else weight.dtype, device=weight.device)
+        self.weight = gradient
+        self.bias = torch.zeros_like(bias, dtype=torch.float32) if needs.bias and bias is not None else None
+        self.untouched = True
 
-    def collect(
-        self, hidden: Tensor, targets: Tensor, coefficients: Coefficients, kept: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor | None:
-        """Add the share of some rows; return the gradient of their hidden states. `kept` is logits, and which rows."""
-        weight, bias = self.of
-        launch, slope = Launch(hidden, weight, bias, self.head), self.head.slope
-        grad_hidden = (
-            torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if self.needs.hidden else None
-        )
-        if not launch.num_rows:
-            return grad_hidden
-        unit = launch.blocks.words
-        size = max(BLOCK_MIB * 2**20 // (launch.num_rows * hidden.element_size()) // unit * unit, unit)
-        buffer = hidden.new_empty(launch.num_rows * min(size, launch.num_words))
-        logits, index = kept if kept is not None else (coefficients.best, targets)
-        linear = coefficients.constant if coefficients.linear is None else coefficients.linear
-        for words in spans(launch.num_words, size):
-            width = words.stop - words.start
-            dz = buffer[: launch.num_rows * width].view(launch.num_rows, width)
-            start(
-                spread, triton.cdiv(launch.num_rows, launch.blocks.rows) * triton.cdiv(width, unit),
-                *launch.operands, targets, coefficients.best, coefficients.constant, linear, coefficients.target,
-                index, logits, dz, launch.num_rows, words.start, words.stop, launch.num_words, launch.dim,
-                *launch.strides, *launch.scales,
-                LINEAR=coefficients.linear is not None, KEPT=kept is not None, **launch.flags,
-            )  # fmt: skip
-            if grad_hidden is not None:
-                add_product(grad_hidden, dz, weight[words].to(hidden.dtype), slope)
-            if self.weight is not None and self.weight.dtype == torch.float32:
-                add_product(self.weight[words], dz.T, hidden, slope)
-            elif self.weight is not None:  # one set of rows: the library accumulates over all of them before it rounds
-                self.weight[words].addmm_(dz.T.to(self.weight.dtype), hidden.to(self.weight.dtype), beta=0, alpha=slope)
-            if self.bias is not None:
-                self.bias[words].add_(dz.sum(0, dtype=torch.float32), alpha=slope)
-        return grad_hidden
+    def collect(self, hidden: Tensor, targets: Tensor, active: Active, kept: Kept | None = None) -> Tensor | None:
+        """Add the share of some rows; return the gradient of their hidden states."""
+        _, weight, _ = self.of
+        some, num_words = active.take(hidden), weight.shape[0]
+        num_rows, num_kept = some.shape[0], active.num_kept(kept)
+        grad_hidden = torch.zeros_like(some, dtype=torch.float32) if self.needs.hidden else None
+        if num_rows:
+            columns = kept.columns if kept is not None else block_columns(weight, num_rows)
+            parts = [
+                Part(self, some, active.take(targets), active, rows)
+                for rows in (slice(0, num_kept), slice(num_kept, num_rows))
+                if rows.start < rows.stop
+            ]
+            buffer = hidden.new_empty(num_rows * min(columns, num_words))
+            for words in spans(num_words, columns):
+                dz = buffer[: num_rows * (words.stop - words.start)].view(num_rows, -1)
+                for part in parts:
+                    part.spread(dz, words, kept if part.rows.start < num_kept else None)
+                self._add_products(some, words, dz, grad_hidden)
+            self.untouched = False
+        return None if grad_hidden is None else active.spread(grad_hidden, hidden.shape[0])
 
-    def finish(self, hidden: Tensor, grad_hidden: Tensor | None) -> Gradients:
-        """Return the gradients in the dtypes of what they belong to."""
-        weight, bias = self.of
-        return Gradients(
-            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
-            None if self.weight is None else self.weight.to(weight.dtype),
-            None if self.bias is None or bias is None else self.bias.to(bias.dtype),
-        )
+    def _add_products(self, hidden: Tensor, words: slice, dz: Tensor, grad_hidden: Tensor | None) -> None:
+        """Add a block's share; the logits that were kept in its part of the weight's gradient have been read."""
+        weight, slope = self.of[1], self.head.slope
+        if grad_hidden is not None:
+            add_product(grad_hidden, dz, weight[words].to(hidden.dtype), slope, 1.0)
+        if self.weight is not None:
+            add_product(self.weight[words], dz.T, hidden, slope, 0.0 if self.untouched else 1.0)
+        if self.bias is not None:
+            self.bias[words].add_(dz.sum(0, dtype=torch.float32), alpha=slope)
 
-
-def backward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    stats: Stats,
-    grad_logprobs: Tensor,
-    grad_entropy: Tensor,
-    head: Head,
-    needs: Needs,
-) -> Gradients:
-    """Return the gradients; rows whose upstream gradients are both zero take no part."""
-    active = active_rows(grad_logprobs, grad_entropy)
-    dense = active.numel() == hidden.shape[0]
-    rows = hidden if dense else hidden[active]
-    if not dense:
-        stats, targets = stats.rows(active), targets[active]
-        grad_logprobs, grad_entropy = grad_logprobs[active], grad_entropy[active]
-    sums = Accumulators(weight, bias, head, needs)
-    found = sums.collect(rows, targets, Coefficients.of(stats, grad_logprobs, grad_entropy))
-    if found is not None and not dense:
-        found = found.new_zeros(hidden.shape).index_copy_(0, active, found)
-    return sums.finish(hidden, found)
+    def finish(self, grad_hidden: Tensor | None) -> Gradients:
+        """Return the gradients in the dtypes of what they belong to; zero if no row ever came."""
+        if self.weight is not None and self.untouched:
+            self.weight.zero_()
+        return Gradients(grad_hidden, self.weight, self.bias).like(*self.of)
 
 
-def loss_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    row_loss: RowLoss,
-    head: Head,
-    needs: Needs,
-    max_elements: int,
-) -> tuple[Tensor, Stats, Gradients]:
-    """Return the loss of every row, the statistics, and the gradients of the losses' sum, from three products."""
-    num_rows, num_words = hidden.shape[0], weight.shape[0]
-    count = max(-(-num_rows // max(max_elements // num_words, 1)), 1)
-    size = max(-(-num_rows // count), 1)
-    kept = torch.empty(size * num_words, dtype=torch.float32, device=hidden.device)
-    sums = Accumulators(weight, bias, head, needs, several=count > 1)
-    losses = torch.empty(num_rows, dtype=torch.float32, device=hidden.device)
-    grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if needs.hidden else None
-    parts = []
-    for block in spans(num_rows, size):
-        stats, _ = forward(hidden[block], weight, bias, targets[block], head, logits=kept)
-        losses[block], *upstream = row_loss(stats.logprobs, stats.entropy, block)
-        parts.append(stats)
-        active = active_rows(*upstream)
-        coefficients = Coefficients.of(stats.rows(active), *(x[active] for x in upstream))
-        found = sums.collect(hidden[block][active], targets[block][active], coefficients, (kept, active))
-        if grad_hidden is not None and found is not None:
-            grad_hidden[block].index_copy_(0, active, found)
-    if not parts:
-        parts.append(Stats(*losses.new_empty(4, 0)))
-    stats = Stats(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    return losses, stats, sums.finish(hidden, grad_hidden)
+class Part:
+    """Some rows, all with kept logits or all without, on their way to dL/dz."""
+
+    def __init__(self, sums: Accumulators, hidden: Tensor, targets: Tensor, active: Active, rows: slice):
+        _, weight, bias = sums.of
+        self.rows, self.targets = rows, targets[rows]
+        index = torch.arange(hidden.shape[0], device=hidden.device) if active.index is None else active.index
+        self.index = index[rows]
+        found = active.coefficients
+        linear = found.constant if found.linear is None else found.linear
+        self.columns = [x[rows] for x in (found.best, found.constant, linear, found.target)]
+        self.launch = Launch(hidden[rows], weight, bias, sums.head)
+        self.flags = {"LINEAR": found.linear is not None, **self.launch.flags}
+
+    def spread(self, dz: Tensor, words: slice, kept: Kept | None) -> None:
+        """Write dL/d(h . w + b), the slope aside, of a block of words."""
+        launch, width = self.launch, words.stop - words.start
+        logits = self.columns[0] if kept is None else kept.block(words)
+        start(
+            spread, triton.cdiv(launch.num_rows, launch.blocks.rows) * triton.cdiv(width, launch.blocks.words),
+            *launch.operands, self.targets, *self.columns, self.index, logits, dz[self.rows],
+            launch.num_rows, words.start, words.stop, launch.num_words, launch.dim, *launch.strides, *launch.scales,
+            KEPT=kept is not None, **self.flags,
+        )  # fmt: skip

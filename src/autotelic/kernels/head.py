@@ -4,13 +4,15 @@
     ln p_t = z_t - logsumexp(z)                           d ln p_t / dz_j = 1[j = t] - p_j
     H = -sum_j p_j ln p_j                                 dH / dz_j       = -p_j (ln p_j + H)
 
-The logits of all rows are never held at once, neither forward nor backward, and rows whose upstream gradients are zero
-cost no backward. `linear_logprob_entropy` serves any loss, with four matrix products; `linear_loss` a loss that is
-known token by token, with three; `linear_statistics` what rewards and diagnostics read, without gradient.
+No memory is taken for logits but that of a gradient which is returned, and rows whose upstream gradients are zero cost
+no backward. `linear_logprob_entropy` serves any loss. It leaves the logits of d rows (d / 2 in half
+precision) in what becomes the weight's gradient: three matrix products for those rows, four for the others.
+`linear_loss` serves a loss that is known token by token, with three products for any number of rows;
+`linear_statistics` gives what rewards and diagnostics read, without gradient.
 
-Arithmetic is in float32 (float64 for float64). Float16 and bfloat16 operands are taken as they are: on a CPU every
-product is then made in float32 from tiles cast on the way, exact and at float32's speed; on a GPU the logits are
-accumulated in float32, and the gradient of the logits is rounded to the operands' dtype before the last two products.
+Arithmetic is in float32 (float64 for float64). Float16 and bfloat16 operands are taken as they are: logits are exact to
+float32 on any device. On a GPU, and on a CPU with bfloat16 instructions, the gradient of the logits is rounded to the
+operands' dtype before the last two products; on other CPUs these are made in float32 too.
 
 Backends: `torch` runs anywhere (`autotelic.kernels.portable`); `triton` on CUDA (`autotelic.kernels.gpu`), tested in
 Triton's interpreter and compiled, but never run on a GPU and never timed; `auto` takes Triton for CUDA tensors where
@@ -33,8 +35,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from autotelic.errors import UserError
-from autotelic.kernels import portable
-from autotelic.kernels.portable import Head, Needs, Stats
+from autotelic.kernels import passes, portable
+from autotelic.kernels.rows import Head, Kept, Needs, RowLoss, Stats, widest
 
 Backend = Literal["auto", "torch", "triton"]
 
@@ -83,6 +85,7 @@ def linear_logprob_entropy(
     temperature: float | int = 1.0,
     logit_scale: float | int = 1.0,
     softcap: float | int | None = None,
+    keep_logits: bool = True,
     backend: Backend = "auto",
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Return the log-probability of each target and the entropy of its distribution, in nats, both differentiable.
@@ -98,6 +101,9 @@ def linear_logprob_entropy(
         temperature: divides the logits, last of all.
         logit_scale: multiplies h W^T + b, first of all (Cohere, Granite).
         softcap: c of c tanh(z / c), between the two (Gemma); None for none.
+        keep_logits: keep as many rows' logits as find room in the memory of the weight's gradient, which is then taken
+            in the forward pass: three products for those rows, not four, and no higher peak. Where several calls come
+            before their backward passes, each takes that memory: give False there.
         backend: `auto`, `torch` or `triton`.
 
     Returns:
@@ -105,7 +111,8 @@ def linear_logprob_entropy(
     """
     head = check(hidden, weight, targets, bias, temperature, logit_scale, softcap)
     engine = choose(backend, hidden, weight)
-    return _LogprobEntropy.apply(hidden, weight, bias, targets, head, engine)  # pyright: ignore[reportReturnType]
+    keep = keep_logits and torch.is_grad_enabled()
+    return _LogprobEntropy.apply(hidden, weight, bias, targets, head, engine, keep)  # pyright: ignore[reportReturnType]
 
 
 def linear_loss(
@@ -171,7 +178,7 @@ def linear_loss(
         grads = [torch.zeros_like(x) if g is None else g for g, x in zip(found, pair, strict=True)]
         return losses.detach(), grads[0], grads[1]
 
-    max_elements = max_logits_mib * 2**20 // portable.widest(hidden, weight, bias).itemsize
+    max_elements = max_logits_mib * 2**20 // widest(hidden, weight, bias).itemsize if torch.is_grad_enabled() else None
     losses, *rest = _Loss.apply(hidden, weight, bias, targets, head, engine, row_loss, weights, max_elements)  # pyright: ignore[reportGeneralTypeIssues]
     return LossOutput(losses, *rest)
 
@@ -265,13 +272,22 @@ def choose(backend: Backend, hidden: Tensor, weight: Tensor) -> ModuleType:
 
 
 class _LogprobEntropy(torch.autograd.Function):
-    """The forward keeps four numbers of each row; the backward makes the logits again."""
+    """The forward keeps four numbers of each row and the logits that find room; the backward makes the others again."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, engine: ModuleType
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: Head,
+        engine: ModuleType,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        stats, _ = engine.forward(hidden, weight, bias, targets, head)
+        keep = keep and ctx.needs_input_grad[1]
+        ctx.kept = passes.room_in_gradient(engine, hidden, weight, widest(hidden, weight, bias)) if keep else None
+        stats, _ = engine.forward(hidden, weight, bias, targets, head, kept=ctx.kept)
         ctx.save_for_backward(hidden, weight, bias, targets, *stats)
         ctx.head, ctx.engine = head, engine
         return stats.logprobs, stats.entropy
@@ -280,9 +296,15 @@ class _LogprobEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias, targets, *stats = ctx.saved_tensors
-        needs = Needs(*ctx.needs_input_grad[:3])
-        found = ctx.engine.backward(hidden, weight, bias, targets, Stats(*stats), *upstream, ctx.head, needs)
-        return *found, None, None, None
+        kept: Kept | None = ctx.kept
+        ctx.kept = None  # the gradient overwrites the logits: a second backward pass makes them again
+        found = passes.backward(
+            ctx.engine,
+            *(hidden, weight, bias, targets),
+            *(Stats(*stats), upstream[0], upstream[1]),
+            *(ctx.head, kept, Needs(*ctx.needs_input_grad[:3])),
+        )
+        return *found, *[None] * 4
 
 
 class _Loss(torch.autograd.Function):
@@ -297,14 +319,14 @@ class _Loss(torch.autograd.Function):
         targets: Tensor,
         head: Head,
         engine: ModuleType,
-        row_loss: portable.RowLoss,
+        row_loss: RowLoss,
         weights: Tensor | None,
-        max_elements: int,
+        max_elements: int | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         needs = Needs(*ctx.needs_input_grad[:3])
-        if any(needs):
-            losses, stats, ctx.gradients = engine.loss_and_gradients(
-                hidden, weight, bias, targets, row_loss, head, needs, max_elements
+        if any(needs) and max_elements is not None:
+            losses, stats, ctx.gradients = passes.loss_and_gradients(
+                engine, hidden, weight, bias, targets, row_loss, head, needs, max_elements
             )
         else:
             stats, _ = engine.forward(hidden, weight, bias, targets, head)

@@ -1,23 +1,32 @@
 """The head on any device in plain torch: vocabulary outer, rows inner, tiles that stay in a CPU's cache.
 
-    z_j = softcap(logit_scale (h . w_j + b_j)) / T          M = max_j z_j          q_j = z_j - M
-    S' = sum_{j != argmax} e^(q_j)      X = sum_j e^(q_j) q_j      S = 1 + S'
-    ln p_t = q_t - ln(1 + S')           H = ln(1 + S') - X / S
-    dL/dz_j = e^(q_j) / S (g_H X / S - g_l - g_H q_j) + g_l 1[j = t]
+The formulas are those of `autotelic.kernels.rows`. Products are made in float32 (float64 for float64) from tiles cast
+on the way; only where all operands are bfloat16, and the CPU multiplies that at twice the speed, is the gradient of the
+logits rounded to it before the last two products, whose results are returned in bfloat16 anyway.
 
-S' and X are kept while the vocabulary streams past; when the maximum rises from M to M', with c = e^(M - M'),
-X <- c (X + (M - M')(1 + S')) and S' <- c (1 + S'). The largest term, exactly 1, stays out of the sum: ln p and H keep
-their relative precision down to zero. At j = t the gradient is set, not added: -g_l (p_t - 1) - g_H p_t (ln p_t + H).
-
-Reference: Milakov & Gimelshein 2018, arXiv:1805.02867 (streaming softmax).
-Deviations: the sum for the entropy, and the largest term apart.
+Reference: none; see `autotelic.kernels.rows`.
+Deviations: none.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from autotelic.kernels.products import bfloat16_is_fast, quick_float32
+from autotelic.kernels.rows import (
+    LOWEST,
+    Active,
+    Coefficients,
+    Gradients,
+    Head,
+    Kept,
+    Moments,
+    Needs,
+    Stats,
+    spans,
+    widest,
+)
 
 ROWS = 512
 """Rows of a tile: enough for a fast matrix product."""
@@ -25,130 +34,50 @@ TILE = 2**19
 """Elements of a tile of logits: two of them are 4 MiB in float32."""
 BLOCK = 2**21
 """Elements at most of a block of the weight, so that it too stays in cache (at least 128 columns all the same)."""
-LOWEST = -1e30
-"""Stands for -inf: its exponential is zero, and zero times it is zero."""
 
 
-class Head(NamedTuple):
-    """What lies between the matrix product and the softmax."""
-
-    temperature: float = 1.0
-    logit_scale: float = 1.0
-    softcap: float | None = None
-
-    @property
-    def slope(self) -> float:
-        """The derivative of a logit by h . w + b, the soft-capping aside."""
-        return self.logit_scale / self.temperature
-
-
-class Stats(NamedTuple):
-    """What the backward pass needs of each row."""
-
-    best: Tensor
-    """M, the largest logit."""
-    rest: Tensor
-    """S', the sum of e^(z - M) over all but the largest."""
-    spread: Tensor
-    """X / S, the mean of z - M under p; not above 0."""
-    target: Tensor
-    """z_t - M."""
-
-    @property
-    def logprobs(self) -> Tensor:
-        """Return ln p of the targets."""
-        return self.target - self.rest.log1p()
-
-    @property
-    def entropy(self) -> Tensor:
-        """Return the entropy over the vocabulary."""
-        return self.rest.log1p() - self.spread
-
-    def rows(self, index: Tensor) -> "Stats":
-        """Return the statistics of some rows."""
-        return Stats(*(column[index] for column in self))
-
-
-class Moments(NamedTuple):
-    """Further sums over the vocabulary."""
-
-    logits: Tensor
-    """sum z."""
-    squares: Tensor
-    """sum p^2."""
-    squares_log: Tensor
-    """sum p^2 (z - M)."""
-
-
-class Needs(NamedTuple):
-    """The gradients that are asked for."""
-
-    hidden: bool
-    weight: bool
-    bias: bool
-
-
-class Gradients(NamedTuple):
-    """The gradients; None where none was asked for."""
-
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-
-
-def widest(*tensors: Tensor | None) -> torch.dtype:
-    """Return the dtype of the arithmetic: float64 if any operand is, else float32."""
-    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
-
-
-def num_columns(vocabulary: int, dim: int, num_rows: int) -> int:
+def block_columns(weight: Tensor, num_rows: int) -> int:
     """Return how many words of the vocabulary one tile holds."""
+    vocabulary, dim = weight.shape
     columns = min(max(BLOCK // dim, 128), TILE // min(ROWS, max(num_rows, 64)))
     return max(min(columns, vocabulary), 1)
 
 
-def spans(total: int, size: int) -> Iterator[slice]:
-    """Yield slices of at most `size` that cover range(total)."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
+def row_spans(num_rows: int, num_kept: int) -> Iterator[slice]:
+    """Yield tiles of rows, the kept ones and the others apart."""
+    yield from spans(num_kept, ROWS)
+    for rows in spans(num_rows - num_kept, ROWS):
+        yield slice(rows.start + num_kept, rows.stop + num_kept)
 
 
 class Operands:
     """Hidden states, weight, bias and targets, cut into tiles in the dtype of the arithmetic."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head):
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, columns: int | None
+    ):
         self.hidden, self.weight, self.bias, self.targets, self.head = hidden, weight, bias, targets, head
         self.dtype = widest(hidden, weight, bias)
         self.num_rows, self.dim = hidden.shape
         self.vocabulary = weight.shape[0]
-        self.columns = num_columns(self.vocabulary, self.dim, self.num_rows)
+        self.columns = columns or block_columns(weight, self.num_rows)
 
     def empty(self, *shape: int) -> Tensor:
         """Return an uninitialised tensor in the dtype of the arithmetic."""
         return torch.empty(shape, dtype=self.dtype, device=self.hidden.device)
 
-    def rows(self, index: Tensor | slice) -> "Operands":
-        """Return the operands with some rows only, cut at the same columns."""
-        some = Operands(self.hidden[index], self.weight, self.bias, self.targets[index], self.head)
-        some.columns = self.columns
-        return some
-
     def scratch(self, num: int) -> list[Tensor]:
         """Return flat buffers of one tile each."""
         return [self.empty(min(ROWS, self.num_rows) * self.columns) for _ in range(num)]
 
-    def weight_block(self, words: slice) -> tuple[Tensor, Tensor | None]:
-        """Return a block of the weight, and of the bias with -inf made finite."""
-        bias = None if self.bias is None else self.bias[words].to(self.dtype).clamp(min=LOWEST)
-        return self.weight[words].to(self.dtype), bias
-
-    def logits(self, out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def logits(self, rows: slice, words: slice, out: Tensor) -> Tensor:
         """Write the logits of a tile into `out`."""
-        head = self.head
+        head, hidden, weight = self.head, self.hidden[rows].to(self.dtype), self.weight[words].to(self.dtype)
         scale = head.slope if head.softcap is None else head.logit_scale / head.softcap
-        if bias is None:
+        if self.bias is None:
             torch.addmm(out, hidden, weight.T, beta=0, alpha=scale, out=out)
         else:
+            bias = self.bias[words].to(self.dtype).clamp(min=LOWEST)
             torch.addmm(bias, hidden, weight.T, beta=scale, alpha=scale, out=out)
         return out if head.softcap is None else out.tanh_().mul_(head.softcap / head.temperature)
 
@@ -213,239 +142,173 @@ class Streaming:
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, moments: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    head: Head,
+    *,
+    moments: bool = False,
+    kept: Kept | None = None,
 ) -> tuple[Stats, Moments | None]:
-    """Return the statistics of every row, and the further sums if asked for."""
-    operands = Operands(hidden, weight, bias, targets, head)
+    """Return the statistics of every row, and the further sums if asked for; leave logits where there is room."""
+    operands = Operands(hidden, weight, bias, targets, head, kept and kept.columns)
     streaming = Streaming(operands, moments)
-    scratch, other = operands.scratch(2)
-    for words in spans(operands.vocabulary, operands.columns):
-        w, b = operands.weight_block(words)
-        for rows in spans(operands.num_rows, ROWS):
-            h = hidden[rows].to(operands.dtype)
-            z, e = (x[: h.shape[0] * w.shape[0]].view(h.shape[0], w.shape[0]) for x in (scratch, other))
-            operands.logits(z, h, w, b)
-            streaming.add(rows, z, operands.hits(rows, words), z, e)
+    scratch = operands.scratch(2)
+    num_kept = 0 if kept is None else kept.num_rows
+    with quick_float32(hidden.device):
+        for words in spans(operands.vocabulary, operands.columns):
+            logits = kept.block(words) if kept is not None else None
+            for rows in row_spans(operands.num_rows, num_kept):
+                shape = (rows.stop - rows.start, words.stop - words.start)
+                q, e = (x[: shape[0] * shape[1]].view(shape) for x in scratch)
+                z = operands.logits(rows, words, q if logits is None or rows.start >= num_kept else logits[rows])
+                streaming.add(rows, z, operands.hits(rows, words), q, e)
     return streaming.stats(), streaming.sums() if moments else None
 
 
-class Coefficients(NamedTuple):
-    """What turns a tile of logits into a tile of gradients, row by row."""
-
-    best: Tensor
-    constant: Tensor
-    """(g_H X / S - g_l) / S."""
-    linear: Tensor | None
-    """-g_H / S; None where no row has one."""
-    target: Tensor
-    """dL/dz of the target."""
-
-    @classmethod
-    def of(cls, stats: Stats, grad_logprobs: Tensor, grad_entropy: Tensor) -> "Coefficients":
-        """Return the coefficients of rows with these upstream gradients."""
-        total, logprobs = 1 + stats.rest, stats.logprobs
-        # ln p_t + H is z_t - M - X / S
-        through_entropy = -grad_entropy * logprobs.exp() * (stats.target - stats.spread)
-        target = torch.where(grad_entropy == 0, 0.0, through_entropy) - grad_logprobs * logprobs.expm1()
-        constant = (grad_entropy * stats.spread - grad_logprobs) / total
-        linear = -grad_entropy / total if grad_entropy.any() else None
-        return cls(stats.best, constant, linear, target)
-
-    def gradients(self, rows: slice, z: Tensor, hits: tuple[Tensor, Tensor], q: Tensor, e: Tensor) -> Tensor:
-        """Return dL/dz of a tile, in one of the scratch tensors; `q` may be `z` itself."""
-        torch.sub(z, self.best[rows].unsqueeze(1), out=q)
-        torch.exp(q, out=e)
-        if self.linear is None:
-            result = e.mul_(self.constant[rows].unsqueeze(1))
-        else:
-            result = q.mul_(self.linear[rows].unsqueeze(1)).add_(self.constant[rows].unsqueeze(1)).mul_(e)
-        result[hits] = self.target[rows][hits[0]]
-        return result
+def logit_gradients(
+    coefficients: Coefficients, rows: slice, z: Tensor, hits: tuple[Tensor, Tensor], q: Tensor, e: Tensor
+) -> Tensor:
+    """Return dL/dz of a tile, in one of the scratch tensors `q` and `e`; `q` may be `z` itself."""
+    torch.sub(z, coefficients.best[rows].unsqueeze(1), out=q)
+    torch.exp(q, out=e)
+    constant = coefficients.constant[rows].unsqueeze(1)
+    if coefficients.linear is None:
+        result = e.mul_(constant)
+    else:
+        result = q.mul_(coefficients.linear[rows].unsqueeze(1)).add_(constant).mul_(e)
+    result[hits] = coefficients.target[rows][hits[0]]
+    return result
 
 
 class Accumulators:
-    """The gradients as they grow, block of the vocabulary by block, from one set of rows or from several in turn."""
+    """The gradients as they grow, block of the vocabulary by block, from one set of rows or from several in turn.
 
-    def __init__(self, operands: Operands, needs: Needs, several: bool = False):
-        weight, bias = operands.weight, operands.bias
-        self.operands, self.needs, self.slope = operands, needs, operands.head.slope
-        dtype = operands.dtype if several else weight.dtype
-        self.weight = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
-        self.weight = self.weight if needs.weight else None
-        self.block = (
-            operands.empty(operands.columns, operands.dim) if needs.weight and dtype != operands.dtype else None
-        )
-        self.bias = operands.empty(operands.vocabulary).zero_() if needs.bias and bias is not None else None
-
-    def collect(self, operands: Operands, coefficients: Coefficients, tile: "Tile", first: bool) -> Tensor | None:
-        """Add the share of some rows to the gradients of weight and bias; return the gradient of the rows."""
-        hidden = operands.empty(operands.num_rows, operands.dim).zero_() if self.needs.hidden else None
-        head, scratch = operands.head, operands.scratch(2 if operands.head.softcap is None else 3)
-        for words in spans(operands.vocabulary, operands.columns):
-            w, b = operands.weight_block(words)
-            into = self._begin(words, first)
-            for rows in spans(operands.num_rows, ROWS):
-                h = operands.hidden[rows].to(operands.dtype)
-                shape = (h.shape[0], w.shape[0])
-                q, e, *cap = (x[: shape[0] * shape[1]].view(shape) for x in scratch)
-                z = tile(rows, words, h, w, b, q)
-                for c in cap:
-                    torch.mul(z, head.temperature / (head.softcap or 1.0), out=c).square_()
-                dz = coefficients.gradients(rows, z, operands.hits(rows, words), q, e)
-                for c in cap:
-                    dz.addcmul_(dz, c, value=-1)
-                if hidden is not None:
-                    hidden[rows].addmm_(dz, w, alpha=self.slope)
-                if into is not None:
-                    into.addmm_(dz.T, h, alpha=self.slope)
-                if self.bias is not None:
-                    self.bias[words].add_(dz.sum(0), alpha=self.slope)
-            if self.weight is not None and self.block is not None and into is not None:
-                self.weight[words] = into.to(self.weight.dtype)
-        return hidden
-
-    def _begin(self, words: slice, first: bool) -> Tensor | None:
-        """Return where a block of the weight's gradient grows; at first it is zero, also if no row ever comes."""
-        if self.weight is None:
-            return None
-        into = self.weight[words] if self.block is None else self.block[: words.stop - words.start]
-        return into.zero_() if first else into
-
-    def finish(self, hidden: Tensor | None) -> Gradients:
-        """Return the gradients in the dtypes of what they belong to."""
-        operands = self.operands
-        return Gradients(
-            None if hidden is None else hidden.to(operands.hidden.dtype),
-            None if self.weight is None else self.weight.to(operands.weight.dtype),
-            None if self.bias is None or operands.bias is None else self.bias.to(operands.bias.dtype),
-        )
-
-
-Tile = Callable[[slice, slice, Tensor, Tensor, Tensor | None, Tensor], Tensor]
-"""From rows, words, their hidden states, weight and bias, and scratch, to the logits of the tile."""
-
-
-def operands_tile(operands: Operands) -> Tile:
-    """Return what makes the logits of a tile again."""
-
-    def again(rows: slice, words: slice, h: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
-        return operands.logits(out, h, w, b)
-
-    return again
-
-
-def active_rows(grad_logprobs: Tensor, grad_entropy: Tensor) -> Tensor:
-    """Return the rows that have a gradient at all."""
-    return ((grad_logprobs != 0) | (grad_entropy != 0)).nonzero().squeeze(1)
-
-
-def backward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    stats: Stats,
-    grad_logprobs: Tensor,
-    grad_entropy: Tensor,
-    head: Head,
-    needs: Needs,
-) -> Gradients:
-    """Return the gradients. Rows whose upstream gradients are both zero take no part: theirs are exactly zero."""
-    operands = Operands(hidden, weight, bias, targets, head)
-    active = active_rows(grad_logprobs, grad_entropy)
-    dense = active.numel() == operands.num_rows
-    some = operands if dense else operands.rows(active)
-    if not dense:
-        stats, grad_logprobs, grad_entropy = stats.rows(active), grad_logprobs[active], grad_entropy[active]
-    sums = Accumulators(some, needs)
-    coefficients = Coefficients.of(stats, grad_logprobs, grad_entropy)
-    grad_hidden = sums.collect(some, coefficients, operands_tile(some), first=True)
-    if grad_hidden is not None and not dense:
-        grad_hidden = operands.empty(*hidden.shape).zero_().index_copy_(0, active, grad_hidden)
-    return sums.finish(grad_hidden)
-
-
-RowLoss = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor, Tensor]]
-"""From log-probabilities, entropy and which rows they are, to the loss of each and its two derivatives."""
-
-
-def loss_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    row_loss: RowLoss,
-    head: Head,
-    needs: Needs,
-    max_elements: int,
-) -> tuple[Tensor, Stats, Gradients]:
-    """Return the loss of every row, the statistics, and the gradients of the losses' sum, from three products.
-
-    The logits of as many rows as `max_elements` allows are kept until their maxima and sums are known.
+    Args:
+        hidden: the rows, or as many as there will be in all sets; only their dtypes and width are read.
+        weight: of the head.
+        bias: of the head.
+        head: constants.
+        needs: which gradients.
+        gradient: where the weight's gradient is to be; its memory may hold kept logits until it is written.
+        several: whether sets of rows will follow the first.
     """
-    operands = Operands(hidden, weight, bias, targets, head)
-    num_rows, vocabulary = operands.num_rows, operands.vocabulary
-    count = max(-(-num_rows // max(max_elements // vocabulary, 1)), 1)
-    size = max(-(-num_rows // count), 1)
-    kept = operands.empty(size * vocabulary)
-    sums = Accumulators(operands, needs, several=count > 1)
-    losses, parts = operands.empty(num_rows), []
-    grad_hidden = operands.empty(*hidden.shape).zero_() if needs.hidden else None
-    for block in spans(num_rows, size):
-        rows = operands.rows(block)
-        stats = keep_logits(rows, kept)
-        losses[block], *upstream = row_loss(stats.logprobs, stats.entropy, block)
-        parts.append(stats)
-        active = active_rows(*upstream)
-        part = spend_logits(rows, kept, stats, upstream, active, sums, first=block.start == 0)
-        if grad_hidden is not None and part is not None:
-            grad_hidden[block].index_copy_(0, active, part)
-    if not parts:  # no rows: nothing has set the gradients to zero yet
-        sums.collect(
-            operands, Coefficients.of(Stats(*[losses] * 4), losses, losses), operands_tile(operands), first=True
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        needs: Needs,
+        *,
+        gradient: Tensor | None = None,
+        several: bool = False,
+    ):
+        self.of, self.head, self.needs = (hidden, weight, bias), head, needs
+        self.dtype = widest(hidden, weight, bias)
+        self.half = (
+            hidden.dtype == weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and bfloat16_is_fast()
         )
-        parts.append(Stats(*[losses] * 4))
-    stats = Stats(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    return losses, stats, sums.finish(grad_hidden)
+        if gradient is None and needs.weight:
+            dtype = self.dtype if several else weight.dtype
+            gradient = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
+        self.weight = gradient
+        self.bias = torch.zeros_like(bias, dtype=self.dtype) if needs.bias and bias is not None else None
+        self.untouched = True
+
+    def collect(self, hidden: Tensor, targets: Tensor, active: Active, kept: Kept | None = None) -> Tensor | None:
+        """Add the share of some rows to the gradients of weight and bias; return the gradient of the rows."""
+        _, weight, bias = self.of
+        some, columns = active.take(hidden), None if kept is None else kept.columns
+        operands = Operands(some, weight, bias, active.take(targets), self.head, columns)
+        grad_hidden = operands.empty(*some.shape).zero_() if self.needs.hidden else None
+        num_kept = active.num_kept(kept)
+        tiles = list(row_spans(operands.num_rows, num_kept))
+        scratch = operands.scratch(2 if self.head.softcap is None else 3)
+        held = 0 if kept is None or kept.gradient is None else sum(rows.start < num_kept for rows in tiles)
+        apart = None if self._in_place(len(tiles), held) else operands.empty(operands.columns, operands.dim)
+        with quick_float32(hidden.device):
+            for words in spans(operands.vocabulary if tiles else 0, operands.columns):
+                into = None if self.weight is None else self.weight[words]
+                grown = into if apart is None else apart[: words.stop - words.start]
+                for rows in tiles:
+                    source = kept if rows.start < num_kept else None
+                    dz = self._logit_gradients(operands, rows, words, active, source, scratch)
+                    beta = 1.0 if rows.start or not self.untouched else 0.0
+                    self._add_products(operands, rows, words, dz, grad_hidden, grown, beta)
+                if into is not None and grown is not None and apart is not None:
+                    into.copy_(grown)
+        self.untouched = self.untouched and not tiles
+        return None if grad_hidden is None else active.spread(grad_hidden, hidden.shape[0])
+
+    def _in_place(self, num_tiles: int, num_held: int) -> bool:
+        """Return whether a block of the weight's gradient can grow where it belongs.
+
+        Not where the first of several tiles would overwrite the logits that are held there for the others, nor where
+        a narrower dtype would round the sum at each tile.
+        """
+        if self.weight is None:
+            return True
+        return num_held < 2 and (self.weight.dtype == self.dtype or (self.half and num_tiles == 1))
+
+    def _logit_gradients(
+        self,
+        operands: Operands,
+        rows: slice,
+        words: slice,
+        active: Active,
+        kept: Kept | None,
+        scratch: list[Tensor],
+    ) -> Tensor:
+        """Return dL/d(h . w + b) of a tile, the slope aside, in scratch; from kept logits or from new ones."""
+        shape = (rows.stop - rows.start, words.stop - words.start)
+        q, e, *cap = (x[: shape[0] * shape[1]].view(shape) for x in scratch)
+        if kept is None:
+            z = operands.logits(rows, words, q)
+        elif active.index is None:
+            z = kept.block(words)[rows]
+        else:
+            z = torch.index_select(kept.block(words), 0, active.index[rows], out=q)
+        for c in cap:
+            torch.mul(z, self.head.temperature / (self.head.softcap or 1.0), out=c).square_()
+        dz = logit_gradients(active.coefficients, rows, z, operands.hits(rows, words), q, e)
+        for c in cap:
+            dz.addcmul_(dz, c, value=-1)
+        return dz
+
+    def _add_products(
+        self,
+        operands: Operands,
+        rows: slice,
+        words: slice,
+        dz: Tensor,
+        grad_hidden: Tensor | None,
+        grad_weight: Tensor | None,
+        beta: float,
+    ) -> None:
+        """Add a tile's share to the gradients: of its rows, its block of words (times `beta` before), its biases."""
+        dtype, slope = torch.bfloat16 if self.half else self.dtype, self.head.slope
+        if self.bias is not None:
+            self.bias[words].add_(dz.sum(0), alpha=slope)
+        dz = dz.to(dtype)
+        if grad_hidden is not None:
+            add_product(grad_hidden[rows], dz, operands.weight[words].to(dtype), slope, 1.0)
+        if grad_weight is not None:
+            add_product(grad_weight, dz.T, operands.hidden[rows].to(dtype), slope, beta)
+
+    def finish(self, grad_hidden: Tensor | None) -> Gradients:
+        """Return the gradients in the dtypes of what they belong to; zero if no row ever came."""
+        if self.weight is not None and self.untouched:
+            self.weight.zero_()
+        return Gradients(grad_hidden, self.weight, self.bias).like(*self.of)
 
 
-def keep_logits(operands: Operands, kept: Tensor) -> Stats:
-    """Write the logits of all rows into `kept`, block of words after block, and return the statistics."""
-    streaming = Streaming(operands)
-    scratch = operands.scratch(2)
-    for words in spans(operands.vocabulary, operands.columns):
-        w, b = operands.weight_block(words)
-        logits = block_of(kept, words, operands.num_rows)
-        for rows in spans(operands.num_rows, ROWS):
-            z = operands.logits(logits[rows], operands.hidden[rows].to(operands.dtype), w, b)
-            q, e = (x[: z.numel()].view_as(z) for x in scratch)
-            streaming.add(rows, z, operands.hits(rows, words), q, e)
-    return streaming.stats()
-
-
-def spend_logits(
-    operands: Operands,
-    kept: Tensor,
-    stats: Stats,
-    upstream: list[Tensor],
-    active: Tensor,
-    sums: Accumulators,
-    first: bool,
-) -> Tensor | None:
-    """Add the gradients of the active rows to `sums`, from their logits in `kept`; return the hidden states'."""
-    num_rows = operands.num_rows
-    dense = active.numel() == num_rows
-    some = operands if dense else operands.rows(active)
-    if not dense:
-        stats, upstream = stats.rows(active), [x[active] for x in upstream]
-
-    def again(rows: slice, words: slice, h: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
-        logits = block_of(kept, words, num_rows)
-        return logits[rows] if dense else torch.index_select(logits, 0, active[rows], out=out)
-
-    return sums.collect(some, Coefficients.of(stats, *upstream), again, first)
-
-
-def block_of(kept: Tensor, words: slice, num_rows: int) -> Tensor:
-    """Return the kept logits of one block of words, all rows."""
-    return kept[words.start * num_rows : words.stop * num_rows].view(num_rows, -1)
+def add_product(into: Tensor, a: Tensor, b: Tensor, alpha: float, beta: float) -> None:
+    """Write beta into + alpha a b; a product in half precision is rounded before it is added to a wider one."""
+    if into.dtype == a.dtype:
+        torch.addmm(into, a, b, beta=beta, alpha=alpha, out=into)
+    else:
+        into.mul_(beta) if beta else into.zero_()
+        into.add_(a @ b, alpha=alpha)
