@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,12 @@ def test_minari_round_trip(tmp_path, squash):
     for one, two in zip(wrote, read, strict=True):
         for name in ("observations", "actions", "rewards", "success", "mean", "log_std", "logprobs", "policy", "seed"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
+
+
+def test_minari_data_can_lie_under_a_relative_path(tmp_path, monkeypatch, episodes):
+    monkeypatch.chdir(tmp_path)
+    write_minari(Path("here/episodes"), episodes[:2], True, {})
+    assert len(read_minari(Path("here/episodes"))[0]) == 2
 
 
 def test_minari_reads_it_as_its_own(tmp_path):

@@ -135,9 +135,10 @@ def write_minari(path: Path, episodes: Sequence[Episode], squash: bool, descript
 
     storage_class = _storage_class()
     size, width = episodes[0].observations.shape[1], episodes[0].actions.shape[1]
-    (path / "data").mkdir(parents=True, exist_ok=True)
+    folder = (path / "data").resolve()  # Minari joins a relative path with itself when it measures its size
+    folder.mkdir(parents=True, exist_ok=True)
     storage = storage_class.new(
-        path / "data",
+        folder,
         observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (size,), dtype=np.float32),
         action_space=gymnasium.spaces.Box(-1.0, 1.0, (width,), dtype=np.float32),
         data_format="parquet",
