@@ -103,20 +103,33 @@ def interval(values: np.ndarray, sign: bool = False) -> str:
     return f"{text} ± {mean - low:.3f}" if len(values) > 1 else text
 
 
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def averaged(run: Path, last: int) -> dict[str, Any]:
+    """The run's final figures, its success averaged over the last evaluations."""
+    result = json.loads((run / "result.json").read_text())
+    rows = read_rows(run)[1:][-last:]  # the first is the clone's
+    return result | {"eval/success": float(np.mean([row["eval/success"] for row in rows]))}
+
+
 def own_nll(result: dict[str, Any]) -> float:
     """Held-out preference NLL under the label model that the method was trained with."""
     return result.get("preference/nll_ppl" if result["method"].startswith("ppl") else "preference/nll_cpl", np.nan)
 
 
 def table(output: Path) -> str:
-    """Success per task and arm, and the paired differences that the recipe names (`paired: [[a, b], ...]`)."""
+    """Success per task and arm, and the paired differences that the recipe names (`paired: [[a, b], ...]`).
+
+    Success is the mean of a run's last evaluations, as many as the recipe says (`last`, 1).
+    """
     recipe = json.loads((output / "experiment.json").read_text())
     results: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for path in output.glob("*-seed*/*/run/result.json"):
         task, seed = path.parents[2].name.rsplit("-seed", 1)
-        results.setdefault((task, path.parents[1].name), {})[int(seed)] = json.loads(path.read_text())
-        rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-        results.setdefault((task, "the clone"), {})[int(seed)] = rows[0] | {"method": "clone"}
+        results.setdefault((task, path.parents[1].name), {})[int(seed)] = averaged(path.parent, recipe.get("last", 1))
+        results.setdefault((task, "the clone"), {})[int(seed)] = read_rows(path.parent)[0] | {"method": "clone"}
     lines = ["| task | arm | seeds | success | held-out preference NLL, own score | accuracy |", "| --- " * 6 + "|"]
     for task, arm in [(task, arm) for task in recipe["tasks"] for arm in ("the clone", *recipe["arms"])]:
         if rows := list(results.get((task, arm), {}).values()):

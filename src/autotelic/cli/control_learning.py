@@ -18,7 +18,7 @@ from autotelic.errors import UserError, closest
 from autotelic.files import check_writable
 
 METHODS = ("sft", "cpl", "ppl", "ppl_d", "dpo", "p_iql")
-SECTIONS = ("data", "train", "online", "seeds", "tasks", "arms", "paired")
+SECTIONS = ("data", "train", "online", "seeds", "last", "tasks", "arms", "paired")
 DESCRIPTIONS = {
     "data": "Collect episodes of several behaviours and a judge's preferences; again in the same folder: label anew.",
     "train": "Train one method on a data folder, evaluate it, and write a run folder.",
