@@ -4,7 +4,8 @@ Everything that bad input can do ends here: the command line prints its message 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class UserError(ValueError):
@@ -15,3 +16,11 @@ def closest(name: str, valid: Iterable[str]) -> str:
     """Return a hint such as ``; did you mean 'learning_rate'?``, or an empty string when nothing is near."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def check_choices(settings: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a field of the settings that has none of its valid values."""
+    for name, valid in choices.items():
+        value = getattr(settings, name)
+        if value not in valid:
+            raise UserError(f"{name} is {value!r}{closest(value, valid)}: one of {', '.join(valid)}.")

@@ -1,7 +1,7 @@
 """`autotelic control data | train | online`: options from the settings' own fields, recipes, progress.
 
-A recipe is one YAML file with the sections `data`, `train` and `online`; each command reads its own, and the command
-line overrides it.
+A recipe is one YAML file with the sections `data`, `train`, `online` and `pebble`; each command reads its own, and the
+command line overrides it.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from autotelic.errors import UserError, closest
 from autotelic.files import check_writable
 
 METHODS = ("sft", "cpl", "ppl", "ppl_d", "dpo", "p_iql")
-SECTIONS = ("data", "train", "online", "seeds", "last", "tasks", "arms", "paired")
+ONLINE_METHODS = ("cpl", "ppl", "ppl_d", "pebble")
+SECTIONS = ("data", "train", "online", "pebble", "seeds", "last", "tasks", "arms", "paired")
 DESCRIPTIONS = {
     "data": "Collect episodes of several behaviours and a judge's preferences; again in the same folder: label anew.",
     "train": "Train one method on a data folder, evaluate it, and write a run folder.",
@@ -50,9 +51,11 @@ def settings_classes(what: str) -> list[type]:
     """The settings classes whose fields are a command's options."""
     from autotelic.control.collection import DataSettings
     from autotelic.control.online import OnlineSettings
+    from autotelic.control.pebble import PebbleSettings
     from autotelic.control.settings import TrainSettings
 
-    return {"data": [DataSettings], "train": [TrainSettings], "online": [OnlineSettings, TrainSettings]}[what]
+    online = [OnlineSettings, TrainSettings, PebbleSettings]
+    return {"data": [DataSettings], "train": [TrainSettings], "online": online}[what]
 
 
 def declare(what: str, parser: argparse.ArgumentParser) -> None:
@@ -63,7 +66,7 @@ def declare(what: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--resume", action="store_true", help="continue the run in --output")
         parser.add_argument("--no-frames", action="store_true", help="do not draw a rollout of the trained policy")
     if what == "online":
-        parser.add_argument("method", choices=("cpl", "ppl", "ppl_d"))
+        parser.add_argument("method", choices=ONLINE_METHODS)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--recipe", type=Path, help="YAML file with any of these options, by section")
     add_output(parser)
@@ -85,8 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def attribute_texts(kind: type) -> dict[str, str]:
-    """The descriptions in a class's `Attributes:` section."""
-    found = re.findall(r"^\s{4,8}(\w+): (.+(?:\n\s{12,}.+)*)", (kind.__doc__ or ""), flags=re.M)
+    """The descriptions in a class's `Attributes:` section and its bases'."""
+    text = "\n".join(base.__doc__ or "" for base in kind.__mro__)
+    found = re.findall(r"^\s{4,8}(\w+): (.+(?:\n\s{12,}.+)*)", text, flags=re.M)
     return {name: " ".join(text.split()).replace("%", "%%") for name, text in found}
 
 
@@ -116,8 +120,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         recipe = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the recipe {path}: {error}. Give a YAML file.") from None
-    if not isinstance(recipe, dict) or not all(isinstance(recipe.get(name, {}), dict) for name in SECTIONS[:3]):
-        raise UserError(f"{path} is no recipe: it needs the sections {', '.join(SECTIONS[:3])}, each a mapping.")
+    if not isinstance(recipe, dict) or not all(isinstance(recipe.get(name, {}), dict) for name in SECTIONS[:4]):
+        raise UserError(f"{path} is no recipe: it needs the sections {', '.join(SECTIONS[:4])}, each a mapping.")
     for name in recipe:
         if name not in SECTIONS:
             raise UserError(f"{path}: unknown section {name!r}{closest(str(name), SECTIONS)}: {', '.join(SECTIONS)}.")
@@ -181,8 +185,8 @@ def _train(args: argparse.Namespace, sections: dict[str, Any]) -> tuple[Any, str
 def _online(args: argparse.Namespace, sections: dict[str, Any]) -> tuple[Any, str]:
     from autotelic.control.online import run_online
 
-    online, training = _settings(0, "online", args, sections), _settings(1, "train", args, sections)
+    online, training, pebble = (_settings(i, n, args, sections) for i, n in enumerate(("online", "train", "pebble")))
     check_writable(args.output / "run.json", "choose another --output")
-    rows = run_online(online, training, args.output, partial(say, args))
-    text = "{feedback/labels} answers: success {eval/success:.0%}, return {eval/return:.1f}"
+    rows = run_online(online, training, args.output, partial(say, args), pebble)
+    text = "{feedback/labels} answers, {feedback/env_steps} steps: success {eval/success:.0%}, return {eval/return:.1f}"
     return rows, "\n".join(text.format(**row) for row in rows)

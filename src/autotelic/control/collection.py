@@ -9,7 +9,7 @@ Reference: arXiv:2505.06273, the data sets of its MetaWorld experiments. Deviati
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from autotelic.control.behaviors import ScriptedBehavior, build_behaviors, read_specs
-from autotelic.control.environments import NAMES, expert, make
+from autotelic.control.environments import NAMES, VectorEnvironment, expert, make
 from autotelic.control.episodes import Behavior, Episode, collect, read_minari, success_rate, write_minari
 from autotelic.control.judges import Critic, LearnedCritic, SimulatedCritic, expert_critic, judge_segments
 from autotelic.control.segments import Preferences, answer, cut_segments, pair_up, read_preferences, write_preferences
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, check_choices
 from autotelic.files import write_atomically
 
 Number = float | int
@@ -31,76 +31,85 @@ RELABEL = ("segment_length", "segments", "pairs", "comparisons", "judge", "tempe
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """What to collect, and how to label it; every default is written here.
+class JudgeSettings:
+    """Where episodes come from and who compares their segments: what a data set and online rounds share.
 
     Attributes:
         env: `point-reach` or `metaworld/TASK`.
-        policies: behaviours, as in `behaviors`; one is homogeneous data, several heterogeneous.
-        episodes: per behaviour.
-        horizon: steps of an episode; 0 is the environment's own.
-        num_envs: copies; 0 is the environment's own.
         actions: `clip` sends clip(u), `tanh` sends tanh(u).
-        behavior_std: of the clones' u.
-        demos: demonstrations behind `success:RATE`.
         segment_length: steps of a segment.
-        segments: how many are cut.
-        pairs: at most this many comparisons; 0 is no limit.
-        comparisons: `sparse` (each segment once) or `dense` (all pairs).
         judge: `regret`, `advantage` or `return`.
         critic: `learned`, or `simulated` on point-reach.
         critic_episodes: for V*; 0 only where neither regret nor advantage will ever be asked for.
         critic_gamma: discount of the critics.
         temperature: of the judge, in standard deviations of the differences; 0 is a judge without noise.
-        flip_fraction: share of answers that are turned round.
-        seed: of everything but the labels.
-        label_seed: of segments, pairs and answers; -1 takes `seed`.
     """
 
     env: str = "point-reach"
-    policies: tuple[str, ...] = ("success:0.2", "success:0.5")
-    episodes: int = 100
-    horizon: int = 0
-    num_envs: int = 0
     actions: str = "clip"
-    behavior_std: Number = 0.4
-    demos: int = 5
     segment_length: int = 64
-    segments: int = 2500
-    pairs: int = 0
-    comparisons: str = "sparse"
     judge: str = "regret"
     critic: str = "learned"
     critic_episodes: int = 96
     critic_gamma: Number = 0.99
     temperature: Number = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be judged."""
+        choices = {
+            "env": NAMES,
+            "actions": ("clip", "tanh"),
+            "judge": ("regret", "advantage", "return"),
+            "critic": ("learned", "simulated"),
+        }
+        check_choices(self, choices)
+        if self.critic == "simulated" and self.env != "point-reach":
+            raise UserError("a simulated critic restarts the environment in any state: point-reach only. Use learned.")
+        if self.segment_length < 1 or not 0 < self.critic_gamma <= 1:
+            raise UserError("segment_length must be 1 or more, and critic_gamma lies in (0, 1].")
+
+
+@dataclass(frozen=True)
+class DataSettings(JudgeSettings):
+    """What to collect, and how to label it; every default is written here.
+
+    Attributes:
+        policies: behaviours, as in `behaviors`; one is homogeneous data, several heterogeneous.
+        episodes: per behaviour.
+        horizon: steps of an episode; 0 is the environment's own.
+        num_envs: copies; 0 is the environment's own.
+        behavior_std: of the clones' u.
+        demos: demonstrations behind `success:RATE`.
+        segments: how many are cut.
+        pairs: at most this many comparisons; 0 is no limit.
+        comparisons: `sparse` (each segment once) or `dense` (all pairs).
+        flip_fraction: share of answers that are turned round.
+        seed: of everything but the labels.
+        label_seed: of segments, pairs and answers; -1 takes `seed`.
+    """
+
+    policies: tuple[str, ...] = ("success:0.2", "success:0.5")
+    episodes: int = 100
+    horizon: int = 0
+    num_envs: int = 0
+    behavior_std: Number = 0.4
+    demos: int = 5
+    segments: int = 2500
+    pairs: int = 0
+    comparisons: str = "sparse"
     flip_fraction: Number = 0.0
     seed: int = 0
     label_seed: int = -1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be collected."""
-        if self.env not in NAMES:
-            raise UserError(f"unknown environment {self.env!r}{closest(self.env, NAMES)}: one of {', '.join(NAMES)}.")
+        super().__post_init__()
         read_specs(self.policies, self.env)
-        choices = {
-            "actions": ("clip", "tanh"),
-            "comparisons": ("sparse", "dense"),
-            "judge": ("regret", "advantage", "return"),
-            "critic": ("learned", "simulated"),
-        }
-        for name, valid in choices.items():
-            value = getattr(self, name)
-            if value not in valid:
-                raise UserError(f"{name} is {value!r}{closest(value, valid)}: one of {', '.join(valid)}.")
-        if self.critic == "simulated" and self.env != "point-reach":
-            raise UserError("a simulated critic restarts the environment in any state: point-reach only. Use learned.")
-        if min(self.episodes, self.segment_length, self.segments - 1) < 1 or min(self.seed, self.pairs) < 0:
-            raise UserError(
-                "episodes and segment_length must be 1 or more, segments 2 or more, seed and pairs not below 0."
-            )
-        if not 0 < self.critic_gamma <= 1 or self.behavior_std <= 0:
-            raise UserError("critic_gamma lies in (0, 1], behavior_std above 0.")
+        check_choices(self, {"comparisons": ("sparse", "dense")})
+        if min(self.episodes, self.segments - 1) < 1 or min(self.seed, self.pairs) < 0:
+            raise UserError("episodes must be 1 or more, segments 2 or more, seed and pairs not below 0.")
+        if self.behavior_std <= 0:
+            raise UserError("behavior_std lies above 0.")
 
 
 def build_data(settings: DataSettings, output: Path, progress: Progress = lambda line: None) -> dict[str, Any]:
@@ -161,7 +170,12 @@ def _collect(settings: DataSettings, output: Path, progress: Progress) -> dict[s
         rates.append(success_rate(rows))
         progress(f"policy {number} ({settings.policies[number]}): {len(rows)} episodes, {rates[-1]:.0%} success")
         episodes += rows
-    best, own = critics(settings, environment, behaviors, ScriptedBehavior(script, 0.05, squash), episodes)
+    best = best_critic(settings, environment, behaviors, ScriptedBehavior(script, 0.05, squash), settings.seed)
+    own: dict[int, Critic] = {}
+    if best is not None:
+        for number, behavior in enumerate(behaviors):
+            rows = [e for e in episodes if e.policy == number]
+            own[number] = own_critic(settings, behavior, rows, settings.seed + number)
     meta = {"environment": settings.env, "seed": settings.seed}
     write_minari(output / "episodes", episodes, squash, meta)
     _write_values(output / "values.npz", episodes, best, own)
@@ -169,22 +183,25 @@ def _collect(settings: DataSettings, output: Path, progress: Progress) -> dict[s
     return {"success": rates, "squash": squash, "num_episodes": len(episodes), "horizon": environment.horizon}
 
 
-def critics(
-    settings: DataSettings, environment: Any, behaviors: list[Behavior], best: Behavior, episodes: list[Episode]
-) -> tuple[Critic | None, Mapping[int, Critic]]:
-    """Return V* (None where no episode may be spent on it) and V^mu per behaviour."""
+def best_critic(
+    settings: JudgeSettings, environment: VectorEnvironment, behaviors: Sequence[Behavior], teacher: Behavior, seed: int
+) -> Critic | None:
+    """Return V*, or None where no episode may be spent on it."""
     gamma, squash = settings.critic_gamma, settings.actions == "tanh"
     if settings.critic == "simulated":
-        own: dict[int, Critic] = {i: SimulatedCritic(b, squash, gamma, settings.seed) for i, b in enumerate(behaviors)}
-        return SimulatedCritic(best, squash, gamma, settings.seed, deterministic=True), own
+        return SimulatedCritic(teacher, squash, gamma, seed, deterministic=True)
     if not settings.critic_episodes:
-        return None, {}
-    own = {
-        i: LearnedCritic([e for e in episodes if e.policy == i], gamma, settings.seed + i)
-        for i in range(len(behaviors))
-    }
-    count = settings.critic_episodes
-    return expert_critic(environment, behaviors, best, count, settings.seed, squash, gamma), own
+        return None
+    return expert_critic(environment, behaviors, teacher, settings.critic_episodes, seed, squash, gamma)
+
+
+def own_critic(
+    settings: JudgeSettings, behavior: Behavior, episodes: Sequence[Episode], seed: int, updates: int = 1500
+) -> Critic:
+    """Return V^mu of a behaviour, from its own episodes where it is learned."""
+    if settings.critic == "simulated":
+        return SimulatedCritic(behavior, settings.actions == "tanh", settings.critic_gamma, seed)
+    return LearnedCritic(episodes, settings.critic_gamma, seed, updates=updates)
 
 
 def _write_values(path: Path, episodes: list[Episode], best: Critic | None, own: Mapping[int, Critic]) -> None:

@@ -109,6 +109,18 @@ def answer(
     return (label ^ (generator.random(len(chance)) < flip_fraction)).astype(np.float32)
 
 
+def merge_preferences(parts: Sequence[Preferences]) -> Preferences:
+    """Put comparisons over the same episodes together; segments are not shared between the parts."""
+    offset = np.concatenate([[0], np.cumsum([len(p.episode) for p in parts])[:-1]])
+
+    def join(name: str, shift: bool = False) -> ndarray:
+        return np.concatenate([getattr(part, name) + by for part, by in zip(parts, offset * shift, strict=True)])
+
+    where = (join("episode"), join("start"), join("length"))
+    label = np.concatenate([part.label for part in parts])
+    return Preferences(*where, first=join("first", shift=True), second=join("second", shift=True), label=label)
+
+
 def write_preferences(path: Path, preferences: Preferences) -> None:
     """Write the file whole, or not at all."""
     names = ("episode", "start", "length", "first", "second", "label", "score")

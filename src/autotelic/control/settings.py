@@ -5,11 +5,12 @@ from typing import get_args
 
 from autotelic.control.labels import LabelKind
 from autotelic.control.networks import CPL_STD
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, check_choices
 from autotelic.functional.lookahead import Lookahead
 
 Number = float | int
 METHODS = ("sft", "cpl", "ppl", "ppl_d", "dpo", "p_iql")
+ONLINE_METHODS = ("cpl", "ppl", "ppl_d", "pebble")
 LABEL_MODELS = ("method", "auto")
 
 
@@ -18,7 +19,7 @@ class TrainSettings:
     """How to train; sizes are those of a small machine, the paper's are in `recipes/control_paper.yaml`.
 
     Attributes:
-        method: `sft`, `cpl`, `ppl`, `ppl_d`, `dpo` (log-ratios to the frozen clone) or `p_iql`.
+        method: `sft`, `cpl`, `ppl`, `ppl_d`, `dpo` (log-ratios to the frozen clone), `p_iql`, or online `pebble`.
         labels: policy labels, as in `labels`; `ppl` only.
         label_model: `method` takes the method's own; `auto` fits CPL and PPL, and keeps the lower held-out NLL.
         steps: updates after behaviour cloning.
@@ -83,17 +84,14 @@ class TrainSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         choices = {
-            "method": METHODS,
+            "method": (*METHODS, "pebble"),
             "labels": get_args(LabelKind),
             "label_model": LABEL_MODELS,
             "label_entropy": ("include", "drop"),
             "constants": ("drop", "keep"),
             "future": ("in_segment", "observed"),
         }
-        for name, valid in choices.items():
-            value = getattr(self, name)
-            if value not in valid:
-                raise UserError(f"{name} is {value!r}{closest(value, valid)}: one of {', '.join(valid)}.")
+        check_choices(self, choices)
         for name in ("steps", "bc_steps", "lookahead_horizon", "seed", "horizon", "num_envs", "bc_coef", "std"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it cannot be negative.")

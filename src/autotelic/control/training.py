@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from autotelic.control.environments import VectorEnvironment, make
 from autotelic.control.episodes import Behavior, Episode, roll_out
 from autotelic.control.labels import label_parameters
 from autotelic.control.learners import IQLLearner, PreferenceLearner
+from autotelic.control.networks import GaussianPolicy
 from autotelic.control.objectives import PairData, all_scores, calibrated_nll, pair_data, segment_steps
-from autotelic.control.settings import TrainSettings
+from autotelic.control.settings import METHODS, TrainSettings
 from autotelic.control.tables import share_interval
 from autotelic.diagnostics.metrics import check_declared
 from autotelic.errors import UserError
@@ -33,6 +34,19 @@ from autotelic.files import check_writable, write_atomically
 Number = float | int
 Progress = Callable[[str], None]
 Row = dict[str, float | int]
+
+
+class Learner(Protocol):
+    """What a run folder keeps of a learner."""
+
+    @property
+    def policy(self) -> GaussianPolicy:
+        """The present one."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, and what a resumed run needs beside them."""
+        ...
 
 
 @dataclass
@@ -139,7 +153,7 @@ class RunFolder:
         lines = (self.path / "metrics.jsonl").read_text().splitlines()
         self.rows = [row for line in lines if (row := json.loads(line))["step"] <= learner.updates]
 
-    def log(self, row: Row, learner: PreferenceLearner) -> None:
+    def log(self, row: Row, learner: Learner) -> None:
         """Write one row of declared metrics, the policy, and the state."""
         check_declared(name for name in row if name != "step")
         self.rows.append(row)
@@ -159,6 +173,8 @@ def train(
     environment: VectorEnvironment | None = None,
 ) -> dict[str, Any]:
     """Run one method on one data folder; returns what `result.json` holds."""
+    if settings.method not in METHODS:
+        raise UserError(f"{settings.method} acts while it learns: give it to `autotelic control online`.")
     prepared = prepare(settings, folder)
     config = {**asdict(settings), "data": str(folder), "env": prepared.env}
     run = RunFolder(output, settings.method, config, settings.seed, resume)

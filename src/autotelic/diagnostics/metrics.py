@@ -207,6 +207,9 @@ METRICS: dict[str, Metric] = {
     "eval/success_high": Metric("share", "95 % Wilson interval of eval/success, upper end", "over episodes"),
     "eval/return": Metric("reward", "mean over episodes of sum_t r_t", "undiscounted"),
     "feedback/labels": Metric("comparisons", "answers asked for so far", "the budget of online learning"),
+    "feedback/env_steps": Metric(
+        "steps", "steps that the learner took so far", "its other budget; those of the judge's critics do not count"
+    ),
     # The law.
     "law/a": Metric("accuracy", "R = -a exp(H) + b, least squares", "slope", f"{ENTROPY_MECHANISM}"),
     "law/b": Metric("accuracy", "R = -a exp(H) + b, least squares", "intercept", f"{ENTROPY_MECHANISM}"),
