@@ -111,6 +111,7 @@ class SAC:
             torch.manual_seed(seed)
             self.critic = Critic(self.actor.inputs, self.action_dim, self.hidden)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target.inputs = self.actor.inputs  # the very module, not a copy: it may be fitted later
         parameters = [*self.critic.first.parameters(), *self.critic.second.parameters()]
         self.critic_optimizer = torch.optim.Adam(parameters, lr=self.lr)
 
