@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,10 +66,11 @@ class OnlineSettings(JudgeSettings):
         read_specs([self.start], self.env)
 
 
+@runtime_checkable
 class Student(Protocol):
     """Who learns: `actor` acts in the next round (None: the start does), `policy` is evaluated.
 
-    `first` is the policy before any answer, known once it has learned.
+    `first` is the policy before any answer; it and the policy need not exist before the first `learn`.
     """
 
     first: GaussianPolicy | None
@@ -77,7 +78,7 @@ class Student(Protocol):
     updates: int
 
     @property
-    def policy(self) -> GaussianPolicy:
+    def policy(self) -> GaussianPolicy | None:
         """The present policy."""
         ...
 
@@ -115,15 +116,10 @@ class PreferenceStudent:
         """Wait for the first answers: networks are built for them."""
         self.training, self.squash = training, squash
         self.first: GaussianPolicy | None = None
+        self.policy: GaussianPolicy | None = None
         self.actor: Behavior | None = None
         self.updates = 0
         self.learner: PreferenceLearner | None = None
-
-    @property
-    def policy(self) -> GaussianPolicy:
-        """The present policy."""
-        assert self.learner is not None, "nothing was learned yet"
-        return self.learner.policy
 
     def choose(self, episodes: Sequence[Episode], drawn: Preferences, count: int) -> np.ndarray:
         """Return the first pairs: it has no opinion."""
@@ -152,13 +148,12 @@ class PreferenceStudent:
         for _ in range(settings.steps):
             learner.update()
         self.updates += learner.updates
-        self.actor = learner.policy.eval()
+        self.actor = self.policy = learner.policy.eval()
         return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer and generator."""
-        assert self.learner is not None, "nothing was learned yet"
-        return self.learner.state_dict()
+        return self.learner.state_dict() if self.learner else {}
 
 
 def run_online(
@@ -181,7 +176,7 @@ def run_online(
     def log(policy: GaussianPolicy, budget: Row, **more: float) -> Row:
         figures = evaluate(policy, environment, training.eval_episodes, training.seed, rounds.squash)
         row = budget | more | figures
-        run.log(row, student)
+        run.log(row, policy, student.state_dict())
         return row
 
     rows: list[Row] = []
@@ -189,7 +184,8 @@ def run_online(
         fresh = rounds.collect_and_ask(number)
         before: Row = {"step": 0, "feedback/labels": 0, "feedback/env_steps": rounds.env_steps}
         more = student.learn(rounds.episodes, fresh, rounds.asked)
-        if number == 0 and student.first is not None:
+        assert student.first is not None and student.policy is not None, "a student that has learned has both"
+        if number == 0:
             rows.append(log(student.first, before))
         answers = sum(len(part.first) for part in rounds.asked)
         budget: Row = {"step": student.updates, "feedback/labels": answers, "feedback/env_steps": rounds.env_steps}

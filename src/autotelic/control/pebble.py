@@ -277,7 +277,7 @@ class Pebble:
             rows = torch.randint(len(actions), (self.settings.sac_batch,), generator=self.generator)
             logprobs = self.policy.logprob(actions[rows], *self.policy(observations[rows]))
             optimizer.zero_grad()
-            behavior_cloning_loss(logprobs).backward()
+            behavior_cloning_loss(logprobs[None]).backward()
             optimizer.step()
         self.updates += self.training.bc_steps
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,19 +34,6 @@ from autotelic.files import check_writable, write_atomically
 Number = float | int
 Progress = Callable[[str], None]
 Row = dict[str, float | int]
-
-
-class Learner(Protocol):
-    """What a run folder keeps of a learner."""
-
-    @property
-    def policy(self) -> GaussianPolicy:
-        """The present one."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights, and what a resumed run needs beside them."""
-        ...
 
 
 @dataclass
@@ -153,14 +140,14 @@ class RunFolder:
         lines = (self.path / "metrics.jsonl").read_text().splitlines()
         self.rows = [row for line in lines if (row := json.loads(line))["step"] <= learner.updates]
 
-    def log(self, row: Row, learner: Learner) -> None:
-        """Write one row of declared metrics, the policy, and the state."""
+    def log(self, row: Row, policy: GaussianPolicy, state: dict[str, Any]) -> None:
+        """Write one row of declared metrics, the policy, and what else the learner remembers."""
         check_declared(name for name in row if name != "step")
         self.rows.append(row)
         temporary = self.path / "state.pt.tmp"
-        torch.save(learner.state_dict(), temporary)
+        torch.save(state, temporary)
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in self.rows))
-        learner.policy.save(self.path / "policy.safetensors")
+        policy.save(self.path / "policy.safetensors")
         temporary.replace(self.path / "state.pt")
 
 
@@ -215,7 +202,7 @@ def _loop(
                 row |= {"train/loss": float(np.mean(losses)), "train/step_time": spent / len(losses)}
             row |= preference_figures(learner, prepared)
             row |= evaluate(learner.policy, environment, settings.eval_episodes, settings.seed, prepared.squash)
-            run.log(row, learner)
+            run.log(row, learner.policy, learner.state_dict())
             progress(describe(settings.method, row, total))
             losses, spent = [], 0.0
         if done >= total:
