@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from autotelic.cli.control_learning import build_settings
 from autotelic.control.collection import DataSettings, build_data
 from autotelic.control.environments import make
 from autotelic.control.online import OnlineSettings, run_online
+from autotelic.control.pebble import PebbleSettings
 from autotelic.control.settings import TrainSettings
 from autotelic.control.tables import mean_interval
 from autotelic.control.training import train
@@ -66,34 +68,62 @@ def run(recipe: dict[str, Any], output: Path, tasks: list[str], arms: list[str],
                     say(f"{task} seed {seed} {arm}: success {result['eval/success']:.2f} in {result['seconds']} s")
 
 
-def online(recipe: dict[str, Any], output: Path, arms: list[str], seeds: list[int]) -> None:
+def online_settings(recipe: dict[str, Any], task: str, arm: str, seed: int) -> tuple[Any, Any, Any]:
+    """A task changes the rounds; an arm changes training, and PEBBLE's own settings."""
+    own = {field.name for field in fields(PebbleSettings)}
+    changes = recipe["arms"][arm]
+    pebble = recipe.get("pebble", {}) | {name: value for name, value in changes.items() if name in own}
+    train = recipe["train"] | {name: value for name, value in changes.items() if name not in own}
+    return (
+        build_settings(OnlineSettings, recipe["online"] | recipe["tasks"][task], {}),
+        build_settings(TrainSettings, train, {"seed": seed}),
+        build_settings(PebbleSettings, pebble, {}),
+    )
+
+
+def online(recipe: dict[str, Any], output: Path, tasks: list[str], arms: list[str], seeds: list[int]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / "experiment.json").write_text(json.dumps(recipe, indent=1))
     for seed in seeds or range(recipe["seeds"]):
-        for arm in arms or recipe["arms"]:
-            folder = output / f"online-seed{seed}" / arm
+        for task, arm in [(task, arm) for task in tasks or recipe["tasks"] for arm in arms or recipe["arms"]]:
+            folder = output / f"{task}-online-seed{seed}" / arm
             if claim(folder):
-                training = build_settings(TrainSettings, recipe["train"] | recipe["arms"][arm], {"seed": seed})
-                settings = build_settings(OnlineSettings, recipe["online"], {})
-                rows = run_online(settings, training, folder / "run")
+                settings, training, pebble = online_settings(recipe, task, arm, seed)
+                started = time.process_time()
+                rows = run_online(settings, training, folder / "run", pebble=pebble)
                 (folder / "rows.json").write_text(json.dumps(rows))
-                say(f"online seed {seed} {arm}: {[round(r['eval/success'], 2) for r in rows]}")
-    print(online_table(output))
+                shown = [round(row["eval/success"], 2) for row in rows]
+                say(f"{task} online seed {seed} {arm}: {shown}, {time.process_time() - started:.0f} s of CPU")
 
 
 def online_table(output: Path) -> str:
-    found: dict[str, list[list[dict[str, float]]]] = {}
-    for path in sorted(output.glob("online-seed*/*/rows.json")):
-        found.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
-    answers = [row["feedback/labels"] for row in next(iter(found.values()))[0]]
-    lines = [
-        "| arm (seeds) | " + " | ".join(f"{a} answers" for a in answers) + " |",
-        "| --- " * (len(answers) + 1) + "|",
-    ]
-    for arm, runs in found.items():
-        rates = np.array([[row["eval/success"] for row in run] for run in runs])
-        cells = [interval(rates[:, i]) for i in range(rates.shape[1])]
-        lines.append(f"| {arm} ({len(runs)}) | " + " | ".join(cells) + " |")
+    """Success and return at some budgets of answers, steps at the end, and the paired differences there."""
+    recipe = json.loads((output / "experiment.json").read_text())
+    runs: dict[tuple[str, str], dict[int, list[dict[str, float]]]] = {}
+    for path in output.glob("*-online-seed*/*/rows.json"):
+        task, seed = path.parents[1].name.rsplit("-online-seed", 1)
+        runs.setdefault((task, path.parent.name), {})[int(seed)] = json.loads(path.read_text())
+    lines = []
+    for metric in ("eval/success", "eval/return"):
+        answers = [int(row["feedback/labels"]) for row in next(iter(next(iter(runs.values())).values()))]
+        columns = sorted({round(i * (len(answers) - 1) / 5) for i in range(6)})
+        head = " | ".join(f"{answers[i]} answers" for i in columns)
+        lines += [f"| {metric} | arm | seeds | {head} | steps |", "| --- " * (len(columns) + 4) + "|"]
+        for task, arm in [(task, arm) for task in recipe["tasks"] for arm in recipe["arms"]]:
+            if found := list(runs.get((task, arm), {}).values()):
+                cells = [interval(np.array([run[i][metric] for run in found])) for i in columns]
+                steps = f"{found[0][-1]['feedback/env_steps']:.0f}"
+                lines.append(f"| {task} | {arm} | {len(found)} | " + " | ".join(cells) + f" | {steps} |")
+        lines.append("")
+    lines += ["| task | paired difference at the end | seeds | success | return |", "| --- " * 5 + "|"]
+    for task, (first, second) in [(task, pair) for task in recipe["tasks"] for pair in recipe.get("paired", [])]:
+        one, two = runs.get((task, first), {}), runs.get((task, second), {})
+        if both := sorted(set(one) & set(two)):
+            cells = [
+                interval(np.array([one[s][-1][m] - two[s][-1][m] for s in both]), sign=True)
+                for m in ("eval/success", "eval/return")
+            ]
+            lines.append(f"| {task} | {first} - {second} | {len(both)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -161,12 +191,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[])
     args = parser.parse_args()
     if args.what == "table":
-        print(online_table(args.path) if list(args.path.glob("online-seed*")) else table(args.path))
+        print(online_table(args.path) if list(args.path.glob("*-online-seed*")) else table(args.path))
         return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     recipe, output = yaml.safe_load(args.path.read_text()), args.output or Path("runs/evidence") / args.path.stem
     if args.what == "online":
-        online(recipe, output, args.arms, args.seeds)
+        online(recipe, output, args.tasks, args.arms, args.seeds)
+        print(online_table(output))
     else:
         run(recipe, output, args.tasks, args.arms, args.seeds)
         print(table(output))
