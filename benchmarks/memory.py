@@ -79,7 +79,10 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
         for responses, width in sizes:
             rows.append(one_size(args, method, responses, width))
     work = {"model": "1 random layer, d = 896, tied head, float32", "limit_gib": args.limit_gib}
-    return write("memory", args, rows, work=work, clock="CPU seconds, one thread; peak resident MiB above the start")
+    clock, words = "CPU seconds, one thread; peak resident MiB above the start", ""
+    if args.responses and args.out:
+        words = f" --responses {args.responses} --width {args.width} --out benchmarks/results/{args.out.name}"
+    return write("memory", args, rows, work=work, clock=clock, options=words)
 
 
 def one_size(args: Any, method: str, responses: int, width: int) -> dict[str, Any]:
