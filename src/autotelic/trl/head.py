@@ -103,9 +103,10 @@ def use_fused_head(
 
 
 def install(model: Any, temperature: float | int, cast_to_fp32: bool) -> None:
-    """Replace the model's forward by one that serves `fused_lm_head=True` itself, and passes on everything else."""
-    from trl.trainer.utils import FusedCausalLMOutput
+    """Replace the model's forward by one that serves `fused_lm_head=True` itself, and passes on everything else.
 
+    It also takes `other_ids`, K further words for each of `log_probs`, and returns theirs as `other_log_probs`.
+    """
     before = model.forward
 
     @functools.wraps(before)
@@ -116,11 +117,14 @@ def install(model: Any, temperature: float | int, cast_to_fp32: bool) -> None:
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
         num_items_in_batch: Any = None,
+        other_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         given = {"labels": labels, "shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
         given = {name: value for name, value in given.items() if value is not None}
         reason = call_refusal(self, kwargs) if fused_lm_head else ""
+        if reason is not None and other_ids is not None:
+            raise UserError(f"log-probabilities of other tokens need our head: {reason or 'fused_lm_head is off'}")
         if reason is not None:
             if reason:
                 say_once(f"the head of TRL is used, not ours: {reason}")
@@ -131,29 +135,54 @@ def install(model: Any, temperature: float | int, cast_to_fp32: bool) -> None:
         if shift_labels is None:
             assert labels is not None
             hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
-        logprobs, entropy, mask = score(
-            hidden, head_of(self), shift_labels, temperature=temperature, cast_to_fp32=cast_to_fp32
+        logprobs, entropy, mask, *others = score(
+            hidden,
+            head_of(self),
+            shift_labels,
+            other_ids,
+            temperature=temperature,
+            cast_to_fp32=cast_to_fp32,
         )
         count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        return FusedCausalLMOutput(loss=-logprobs.sum() / count, log_probs=logprobs, entropy=entropy, label_mask=mask)
+        return output_class()(
+            loss=-logprobs.sum() / count,
+            log_probs=logprobs,
+            entropy=entropy,
+            label_mask=mask,
+            other_log_probs=others[0],
+        )
 
     model.forward = types.MethodType(forward, model)
+
+
+@functools.cache
+def output_class() -> Any:
+    """Return TRL's output class, with a place for the log-probabilities of other words."""
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    @dataclass
+    class ScoredOutput(FusedCausalLMOutput):
+        other_log_probs: Any = None
+
+    return ScoredOutput
 
 
 def score(
     hidden: Float[Tensor, "B T d"],
     head: Head,
     labels: Int[Tensor, "B T"],
+    other_ids: Int[Tensor, "B T K"] | None = None,
     *,
     temperature: float | int,
     cast_to_fp32: bool = False,
-) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Bool[Tensor, "B T"], Float[Tensor, "B T K"] | None]:
     """Return log-probability and entropy of every labelled position, 0 where the label is -100, and the labelled mask.
 
     Args:
         hidden: of the position before each label.
         head: from `head_of`.
         labels: token ids, -100 where nothing is asked.
+        other_ids: further words at each position, whose log-probabilities are returned last.
         temperature: logits are divided by it.
         cast_to_fp32: see `use_fused_head`.
     """
@@ -173,9 +202,33 @@ def score(
         bias = None if head.bias is None else head.bias.to(dtype)
         options = {"temperature": float(temperature), "logit_scale": head.scale, "softcap": head.softcap}
         found = linear_logprob_entropy(rows, weight, labels[mask], bias=bias, **options)
+        others = None
+        if other_ids is not None:
+            others = other_logprobs(rows, weight, bias, labels[mask], other_ids.to(device)[mask], found[0], options)
     # masked_scatter keeps a batch without any label connected to the model: it then has a gradient, of zero.
     logprobs, entropy = (x.new_zeros(mask.shape).masked_scatter(mask, x) for x in found[:2])
-    return logprobs, entropy, mask
+    if others is not None:
+        wide = mask.unsqueeze(-1).expand(*mask.shape, others.shape[-1])
+        others = others.new_zeros(wide.shape).masked_scatter(wide, others)
+    return logprobs, entropy, mask, others
+
+
+def other_logprobs(
+    rows: Float[Tensor, "N d"],
+    weight: Float[Tensor, "V d"],
+    bias: Float[Tensor, " V"] | None,
+    targets: Int[Tensor, " N"],
+    ids: Int[Tensor, "N K"],
+    logprobs: Float[Tensor, " N"],
+    options: dict[str, Any],
+) -> Float[Tensor, "N K"]:
+    """Return ln p_k = z_k - z_t + ln p_t, from the log-probabilities ln p_t of the targets."""
+    from autotelic.kernels import linear_selected
+
+    z = linear_selected(rows, weight, torch.cat([targets.unsqueeze(1), ids], 1), bias) * options["logit_scale"]
+    cap = options["softcap"]
+    z = (z if cap is None else cap * (z / cap).tanh()) / options["temperature"]
+    return z[:, 1:] - z[:, :1] + logprobs.unsqueeze(1)
 
 
 @torch.no_grad()
