@@ -20,12 +20,12 @@ TITLES = {
     "answers": "Answers by meaning",
     "em_step": "An update of one-shot EM",
     "grpo_step": "An update of GRPO",
+    "prefix": "One prompt for a group",
     "ppl_update": "An update of PPL",
     "scaling": "Scaling",
     "memory": "Memory of an update",
     "memory_full": "Memory of an update, 64 x 1024 tokens",
     "startup": "Start-up",
-    "generation": "Generation",
 }
 INTRO = """# Performance
 

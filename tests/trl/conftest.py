@@ -83,6 +83,7 @@ def make_trainer(tokenizer, make_model, tmp_path: Path):
 
 TRAINER_KEYS = {
     "fused_head",
+    "shared_prefix",
     "entropy_control",
     "train_generations",
     "entropy_minimization",

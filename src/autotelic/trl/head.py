@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from autotelic.errors import UserError
 from autotelic.trl.base import TrainerBase
+from autotelic.trl.shared_prefill import use_shared_prefill
 
 MODES = ("auto", "on", "off")
 MIN_VOCABULARY = 8192
@@ -42,11 +43,13 @@ class FusedHeadMixin(TrainerBase):
 
     Keyword Args:
         fused_head: `auto` where it pays, `on` everywhere (refused where it cannot be exact), `off` nowhere.
+        shared_prefix: the same, for reading a prompt once for all of its responses (`autotelic.trl.shared_prefill`).
     """
 
-    def __init__(self, *args: Any, fused_head: str = "auto", **kwargs: Any):
-        if fused_head not in MODES:
-            raise UserError(f"unknown fused_head {fused_head!r}: use {', '.join(MODES)}")
+    def __init__(self, *args: Any, fused_head: str = "auto", shared_prefix: str = "auto", **kwargs: Any):
+        for name, mode in (("fused_head", fused_head), ("shared_prefix", shared_prefix)):
+            if mode not in MODES:
+                raise UserError(f"unknown {name} {mode!r}: use {', '.join(MODES)}")
         super().__init__(*args, **kwargs)
         settings = {
             "temperature": getattr(self, "temperature", 1.0),
@@ -56,6 +59,7 @@ class FusedHeadMixin(TrainerBase):
         self.fused_head_refusal: str | None = use_fused_head(self.model, **settings)
         if getattr(self, "ref_model", None) is not None:
             use_fused_head(self.ref_model, **settings)
+        use_shared_prefill(self.model, shared_prefix)
 
     def _fused_statistics(self) -> bool:
         """Return whether `statistics` serves this trainer's model: not where FSDP 2 holds its parameters in shards."""
