@@ -16,9 +16,10 @@ relative one of the weight's gradient, by norm, against float64, on a small prob
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from common import OURS, case, in_child, interleave, one_thread, parser_for, peak_above, write
+from common import OURS, case, in_child, interleave, machine, one_thread, parser_for, peak_above, write
 
 SIZES = {"full": (512, 151_936, 896), "smoke": (24, 601, 32)}
 SHARE = 0.2
@@ -207,16 +208,14 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
     sides, missing = sides_of(data)
     seconds = interleave(sides, args.repeats, warm_up=int(args.smoke))
     names = [] if args.smoke or not sys.platform.startswith("linux") else [x for x in sides if x != PRODUCTS]
-    memory = {}
-    for name in names:
-        found = in_child(__file__, "--side", name, "--rows", str(args.rows))
-        if found is not None:
-            memory[name] = found["extra_mib"]
+    with ThreadPoolExecutor(machine()["cores"]) as pool:  # memory does not mind company
+        children = list(pool.map(lambda name: in_child(__file__, "--side", name, "--rows", str(args.rows)), names))
+    memory = {name: found["extra_mib"] for name, found in zip(names, children, strict=True) if found is not None}
     cases = cases_of(seconds, memory, error)
     low, _ = sides_of(problem(*size, dtype="bfloat16"))
     low = {name: side for name, side in low.items() if name in (OURS, *PEERS)}
     low_error = {name: value for name, value in errors("bfloat16").items() if name in low}
-    low_seconds = interleave(low, args.repeats, warm_up=int(args.smoke))
+    low_seconds = interleave(low, max(args.repeats - 1, 2), warm_up=int(args.smoke))
     cases.append(case("every row, operands in bfloat16", low_seconds, targets=PEERS, error=low_error))
     rows, words, dim = size
     work = {"rows": rows, "vocabulary": words, "width": dim, "dtype": "float32", "matmul_precision": "highest"}

@@ -1,7 +1,7 @@
 """One prompt and its group: read once or for every response: `python benchmarks/prefix.py`.
 
 training     forward and backward of a GRPO micro-batch of 8 responses to one prompt, on a random model (one layer of
-             512, V = 997); `autotelic` is `--shared_prefix auto`, which leaves rows alone where its estimate sees no gain
+             512, V = 997); `autotelic` is `--shared_prefix auto`: rows are left alone where its estimate sees no gain
 generation   the group's sampling by transformers' `generate`, 8 responses to one prompt, from the same model
 """
 
