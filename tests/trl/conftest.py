@@ -85,6 +85,7 @@ TRAINER_KEYS = {
     "fused_head",
     "shared_prefix",
     "entropy_control",
+    "entropy_change_rows",
     "train_generations",
     "entropy_minimization",
     "rollout_log",

@@ -115,7 +115,7 @@ def test_the_models_own_configuration_counts_too(make_model, more, reads):
 def test_dropout_is_not_shared(make_model, reads):
     """In training mode, every row draws its own."""
     model = make_model()
-    model.config.attention_dropout = 0.5
+    model.model.layers[0].self_attn.attention_dropout = 0.5
     prefill.install_shared_prefill(model, "on")
     tokens = reads(model)
     ids, attention = prompts()

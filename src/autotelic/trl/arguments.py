@@ -142,7 +142,7 @@ class RunArguments:
     )
     shared_prefix: str = field(
         default="auto",
-        metadata={"help": "auto | on | off: read a prompt once for all of its completions, where that pays"},
+        metadata={"help": "auto | on | off: the prompt of a group computed once, where that pays"},
     )
     law: bool = field(default=False, metadata={"help": "fit the entropy law during the run and log law/*"})
     law_stop_below: float | None = field(

@@ -19,6 +19,8 @@ import importlib.util
 import logging
 import math
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +29,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from autotelic.errors import UserError
-from autotelic.trl.base import TrainerBase
-from autotelic.trl.shared_prefill import use_shared_prefill
 
 MODES = ("auto", "on", "off")
 MIN_VOCABULARY = 8192
@@ -36,34 +36,6 @@ MIN_VOCABULARY = 8192
 the head is a hundredth of an update, and a run keeps TRL's numbers to the bit. From here on it is 1.3 to 4 times."""
 
 logger = logging.getLogger(__name__)
-
-
-class FusedHeadMixin(TrainerBase):
-    """Gives a TRL trainer the head of `autotelic.kernels`; the mixins of this package build on it.
-
-    Keyword Args:
-        fused_head: `auto` where it pays, `on` everywhere (refused where it cannot be exact), `off` nowhere.
-        shared_prefix: the same, for reading a prompt once for all of its responses (`autotelic.trl.shared_prefill`).
-    """
-
-    def __init__(self, *args: Any, fused_head: str = "auto", shared_prefix: str = "auto", **kwargs: Any):
-        for name, mode in (("fused_head", fused_head), ("shared_prefix", shared_prefix)):
-            if mode not in MODES:
-                raise UserError(f"unknown {name} {mode!r}: use {', '.join(MODES)}")
-        super().__init__(*args, **kwargs)
-        settings = {
-            "temperature": getattr(self, "temperature", 1.0),
-            "mode": fused_head,
-            "cast_to_fp32": getattr(self.args, "cast_lm_head_to_fp32", False),
-        }
-        self.fused_head_refusal: str | None = use_fused_head(self.model, **settings)
-        if getattr(self, "ref_model", None) is not None:
-            use_fused_head(self.ref_model, **settings)
-        use_shared_prefill(self.model, shared_prefix)
-
-    def _fused_statistics(self) -> bool:
-        """Return whether `statistics` serves this trainer's model: not where FSDP 2 holds its parameters in shards."""
-        return self.fused_head_refusal is None and not hasattr(next(self.model.parameters()), "full_tensor")
 
 
 @dataclass(frozen=True)
@@ -139,24 +111,34 @@ def install(model: Any, temperature: float | int, cast_to_fp32: bool) -> None:
         if shift_labels is None:
             assert labels is not None
             hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
-        logprobs, entropy, mask, *others = score(
-            hidden,
-            head_of(self),
-            shift_labels,
-            other_ids,
-            temperature=temperature,
-            cast_to_fp32=cast_to_fp32,
-        )
-        count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        return output_class()(
-            loss=-logprobs.sum() / count,
-            log_probs=logprobs,
-            entropy=entropy,
-            label_mask=mask,
-            other_log_probs=others[0],
-        )
+        rows = hidden[(shift_labels != -100).to(hidden.device)]
+        options = {"temperature": temperature, "cast_to_fp32": cast_to_fp32}
+        return scored(self, rows, shift_labels, other_ids, num_items_in_batch, **options)
 
     model.forward = types.MethodType(forward, model)
+
+
+def scored(
+    model: Any,
+    rows: Float[Tensor, "N d"],
+    labels: Int[Tensor, "B T"],
+    other_ids: Int[Tensor, "B T K"] | None,
+    num_items_in_batch: Any,
+    *,
+    temperature: float | int,
+    cast_to_fp32: bool,
+) -> Any:
+    """Return what TRL expects of `model(..., fused_lm_head=True)`; see `score`."""
+    options = {"temperature": temperature, "cast_to_fp32": cast_to_fp32}
+    logprobs, entropy, mask, others = score(rows, head_of(model), labels, other_ids, **options)
+    count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return output_class()(
+        loss=-logprobs.sum() / count,
+        log_probs=logprobs,
+        entropy=entropy,
+        label_mask=mask,
+        other_log_probs=others,
+    )
 
 
 @functools.cache
@@ -172,7 +154,7 @@ def output_class() -> Any:
 
 
 def score(
-    hidden: Float[Tensor, "B T d"],
+    rows: Float[Tensor, "N d"],
     head: Head,
     labels: Int[Tensor, "B T"],
     other_ids: Int[Tensor, "B T K"] | None = None,
@@ -183,7 +165,7 @@ def score(
     """Return log-probability and entropy of every labelled position, 0 where the label is -100, and the labelled mask.
 
     Args:
-        hidden: of the position before each label.
+        rows: hidden states of the positions before the labels that are not -100, in their order.
         head: from `head_of`.
         labels: token ids, -100 where nothing is asked.
         other_ids: further words at each position, whose log-probabilities are returned last.
@@ -193,9 +175,8 @@ def score(
     from autotelic.kernels import linear_logprob_entropy
 
     device = head.weight.device  # with the model spread over devices, the backbone may end on another
-    hidden, labels = hidden.to(device), labels.to(device)
+    rows, labels = rows.to(device), labels.to(device)
     mask = labels != -100
-    rows = hidden[mask]
     if cast_to_fp32:
         rows, dtype = rows.float(), torch.float32
     else:
@@ -377,19 +358,28 @@ def disagreement(model: Any) -> str | None:
     head = head_of(model)
     count = min(4, head.weight.shape[0])
     ids = torch.arange(count, device=model.get_input_embeddings().weight.device).unsqueeze(0)
-    devices = [] if ids.device.type == "cpu" else [ids.device]
-    with torch.random.fork_rng(devices, device_type=ids.device.type if devices else "cuda"):
-        torch.manual_seed(0)
+    with evaluating(model):
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        torch.manual_seed(0)  # so that dropout, where there is any, falls the same
         theirs = model(input_ids=ids, use_cache=False).logits
         rows, weight = augmented(hidden[0], head, hidden.dtype)
-        ours = (rows @ weight.T + (0 if head.bias is None else head.bias.to(hidden.dtype))) * head.scale
-        ours = ours if head.softcap is None else head.softcap * (ours / head.softcap).tanh()
+    ours = (rows @ weight.T + (0 if head.bias is None else head.bias.to(hidden.dtype))) * head.scale
+    ours = ours if head.softcap is None else head.softcap * (ours / head.softcap).tanh()
     exact = hidden.dtype == torch.float32 and theirs.dtype == torch.float32
     if torch.allclose(ours.float(), theirs[0].float(), rtol=1e-3 if exact else 0.05, atol=1e-3 if exact else 0.1):
         return None
     return f"{type(model).__name__} makes its logits in a way of its own"
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, module by module, and back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from autotelic import functional as F
 from autotelic.errors import UserError, closest
 from autotelic.functional.lookahead import LabelEntropy, lookahead_weights
 from autotelic.functional.preference import Normalize, cpl_score, ppl_loss, ppl_score, repo_sft_loss
-from autotelic.trl.head import FusedHeadMixin
+from autotelic.trl.passes import FusedHeadMixin
 from autotelic.trl.ppl_labels import NEVER, SIDES, PolicyLabels
 from autotelic.trl.state import stop_if_not_finite
 
@@ -232,7 +232,8 @@ class PolicyLabelMixin(FusedHeadMixin):
 
     Keyword Args:
         ppl: the objective.
-        fused_head: auto, on or off; see `autotelic.trl.head`. The closed-form KL holds logits where ours is not used.
+        fused_head: auto, on or off; see `autotelic.trl.passes`. The closed-form KL holds logits where ours is not used.
+        shared_prefix: auto, on or off; see `autotelic.trl.passes`. The two sides of a pair share their prompt.
         policy_labels: what gives each side its label; None where the data set has the `label_*` columns already, or
             the objective needs none.
     """

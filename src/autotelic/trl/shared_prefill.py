@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from autotelic.errors import UserError
 from autotelic.trl.grouped_cache import NAME, grouped, grouping_refusal
+from autotelic.trl.shared_prefix import drops_out
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,6 @@ NEUTRAL = {
 }
 """What a call, its configuration and the model's may say of these for prompts to be shared."""
 LAYER_TYPES = ("full_attention", "sliding_attention")
-ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
 
 def use_shared_prefill(model: Any, mode: str) -> str | None:
@@ -112,7 +112,7 @@ def plain(model: Any, kwargs: dict[str, Any]) -> bool:
         all(kwargs.get(name) in allowed for name, allowed in NEUTRAL.items())
         and all(getattr(source, name, None) in allowed for source in sources for name, allowed in NEUTRAL.items())
         and not sharded(model)
-        and not (model.training and drops(model))
+        and not (model.training and drops_out(model))
     )
 
 
@@ -123,14 +123,6 @@ def sharded(model: Any) -> bool:
         hasattr(parameter, "ds_id")
         or hasattr(parameter, "full_tensor")
         or any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
-    )
-
-
-def drops(model: Any) -> bool:
-    """Return whether training drops anything at random."""
-    config = model.config.get_text_config()  # attention drops by a function, not by a module
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()) or any(
-        (getattr(config, name, None) or 0) > 0 for name in ATTENTION_DROPOUT
     )
 
 
