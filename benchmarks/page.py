@@ -36,7 +36,8 @@ machine that others use slows all of them. `x ours` is a side's time over ours: 
 95 % interval of the mean over paired turns. Absolute seconds belong to one machine at one hour: read the ratios.
 
 `--fused_head auto | on | off` of `autotelic train` chooses the head: `auto` takes ours where the vocabulary is large
-enough for it to pay, and says once why it does not.
+enough for it to pay, and says once why it does not. `--shared_prefix auto | on | off` does the same for computing a
+prompt once for all of its responses, in the passes for log-probabilities and in transformers' generation.
 """
 
 
