@@ -73,7 +73,7 @@ def generation(args: Any, prompt: int, response: int) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     from autotelic.tasks.tokenizer import build_tokenizer
-    from autotelic.trl.shared_prefill import install_shared_prefill
+    from autotelic.trl.shared_prefill import share_prefill
 
     tokenizer, shape = build_tokenizer(), SMOKE if args.smoke else MODEL
     ids = group(prompt, response, shape["vocabulary"])["prompt_ids"]
@@ -83,7 +83,7 @@ def generation(args: Any, prompt: int, response: int) -> dict[str, Any]:
     for name in (OURS, TRANSFORMERS):
         model = random_model(tokenizer, **shape, width=prompt + response).eval()
         if name == OURS:
-            install_shared_prefill(model, "auto")
+            share_prefill(model, mode="auto")
 
         def sample(model: Any = model) -> None:
             torch.manual_seed(0)

@@ -123,7 +123,7 @@ def test_rows_of_a_prompt_meet_within_their_update_only():
         count = len(prompts)
         return {
             "prompt_ids": torch.tensor(prompts).unsqueeze(1),
-            "prompt_mask": torch.ones(count, 1),
+            "prompt_mask": torch.ones(count, 1, dtype=torch.long),
             "row_ids": torch.arange(first, first + count),
             "num_items_in_batch": torch.tensor(7),
             "ref_per_token_logps": None,
@@ -140,7 +140,7 @@ def test_rows_of_a_prompt_meet_within_their_update_only():
 
 def test_padding_does_not_make_one_prompt_of_two():
     part = {
-        "prompt_ids": torch.zeros(3, 2),
+        "prompt_ids": torch.zeros(3, 2, dtype=torch.long),
         "prompt_mask": torch.tensor([[0, 1], [1, 1], [0, 1]]),
         "row_ids": torch.arange(3),
     }

@@ -1,198 +1,333 @@
-"""Prompts that are read once: the same samples as plain generation, fewer tokens read, refusals."""
+"""One prefill per prompt changes no sample: the same tokens at the same seed, by transformers' own loop; refusals."""
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessor
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from autotelic.errors import UserError
-from autotelic.trl import grouped_cache, with_entropy_control
-from autotelic.trl import shared_prefill as prefill
+from autotelic.trl import shared_prefill as seam
+from autotelic.trl import with_entropy_control
+
+pytest.importorskip("trl.kernels", reason="this TRL has no fused head to replace")
 
 
-class Ban(LogitsProcessor):
-    """A processor that looks at the whole text so far."""
+def small(name="Qwen3ForCausalLM", **given):
+    """A tiny random model of a transformers class, with distributions that differ from place to place."""
+    import transformers
 
-    def __call__(self, input_ids, scores):
-        return scores.scatter(1, input_ids, -1e9)
+    torch.manual_seed(1)
+    shape = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+    if name.startswith("GPT2"):
+        names = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
+        shape = {key: shape[key] for key in names} | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+        shape |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    config = getattr(transformers, name.replace("ForCausalLM", "Config").replace("LMHeadModel", "Config"))
+    model = getattr(transformers, name)(config(**shape | given)).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20.0)
+    return model
 
 
-def prompts(repeats=4, together=False):
-    """Two prompts, the first padded on the left, in turns or one after the other."""
-    ids = torch.tensor([[0, 0, 5, 6, 7, 8], [9, 4, 11, 12, 13, 14]])
-    ids = ids.repeat_interleave(repeats, 0) if together else ids.repeat(repeats, 1)
-    return ids, (ids != 0).long()
-
-
-def config(**more):
-    return GenerationConfig(
-        **({"max_new_tokens": 9, "do_sample": True, "pad_token_id": 0, "eos_token_id": 3, "top_k": 0} | more)
-    )
+def prompts(lengths=(7, 4, 9), repeats=4, order=None):
+    """Prompts of these lengths, padded left, each repeated; in another order, if one is given."""
+    width = max(lengths)
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, 40, (len(lengths), width), generator=generator)
+    attention = (torch.arange(width) >= width - torch.tensor(lengths).unsqueeze(1)).long()
+    rows = torch.arange(len(lengths)).repeat_interleave(repeats)
+    rows = rows if order is None else rows[order]
+    return {"input_ids": (ids * attention)[rows], "attention_mask": attention[rows]}
 
 
 @pytest.fixture
-def reads(monkeypatch):
-    """Return a function that counts the tokens which a model's layers read."""
+def prefills(monkeypatch):
+    """Record what is prefilled, (prompts, columns), and whether it stays one in the cache."""
+    seen = []
+    original, kept = seam.prompt_cache, seam.keeps_once
 
-    def follow(model):
-        tokens = []
-        inner = model.base_model.forward
-        monkeypatch.setattr(
-            model.base_model, "forward", lambda *a, **k: tokens.append(k["input_ids"].numel()) or inner(*a, **k)
-        )
-        return tokens
+    def spy(model, ids, attention, numbers):
+        seen.append([len(set(numbers)), ids.shape[1]])
+        return original(model, ids, attention, numbers)
 
-    return follow
+    def kept_spy(*args):
+        seen[-1].append(kept(*args))
+        return kept(*args)
 
-
-@pytest.fixture
-def grouped_steps(monkeypatch):
-    """Return the list of layers' steps that attended to a prompt stored once."""
-    steps = []
-    inner = grouped_cache.GroupLayer.update
-    monkeypatch.setattr(
-        grouped_cache.GroupLayer, "update", lambda self, *a, **k: steps.append(1) or inner(self, *a, **k)
-    )
-    return steps
+    monkeypatch.setattr(seam, "prompt_cache", spy)
+    monkeypatch.setattr(seam, "keeps_once", kept_spy)
+    return seen
 
 
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("more", [{}, {"temperature": 0.7, "top_k": 5}, {"do_sample": False}, {"max_new_tokens": 70}])
-def test_samples_are_those_of_plain_generation(make_model, more, together, reads, grouped_steps):
-    """Also where the responses' own keys outgrow their first buffer; rows of a prompt may lie apart."""
-    model = make_model().eval()
-    assert prefill.can_group(model)  # the trial, before anything is counted
-    grouped_steps.clear()
-    ids, attention = prompts(together=together)
-    sampled = []
-    for install in (False, True):
-        if install:
-            prefill.install_shared_prefill(model, "on")
-        tokens = reads(model)
-        torch.manual_seed(5)
-        sampled.append(
-            model.generate(
-                input_ids=ids,
-                attention_mask=attention,
-                generation_config=config(**more),
-                logits_processor=[Ban()],
-            )
-        )
-        if not install:
-            steps = len(tokens)
-            assert tokens[0] == 8 * 6
-        else:
-            assert tokens[:2] == [2 * 5, 8] and len(tokens) == steps + 1
-    assert len(grouped_steps) == (steps if together else 0) and model.config._attn_implementation == "sdpa"
-    assert torch.equal(*sampled) and (sampled[0][:, 6:] != 0).any()
+def sampled(model, given, seed=5, **options):
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(**{"max_new_tokens": 80, "do_sample": True, "top_k": None} | options)
+    torch.manual_seed(seed)
+    return model.generate(**given, generation_config=config)
 
 
-@pytest.mark.parametrize(
-    "more",
-    [{"num_beams": 2}, {"num_return_sequences": 2}, {"cache_implementation": "static"}, {"use_cache": False}],
-)
-def test_other_ways_to_decode_are_left_alone(make_model, more, reads):
-    model = make_model().eval()
-    prefill.install_shared_prefill(model, "on")
-    tokens = reads(model)
-    ids, attention = prompts()
-    model.generate(input_ids=ids, attention_mask=attention, generation_config=config(max_new_tokens=2, **more))
-    assert tokens[0] >= 8 * 6
+def both(make, given, **options):
+    """Return the tokens without and with sharing."""
+    plain, shared = make(), make()
+    assert seam.share_prefill(shared, mode="on") is None
+    return sampled(plain, given, **options), sampled(shared, given, **options)
 
 
-@pytest.mark.parametrize("more", [{"cache_implementation": "static"}, {"use_cache": False}])
-def test_the_models_own_configuration_counts_too(make_model, more, reads):
-    """transformers fills what a call's configuration leaves open from the model's."""
-    model = make_model().eval()
-    for name, value in more.items():
-        setattr(model.generation_config, name, value)
-    prefill.install_shared_prefill(model, "on")
-    tokens = reads(model)
-    ids, attention = prompts()
-    model.generate(input_ids=ids, attention_mask=attention, generation_config=config(max_new_tokens=2))
-    assert tokens[0] >= 8 * 6
+MODELS = {
+    "qwen3": (small, True),
+    "llama, all heads kept": (lambda: small("LlamaForCausalLM", num_key_value_heads=4), True),
+    "gpt2, learned positions": (lambda: small("GPT2LMHeadModel"), True),
+    "eager": (lambda: small(attn_implementation="eager"), False),
+    "gemma2, soft-capped": (lambda: small("Gemma2ForCausalLM"), False),
+    "mistral, beyond its window": (lambda: small("MistralForCausalLM", sliding_window=6), False),
+}
 
 
-def test_dropout_is_not_shared(make_model, reads):
-    """In training mode, every row draws its own."""
-    model = make_model()
-    model.model.layers[0].self_attn.attention_dropout = 0.5
-    prefill.install_shared_prefill(model, "on")
-    tokens = reads(model)
-    ids, attention = prompts()
-    for training, first in ((True, 8 * 6), (False, 2 * 5)):
-        tokens.clear()
-        model.train(training)
-        model.generate(input_ids=ids, attention_mask=attention, generation_config=config(max_new_tokens=1))
-        assert tokens[0] == first
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_samples_on_every_kind_of_model(name, prefills):
+    """80 tokens: more than the room to begin with. Rows end at different places, by their end token."""
+    make, once = MODELS[name]
+    plain, shared = both(make, prompts())
+    assert torch.equal(plain, shared)
+    assert prefills == [[2, 6, once], [3, 9, once]]  # install's trial, then the call
+    lengths = (plain[:, 9:] == 2).int().argmax(1)
+    assert len(set(lengths.tolist())) > 3
 
 
-def test_parameters_that_are_spread_over_processes_are_left_alone(make_model, reads):
-    model = make_model().eval()
-    prefill.install_shared_prefill(model, "on")
-    next(model.parameters()).ds_id = 0
-    tokens = reads(model)
-    ids, attention = prompts()
-    model.generate(input_ids=ids, attention_mask=attention, generation_config=config(max_new_tokens=1))
-    assert tokens[0] == 8 * 6
+OPTIONS = {
+    "greedy": {"do_sample": False},
+    "processors": {"temperature": 0.6, "top_p": 0.9, "min_new_tokens": 5, "repetition_penalty": 1.3},
+    "no end": {"eos_token_id": None, "max_new_tokens": 20},
+    "short": {"max_new_tokens": 1},
+}
 
 
-def test_grouped_attention_by_hand():
-    """One head of width 1, prompt keys (0,) and value (4,), own key (0,) and value (8,): both weigh a half."""
-    layer = grouped_cache.GroupLayer(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 4.0))
-    keys, values = layer.update(torch.zeros(2, 1, 1, 1), torch.tensor([8.0, 16.0]).view(2, 1, 1, 1))
-    out, _ = grouped_cache.grouped_attention(None, torch.ones(2, 1, 1, 1), keys, values, None)
-    assert out.flatten().tolist() == [6.0, 10.0] and layer.get_seq_length() == 2
-    hidden = torch.tensor([[False, True], [True, True]]).view(2, 1, 1, 2)
-    out, _ = grouped_cache.grouped_attention(None, torch.ones(2, 1, 1, 1), keys, values, hidden)
-    assert out.flatten().tolist() == [8.0, 10.0]
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_same_samples_with_every_option(name, prefills):
+    plain, shared = both(small, prompts(), **OPTIONS[name])
+    assert torch.equal(plain, shared) and len(prefills) == 2
 
 
-def test_an_attention_that_does_otherwise_is_found_out(make_model, monkeypatch, grouped_steps):
-    """Where the trial disagrees, every row gets a copy of its prompt's keys."""
-    model = make_model().eval()
-    monkeypatch.setattr(prefill, "grouped", lambda cache: pytest.fail("used") if grouped_steps else 1 / 0)
-    prefill.install_shared_prefill(model, "on")
-    ids, attention = prompts(together=True)
-    model.generate(input_ids=ids, attention_mask=attention, generation_config=config(max_new_tokens=1))
-    assert model._groups_prompts is False
+BATCHES = {
+    "no padding": ({"lengths": (6, 6)}, True),
+    "one prompt": ({"lengths": (8,), "repeats": 16}, True),
+    "rows apart": ({"order": [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]}, False),
+    "unequal groups": ({"order": [0, 1, 2, 4, 5, 8]}, False),
+    "one token": ({"lengths": (1, 5)}, True),
+}
 
 
-def test_auto_wants_tokens_to_save(make_model, reads):
-    model = make_model().eval()
-    prefill.install_shared_prefill(model, "auto")
-    tokens = reads(model)
-    for repeats, first in ((4, 8 * 6), (60, 2 * 5)):
-        tokens.clear()
-        ids, attention = prompts(repeats)
-        model.generate(input_ids=ids, attention_mask=attention, generation_config=config(max_new_tokens=1))
-        assert tokens[0] == first
+@pytest.mark.parametrize("name", BATCHES)
+def test_the_same_samples_on_every_kind_of_batch(name, prefills):
+    given, once = BATCHES[name]
+    plain, shared = both(small, prompts(**given))
+    assert torch.equal(plain, shared) and prefills[-1][-1] is once
 
 
-def test_different_prompts_and_one_token_are_left_alone(make_model, reads):
-    model = make_model().eval()
-    prefill.install_shared_prefill(model, "on")
-    tokens = reads(model)
-    for ids in (torch.tensor([[4, 5], [6, 7]]), torch.tensor([[4], [4]])):
-        tokens.clear()
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config(max_new_tokens=1))
-        assert tokens == [ids.numel()]
+def test_an_adapter_and_its_generate():
+    from peft import LoraConfig, get_peft_model
+
+    def make():
+        torch.manual_seed(2)
+        return get_peft_model(small(), LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)).eval()
+
+    plain, shared = both(make, prompts())
+    assert torch.equal(plain, shared)
 
 
-def test_a_trainers_rollout_is_the_same(make_trainer, make_model):
-    rollouts = []
+@given(rows=st.integers(1, 3), repeats=st.integers(1, 3), kept=st.integers(1, 2), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_attention_over_a_prompt_kept_once_is_attention(rows, repeats, kept, data):
+    """Against the definition, key by key, in float64; with padding, over several steps."""
+    from transformers.cache_utils import Cache
+
+    from autotelic.trl.prefix_cache import PrefixLayer, active, attend
+
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    heads, length, size, total = 2 * kept, data.draw(st.integers(1, 5)), 4, rows * repeats
+    prompt = draw(rows, kept, length, size), draw(rows, kept, length, size)
+    layer = PrefixLayer(*prompt)
+    module = torch.nn.Module()
+    module.layer_idx, module.num_key_value_groups = 0, 2
+    token = active.set(Cache(layers=[layer]))
+    own, cases = [], []
+    try:
+        for step in range(3):
+            own.append((draw(total, kept, 1, size), draw(total, kept, 1, size)))
+            key, value = layer.update(*own[-1])
+            assert layer.get_seq_length() == length + step + 1
+            mask = torch.rand(total, 1, 1, length + step + 1, generator=generator) > 0.3
+            mask[..., -1] = True
+            query = draw(total, heads, 1, size)
+            cases.append((query, mask, attend(module, query, key, value, mask, scaling=0.5)[0]))
+    finally:
+        active.reset(token)
+    for step, (query, mask, found) in enumerate(cases, 1):
+        for row in range(total):
+            for head in range(heads):
+                keys, values = (
+                    torch.cat([prompt[i][row // repeats, head // 2], *(x[i][row, head // 2] for x in own[:step])])
+                    for i in (0, 1)
+                )
+                scores = (keys @ query[row, head, 0] * 0.5).masked_fill(~mask[row, 0, 0], -torch.inf)
+                torch.testing.assert_close(found[row, 0, head], scores.softmax(0) @ values)
+
+
+def test_the_model_is_left_as_it_was():
+    """Also after an error; and the prompt's keys are held once: 4 rows of 2 heads, not 16."""
+    from autotelic.trl.prefix_cache import active
+
+    model = small()
+    seam.share_prefill(model, mode="on")
+    held = []
+
+    def stop(ids, scores, **kwargs):
+        cache = active.get()
+        assert cache is not None
+        held.append(cache.layers[0].prompt_keys.shape)
+        if ids.shape[1] > 12:
+            raise RuntimeError("enough")
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    with pytest.raises(RuntimeError, match="enough"):
+        model.generate(**prompts(), max_new_tokens=9, stopping_criteria=[stop])
+    assert held[0] == (3, 2, 8, 8)
+    assert active.get() is None and model.config._attn_implementation == "sdpa"
+    logits = model(**prompts()).logits
+    assert torch.equal(logits, small()(**prompts()).logits)
+
+
+# Left alone.
+
+ALONE = {
+    "num_beams=2": {"num_beams": 2},
+    "num_return_sequences=2": {"num_return_sequences": 2},
+    "use_cache=False": {"use_cache": False},
+    "cache_implementation=static": {"cache_implementation": "static"},
+    "return_dict_in_generate=True": {"return_dict_in_generate": True},
+    "prefill_chunk_size=4": {"prefill_chunk_size": 4},
+}
+
+
+@pytest.mark.parametrize("words", ALONE)
+def test_other_generations_are_left_alone(words, prefills, caplog):
+    model = small()
+    seam.say_once.cache_clear()
+    seam.share_prefill(model, mode="on")
+    torch.manual_seed(0)
+    model.generate(**prompts(), max_new_tokens=3, do_sample=True, **ALONE[words])
+    assert len(prefills) == 1
+    assert [r.message for r in caplog.records] == [f"prompts are not shared in generation: {words}"]
+
+
+def test_calls_are_left_alone_where_nothing_repeats_or_something_stands_beside(prefills, caplog):
+    model = small()
+    seam.say_once.cache_clear()
+    seam.share_prefill(model, mode="on")
+    model.generate(**prompts(repeats=1), max_new_tokens=2)
+    model.generate(prompts()["input_ids"], attention_mask=prompts()["attention_mask"], max_new_tokens=2)
+    given = prompts()
+    right = {name: x.flip(1) for name, x in given.items()}
+    model.generate(**right, max_new_tokens=2)
+    positions = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    model.generate(**given, position_ids=positions, max_new_tokens=2)
+    model.lm_head.weight.ds_id = 0
+    model.generate(**given, max_new_tokens=2)
+    assert len(prefills) == 1
+    said = [r.message for r in caplog.records if r.message.startswith("prompts are not shared")]
+    for line, words in zip(said, ("padded on the right", "position_ids beside", "split over processes"), strict=True):
+        assert words in line
+
+
+def test_dropout_in_training_is_left_alone(prefills):
+    model = small(attention_dropout=0.1)
+    seam.share_prefill(model, mode="on")
+    model.train().generate(**prompts(), max_new_tokens=2)
+    assert len(prefills) == 1
+    model.eval().generate(**prompts(), max_new_tokens=2)
+    assert len(prefills) == 2
+
+
+def test_auto_takes_long_prompts_that_repeat(prefills):
+    model = small()
+    assert seam.share_prefill(model) is None
+    for lengths, repeats, taken in (((63,), 8, 0), ((64, 20), 8, 1), ((64, 64), 1, 0)):
+        before = len(prefills)
+        model.generate(**prompts(lengths, repeats), max_new_tokens=2)
+        assert len(prefills) - before == taken
+
+
+class Wrong(torch.nn.Module):
+    """Adds the number of tokens of this call before each place: a state outside attention."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden):
+        return self.inner(hidden) + 0.01 * torch.arange(hidden.shape[1])[:, None]
+
+
+def wrong():
+    model = small()
+    model.model.layers[1].mlp = Wrong(model.model.layers[1].mlp)
+    return model
+
+
+REFUSED = {
+    "keeps a state": lambda: small("MambaForCausalLM", state_size=4),
+    "is not what it makes of the rows": wrong,
+    "encoder-decoder": lambda: told(is_encoder_decoder=True),
+}
+
+
+def told(**given):
+    model = small()
+    for name, value in given.items():
+        setattr(model.config, name, value)
+    return model
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_models_that_are_refused_by_name(words):
+    model = REFUSED[words]()
+    before = model.generate
+    assert words in str(seam.share_prefill(model))
+    assert model.generate == before
+    with pytest.raises(UserError, match=f"in generation: .*{words}.*; take auto or off"):
+        seam.share_prefill(model, mode="on")
+
+
+# In a trainer.
+
+
+def test_a_rollout_is_the_same_with_and_without(make_trainer, prefills):
+    found = []
     for mode in ("off", "on"):
-        trainer = make_trainer(with_entropy_control, model=make_model(), shared_prefix=mode)
+        trainer = make_trainer(with_entropy_control, shared_prefix=mode)
+        assert (trainer.shared_prefill_refusal is None) is (mode == "on")
+        torch.manual_seed(3)
         trainer.model.train()
+        prefills.clear()
         batch = next(iter(trainer.get_train_dataloader()))
-        torch.manual_seed(7)
-        rollouts.append(trainer._generate_and_score_completions(batch)["completion_ids"])
-    assert torch.equal(*rollouts)
-
-
-def test_layers_of_another_kind_are_refused(make_model):
-    model = make_model()
-    assert prefill.prefill_refusal(model) is None
-    model.config.layer_types = ["linear_attention"]
-    assert "linear_attention" in str(prefill.use_shared_prefill(model, "auto"))
-    with pytest.raises(UserError, match="shared_prefix=on cannot be used"):
-        prefill.use_shared_prefill(model, "on")
+        found.append(trainer._generate_and_score_completions(batch)["completion_ids"])
+        assert [shape[0] for shape in prefills] == ([4] if mode == "on" else [])
+    assert torch.equal(*found)

@@ -7,7 +7,7 @@ had. Its hidden state is then, up to rounding, the one of its own row: every lay
 distances. Padding inside a row is dropped. A group may be spread over several packs, since attention is computed over
 all pairs of a pack: `best_packs` weighs the prompts saved against the pairs added.
 
-Reference: the idea, Liu et al. 2025 (Prefix Grouper), arXiv:2506.05433, Section 3.
+Reference: the idea, Liu et al. 2025 (Prefix Grouper), arXiv:2506.05433.
 Deviations: one attention call with a mask, where the paper splits it into two; so it needs nothing of the model's own.
 """
 
@@ -66,13 +66,24 @@ def rows_of(
         labels: -100 where nothing is asked.
     """
     real, labelled, prompt = split(attention, labels)
-    seen = ids.masked_fill(~prompt, -1).cpu().numpy()
     lengths = torch.stack([prompt.sum(1), (real & ~prompt).sum(1), labelled.any(1)]).tolist()
-    groups: dict[bytes, list[int]] = {}
-    for row, asked in enumerate(lengths[2]):
+    groups: dict[int, list[int]] = {}
+    for row, (number, asked) in enumerate(zip(prompt_numbers(ids, prompt), lengths[2], strict=True)):
         if asked:
-            groups.setdefault(seen[row].tobytes(), []).append(row)
+            groups.setdefault(number, []).append(row)
     return Rows(ids.shape[1], not bool(real.all()), list(groups.values()), lengths[0], lengths[1])
+
+
+def prompt_numbers(ids: Int[Tensor, "B T"], prompt: Int[Tensor, "B T"] | Bool[Tensor, "B T"]) -> list[int]:
+    """Return one number per prompt, in order of first appearance; the same where tokens and columns are.
+
+    Args:
+        ids: token ids.
+        prompt: which of them are the prompt.
+    """
+    first: dict[bytes, int] = {}
+    seen = ids.masked_fill(prompt == 0, -1).cpu().numpy()
+    return [first.setdefault(row.tobytes(), len(first)) for row in seen]
 
 
 def split(

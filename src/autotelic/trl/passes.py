@@ -13,7 +13,7 @@ from autotelic.errors import UserError
 from autotelic.trl.base import TrainerBase
 from autotelic.trl.head import MODES, use_fused_head
 from autotelic.trl.packing import rows_of
-from autotelic.trl.shared_prefill import use_shared_prefill
+from autotelic.trl.shared_prefill import share_prefill
 from autotelic.trl.shared_prefix import Sharing, share_prefix
 from autotelic.trl.update_order import SUMS_OVER_ROWS, regrouped, update_window
 
@@ -42,10 +42,13 @@ class FusedHeadMixin(TrainerBase):
         shared = share_prefix(self.model, **sharing)
         self._sharing: Any = shared if isinstance(shared, Sharing) else None
         self.shared_prefix_refusal: str | None = None if isinstance(shared, Sharing) else shared
+        elsewhere = getattr(self, "use_vllm", False) or getattr(self, "use_transformers_continuous_batching", False)
+        self.shared_prefill_refusal: str | None = (
+            "generation is not transformers' own" if elsewhere else share_prefill(self.model, mode=shared_prefix)
+        )
         if getattr(self, "ref_model", None) is not None:
             use_fused_head(self.ref_model, mode=fused_head, **settings)
             share_prefix(self.ref_model, **sharing)
-        use_shared_prefill(self.model, shared_prefix)
 
     def _fused_statistics(self) -> bool:
         """Return whether `statistics` serves this trainer's model: not where FSDP 2 holds its parameters in shards."""

@@ -1,10 +1,14 @@
-"""Generation that reads a prompt once, however often it is asked for.
+"""The prompt of a group is computed once in generation: the seam between transformers' `generate` and a trainer.
 
-Every prompt but its last token goes through the model once; its keys and values are handed to each of its rollouts, and
-transformers' own `generate` goes on from there: sampling, processors and stopping are untouched, and with the same seed
-the samples are those of plain generation (but where rounding tips a draw). On a CPU, where the rows of a prompt lie
-together and groups are of one size, the prompt's keys and values stay stored once (`grouped_cache`); elsewhere each row
-gets a copy, as in plain generation.
+TRL calls `model.generate` with every prompt repeated for each of its responses. `share_prefill` computes each prompt
+once, up to its last token, and hands `generate` the cache: sampling, processors and stopping stay transformers' own,
+and so do the samples, up to rounding. Where a model's layers all attend to everything, in float32, the prompt's keys
+and values also stay one for the whole group (`autotelic.trl.prefix_cache`); elsewhere they are copied to every row.
+
+Left alone: beams and other searches, static or quantised caches, inputs beside the tokens, right padding, dropout in
+training, models split over processes (their forward passes must agree in number), continuous batching and vLLM, which
+has a prefix cache of its own. Refused by name: models that keep a state, encoder-decoders, and any model whose hidden
+states after such a prefill are not those without (this is tried once, on a few tokens).
 
 Reference: none.
 Deviations: none.
@@ -18,195 +22,189 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.trl.grouped_cache import NAME, grouped, grouping_refusal
-from autotelic.trl.shared_prefix import drops_out
+from autotelic.trl.head import evaluating, say_once
+from autotelic.trl.packing import prompt_numbers
+from autotelic.trl.shared_prefix import drops_out, trial
 
-logger = logging.getLogger(__name__)
-
-MIN_TOKENS = 512
-"""`auto` shares where so many prompt tokens need not be read again: one more pass costs about a decoding step."""
-NEUTRAL = {
-    "num_beams": (1, None),
-    "num_return_sequences": (1, None),
-    "use_cache": (True, None),
-    "cache_implementation": ("dynamic", None),
-    "prefill_chunk_size": (None,),
-    "assistant_model": (None,),
-    "prompt_lookup_num_tokens": (None,),
-    "penalty_alpha": (None,),
-    "dola_layers": (None,),
-    "past_key_values": (None,),
-    "inputs_embeds": (None,),
-    "position_ids": (None,),
-    "pixel_values": (None,),
-    "token_type_ids": (None,),
-    "mm_token_type_ids": (None,),
-    "synced_gpus": (False, None),
+MIN_PROMPT = 64
+"""`auto` shares prompts of this many tokens up. On a CPU it pays below too (1.1 to 1.3 times at 16 to 32), but there it
+is a hundredth of an update, and a run keeps the samples of transformers to the bit."""
+SERVED = {"input_ids", "attention_mask", "generation_config", "logits_processor", "stopping_criteria", "synced_gpus"}
+PLAIN = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "cache_implementation": None,
+    "prompt_lookup_num_tokens": None,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "guidance_scale": None,
+    "prefill_chunk_size": None,
+    "return_dict_in_generate": False,
+    "token_healing": False,
+    "synced_gpus": False,
 }
-"""What a call, its configuration and the model's may say of these for prompts to be shared."""
-LAYER_TYPES = ("full_attention", "sliding_attention")
+"""Settings of a generation that is sampled or greedy, with a growing cache, and their values there."""
 
 
-def use_shared_prefill(model: Any, mode: str) -> str | None:
-    """Make the model's `generate` read repeated prompts once; return None, or why it does not.
+def share_prefill(model: Any, *, mode: str = "auto") -> str | None:
+    """Make `model.generate` compute repeated prompts once; return None, or why it does not.
 
     Args:
         model: a causal language model, or a PEFT model around one.
-        mode: `on`; `auto`: where enough tokens are saved; `off`.
+        mode: `auto` where it pays, `on` wherever prompts repeat (refused where it cannot be exact), `off` nowhere.
 
     Raises:
         UserError: mode `on`, and the model is refused.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    reason = "shared_prefix is off" if mode == "off" else prefill_refusal(model)
-    if mode == "on" and reason is not None:
-        raise UserError(f"shared_prefix=on cannot be used in generation: {reason}; take auto or off")
+    reason = "shared_prefix is off" if mode == "off" else refusal(model)
+    if reason is None and mode == "auto" and model.device.type != "cpu":
+        reason = f"sharing has not been timed on {model.device.type}; shared_prefix=on takes it"
+    reason = reason or disagreement(model)
     if reason is None:
-        install_shared_prefill(model, mode)
+        install(model, mode)
+        return None
+    if mode == "on":
+        raise UserError(f"shared_prefix=on cannot be used in generation: {reason}; take auto or off")
+    if mode == "auto":
+        say_once(f"prompts are not shared in generation: {reason}", logging.INFO)
     return reason
 
 
-def install_shared_prefill(model: Any, mode: str) -> None:
-    """Replace the model's `generate`; see `use_shared_prefill`."""
-    before = getattr(model.generate, "unshared", model.generate)  # not around itself
+def install(model: Any, mode: str) -> None:
+    """Replace the model's `generate` by one that prefills repeated prompts once, and passes on everything else."""
+    before, random = model.generate, drops_out(model)
 
     @functools.wraps(before)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        ids, attention = kwargs.get("input_ids"), kwargs.get("attention_mask")
-        if not args and ids is not None and attention is not None and plain(self, kwargs):
-            first, row = unique_prompts(ids, attention)
-            saved = (ids.shape[0] - len(first)) * (ids.shape[1] - 1)
-            if saved >= (MIN_TOKENS if mode == "auto" else 1):
-                cache = prefilled(self, ids[first, :-1], attention[first, :-1])
-                if in_groups(row) and can_group(self):
-                    with grouped_attention_of(self):
-                        return before(**kwargs, past_key_values=grouped(cache))
-                cache.batch_select_indices(row)
-                kwargs["past_key_values"] = cache
-        return before(*args, **kwargs)
+        numbers = None if args else shared_prompts(self, kwargs, mode, random)
+        if numbers is None:
+            return before(*args, **kwargs)
+        with prefilled(self, kwargs["input_ids"], kwargs["attention_mask"], numbers) as cache:
+            return before(**kwargs, past_key_values=cache)
 
-    generate.unshared = before  # pyright: ignore[reportAttributeAccessIssue]
     model.generate = types.MethodType(generate, model)
 
 
-def prefill_refusal(model: Any) -> str | None:
-    """Return why a prompt's keys and values cannot be handed on, as far as the configuration tells."""
-    config = model.config.get_text_config()
-    if config.is_encoder_decoder:
-        return "an encoder-decoder has no prompt in its decoder"
-    other = set(getattr(config, "layer_types", None) or ()) - set(LAYER_TYPES)
-    return f"the model has layers of another kind ({', '.join(sorted(other))})" if other else None
+def shared_prompts(model: Any, kwargs: dict[str, Any], mode: str, random: bool) -> list[int] | None:
+    """Return each row's prompt, by number; None where this call is better, or only, served as it is."""
+    ids, attention = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    if ids is None or attention is None or ids.shape != attention.shape or min(ids.shape) < 2:
+        return None
+    if mode == "auto" and ids.shape[1] < MIN_PROMPT:
+        return None
+    numbers = prompt_numbers(ids, attention)
+    if len(set(numbers)) > len(numbers) / (2 if mode == "auto" else 1.01):
+        return None
+    reason = call_refusal(model, kwargs)
+    if random and model.training:
+        reason = "there is dropout, and the rows would share one mask"
+    if reason is not None:
+        say_once(f"prompts are not shared in generation: {reason}", logging.WARNING if mode == "on" else logging.INFO)
+    return numbers if reason is None else None
 
 
-def plain(model: Any, kwargs: dict[str, Any]) -> bool:
-    """Return whether a call samples row by row, with an ordinary cache, from a model that is whole and drops nothing.
-
-    Processes that share a model's parameters must make the same passes, and whether prompts repeat is each one's own.
-    """
-    sources = (kwargs.get("generation_config"), model.generation_config)
-    return (
-        all(kwargs.get(name) in allowed for name, allowed in NEUTRAL.items())
-        and all(getattr(source, name, None) in allowed for source in sources for name, allowed in NEUTRAL.items())
-        and not sharded(model)
-        and not (model.training and drops_out(model))
-    )
-
-
-def sharded(model: Any) -> bool:
-    """Return whether the parameters are spread over processes."""
-    parameter = next(model.parameters())
-    return (
-        hasattr(parameter, "ds_id")
-        or hasattr(parameter, "full_tensor")
-        or any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
-    )
+def call_refusal(model: Any, kwargs: dict[str, Any]) -> str | None:
+    """Return why this call cannot be served."""
+    configs = [config for config in (kwargs.get("generation_config"), model.generation_config) if config is not None]
+    settings = [kwargs, *map(vars, configs)]
+    for name, plain in PLAIN.items():
+        value = next((given[name] for given in settings if given.get(name) is not None), None)
+        if value is not None and value != plain:
+            return f"{name}={value}"
+    known = SERVED | set(vars(model.generation_config))
+    beside = sorted(name for name, value in kwargs.items() if name not in known and value is not None)
+    if beside:
+        return f"the model is given {', '.join(beside)} beside its tokens"
+    if bool((kwargs["attention_mask"][:, -1] == 0).any()):
+        return "prompts are padded on the right"
+    if model.is_gradient_checkpointing and model.training:
+        return "activations are recomputed"
+    return split_over_processes(model)
 
 
-def unique_prompts(
-    ids: Int[Tensor, "B T"], attention: Int[Tensor, "B T"]
-) -> tuple[Int[Tensor, " P"], Int[Tensor, " B"]]:
-    """Return the first row of each different prompt, in rising order, and which of these prompts each row has."""
-    _, label = torch.unique(ids.masked_fill(attention == 0, -1), dim=0, return_inverse=True)
-    rows = torch.arange(len(label), device=label.device)
-    first = torch.full_like(label, len(label)).scatter_reduce(0, label, rows, "amin")[label]
-    return torch.unique(first, return_inverse=True)
-
-
-def in_groups(row: Int[Tensor, " B"]) -> bool:
-    """Return whether each prompt's rows lie together, and are as many as every other prompt's."""
-    prompts = int(row.max()) + 1
-    return len(row) % prompts == 0 and torch.equal(
-        row, torch.arange(prompts, device=row.device).repeat_interleave(len(row) // prompts)
-    )
-
-
-def can_group(model: Any) -> bool:
-    """Return whether the model decodes with a prompt's keys stored once: on a CPU, where a trial gives the same."""
-    if model.device.type != "cpu":
-        return False
-    if not hasattr(model, "_groups_prompts"):
-        model._groups_prompts = grouping_refusal(model) is None and grouping_agrees(model)
-    return model._groups_prompts
-
-
-@torch.no_grad()
-def grouping_agrees(model: Any) -> bool:
-    """Try a few tokens: with a prompt's keys stored once, the next token has the logits that it has without."""
-    words = model.get_input_embeddings().weight.shape[0]
-    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]) % words
-    attention = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
-    row, last = torch.tensor([0, 0, 1, 1]), torch.tensor([[1], [2], [3], [4]]) % words
-    step = {
-        "input_ids": last,
-        "attention_mask": torch.cat([attention[row], torch.ones_like(last)], 1),
-        "position_ids": (attention.sum(1)[row]).unsqueeze(1),
-        "use_cache": True,
-    }
-    training = model.training
-    model.eval()
-    try:
-        cache = prefilled(model, ids, attention)
-        with grouped_attention_of(model):
-            ours = model(**step, past_key_values=grouped(cache)).logits
-        cache.batch_select_indices(row)
-        plain = model(**step, past_key_values=cache).logits
-    except Exception as error:  # a model's own code, given a cache that it may never have seen: anything can come
-        logger.info("keys and values of prompts are stored for every response: %s", error)
-        return False
-    finally:
-        model.train(training)
-    return torch.allclose(ours.float(), plain.float(), rtol=1e-3, atol=1e-3 if plain.dtype == torch.float32 else 0.1)
+def split_over_processes(model: Any) -> str | None:
+    """Return why one process must not make a forward pass of its own."""
+    split = any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters())
+    if split or any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        return "the model is split over processes"
+    return None
 
 
 @contextmanager
-def grouped_attention_of(model: Any) -> Iterator[None]:
-    """Let the model attend by `grouped_cache` in the block."""
-    before = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+def prefilled(model: Any, ids: Tensor, attention: Tensor, numbers: list[int]) -> Iterator[Any]:
+    """Give the cache of all rows but for their last token, each prompt computed once."""
+    cache = prompt_cache(model, ids, attention, numbers)
+    if keeps_once(model, cache, numbers):
+        from autotelic.trl.prefix_cache import kept_once
+
+        with kept_once(model, cache) as shared:
+            yield shared
+    else:
+        cache.batch_select_indices(torch.tensor(numbers, device=ids.device))
+        yield cache
 
 
 @torch.no_grad()
-def prefilled(model: Any, ids: Int[Tensor, "P T"], attention: Int[Tensor, "P T"]) -> Any:
-    """Return a cache with the prompts, each read once.
-
-    Args:
-        model: the model.
-        ids: the different prompts, without their last token.
-        attention: 1 on real tokens.
-    """
+def prompt_cache(model: Any, ids: Tensor, attention: Tensor, numbers: list[int]) -> Any:
+    """Return the cache of each prompt but for its last token."""
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config.get_text_config())
-    positions = (attention.long().cumsum(-1) - 1).masked_fill(attention == 0, 0)  # as `generate` counts them
-    model.base_model(
-        input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
-    )
+    first = [numbers.index(number) for number in range(max(numbers) + 1)]
+    ids, attention = ids[first], attention[first]
+    positions = (attention.long().cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    given = {"input_ids": ids, "attention_mask": attention, "position_ids": positions}
+    model.base_model(**{name: x[:, :-1] for name, x in given.items()}, past_key_values=cache, use_cache=True)
     return cache
+
+
+def keeps_once(model: Any, cache: Any, numbers: list[int]) -> bool:
+    """Return whether prompts can stay one in the cache: plain layers, and rows that come in equal groups."""
+    from transformers.cache_utils import DynamicLayer
+
+    group = numbers.count(0)
+    equal = numbers == [row // group for row in range(len(numbers))]
+    exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+    plain = all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers)
+    return equal and exact and plain and model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def refusal(model: Any) -> str | None:
+    """Return why this model cannot share prompts, as far as its class and configuration tell."""
+    if model.config.is_encoder_decoder:
+        return "the model is an encoder-decoder"
+    if getattr(model, "_is_stateful", False) or not getattr(model, "_supports_attention_backend", False):
+        return f"{type(model).__name__} keeps a state, or attends in a way of its own"
+    return None
+
+
+@torch.no_grad()
+def disagreement(model: Any) -> str | None:
+    """Try a few tokens: what follows a shared prefill must be what follows the prompts themselves."""
+    ids, attention, _ = (x.to(model.get_input_embeddings().weight.device) for x in trial(model.config))
+    rows = [0, 0, 2, 2]
+    ids, attention, numbers = ids[rows, :6], attention[rows, :6], [0, 0, 1, 1]
+    further = torch.stack([ids[:, 1], ids[:, 2], ids[:, 3]], 1)
+    whole = {"input_ids": torch.cat([ids, further], 1), "attention_mask": torch.cat([attention, further >= 0], 1)}
+    positions = (whole["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    try:
+        with evaluating(model):
+            plain = model.base_model(**whole, position_ids=positions, use_cache=False).last_hidden_state[:, 5:]
+            found = []
+            with prefilled(model, ids, attention, numbers) as cache:
+                for place in range(5, 9):
+                    given = {"input_ids": whole["input_ids"][:, place : place + 1], "past_key_values": cache}
+                    given |= {"position_ids": positions[:, place : place + 1], "use_cache": True}
+                    seen = whole["attention_mask"][:, : place + 1]
+                    found.append(model.base_model(**given, attention_mask=seen).last_hidden_state)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        return f"{type(model).__name__} does not take the cache of a prompt ({type(error).__name__}: {error})"
+    tolerance = 1e-4 if plain.dtype == torch.float32 else 0.05
+    if (torch.cat(found, 1).float() - plain.float()).norm() <= tolerance * plain.float().norm():
+        return None
+    return f"what {type(model).__name__} makes of a shared prompt is not what it makes of the rows"

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autotelic.trl.packing import prompt_numbers
+
 SUMS_OVER_ROWS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
 """Losses of TRL whose denominators do not depend on which rows share a micro-batch: a number of rows, or the tokens of
 the whole update. `bnpo` divides by the tokens of each micro-batch."""
@@ -51,16 +53,8 @@ def sorted_window(window: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
             return window  # images, whose rows are not those of the batch
         (rows if isinstance(value, Tensor) and value.dim() else whole).append(name)
     joined = {name: torch.cat([micro[name] for micro in window]) for name in rows}
-    order = by_prompt(joined["prompt_ids"], joined["prompt_mask"])
+    order = torch.tensor(prompt_numbers(joined["prompt_ids"], joined["prompt_mask"])).argsort(stable=True)
     parts = {name: value[order.to(value.device)].split(sizes) for name, value in joined.items()}
     return [
         {name: parts[name][i] if name in parts else micro[name] for name in micro} for i, micro in enumerate(window)
     ]
-
-
-def by_prompt(ids: Tensor, mask: Tensor) -> Tensor:
-    """Return row numbers, those of one prompt together, in order of first appearance."""
-    first: dict[bytes, int] = {}
-    seen = ids.masked_fill(mask == 0, -1).cpu().numpy()
-    numbers = [first.setdefault(row.tobytes(), len(first)) for row in seen]
-    return torch.tensor(numbers).argsort(stable=True)
