@@ -74,6 +74,7 @@ format: setup
 
 # Every benchmark, one thread each, then docs/performance.md from their results.
 bench: setup
+	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python benchmarks/suite.py
 
 clean:

@@ -96,7 +96,7 @@ KINDS = {
 
 
 def main(options: list[str] | None = None) -> dict[str, Any]:
-    args = parser_for(__doc__, repeats=5).parse_args(options)
+    args = parser_for(__doc__, repeats=4).parse_args(options)
     from autotelic.answers import default_pool
 
     default_pool().warm_up()

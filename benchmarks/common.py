@@ -91,8 +91,8 @@ def case(name: str, seconds: Mapping[str, Sequence[float]], **extra: Any) -> dic
     Args:
         name: the piece of work.
         seconds: each side's turns; `autotelic` is among them.
-        extra: what else belongs to the row: `target` (a floor for the smallest ratio), `memory_mib` by side, `error`
-            by side, `note`.
+        extra: what else belongs to the row: `target` (a floor for every ratio, or for that of `target_side`),
+            `targets` (floors by side), `memory_mib` by side, `error` by side, `missed` (lines).
     """
     sides = {side: {"median": statistics.median(turns), "all": list(turns)} for side, turns in seconds.items()}
     against = {side: ratio(turns, seconds[OURS]) for side, turns in seconds.items() if side != OURS}
@@ -151,6 +151,7 @@ def write(
     work: Mapping[str, Any],
     clock: str = "CPU seconds, one thread",
     missing: Mapping[str, str] | None = None,
+    options: str = "",
 ) -> dict[str, Any]:
     """Write a result file, and return what it holds.
 
@@ -161,10 +162,11 @@ def write(
         work: sizes and settings.
         clock: what was measured.
         missing: sides that could not take part, and why.
+        options: of the command, where its figures are not the usual ones.
     """
     result = {
         "benchmark": name,
-        "command": f"python benchmarks/{name}.py",
+        "command": f"python benchmarks/{name}.py{options}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "versions": versions(),

@@ -272,7 +272,7 @@ def clocked(base: Any) -> Any:
 
 
 def main(options: list[str] | None = None) -> dict[str, Any]:
-    args = parser_for(__doc__, repeats=4).parse_args(options)
+    args = parser_for(__doc__, repeats=3).parse_args(options)
     one_thread()
     warnings.simplefilter("ignore")
     cases = [wide_vocabulary(args), small_world(args), control_share(args)]

@@ -48,7 +48,7 @@ def first_update() -> float:
 
 
 def main(options: list[str] | None = None) -> dict[str, Any]:
-    args = parser_for(__doc__, repeats=3).parse_args(options)
+    args = parser_for(__doc__, repeats=2).parse_args(options)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     turns = {name: (lambda code=code: fresh(code), limit) for name, (code, limit) in CODE.items()}

@@ -12,7 +12,18 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PARTS = ("head", "covariance", "answers", "em_step", "grpo_step", "ppl_update", "scaling", "memory", "startup")
+PARTS = (
+    "head",
+    "covariance",
+    "answers",
+    "em_step",
+    "grpo_step",
+    "prefix",
+    "ppl_update",
+    "scaling",
+    "memory",
+    "startup",
+)
 
 
 def main(options: list[str] | None = None) -> int:

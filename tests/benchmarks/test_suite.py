@@ -34,7 +34,9 @@ def smoke(load, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["head", "covariance", "answers", "ppl_update", "em_step", "grpo_step", "startup"])
+@pytest.mark.parametrize(
+    "name", ["head", "covariance", "answers", "ppl_update", "em_step", "grpo_step", "prefix", "startup"]
+)
 def test_a_benchmark_runs_and_its_section_is_written(name, smoke, load):
     result = smoke(name)
     assert result["benchmark"] == name and result["cases"] and result["versions"]["torch"]

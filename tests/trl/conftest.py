@@ -83,7 +83,9 @@ def make_trainer(tokenizer, make_model, tmp_path: Path):
 
 TRAINER_KEYS = {
     "fused_head",
+    "shared_prefix",
     "entropy_control",
+    "entropy_change_rows",
     "train_generations",
     "entropy_minimization",
     "rollout_log",

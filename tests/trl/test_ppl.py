@@ -62,7 +62,11 @@ def build(tmp_path, model_dir, tokenizer):
     from datasets import Dataset
 
     def make(wrap=with_policy_labels, rows=None, model=None, **settings):
-        own = {k: settings.pop(k) for k in ("ppl", "policy_labels", "peft_config", "eval_dataset") if k in settings}
+        own = {
+            k: settings.pop(k)
+            for k in ("ppl", "policy_labels", "fused_head", "shared_prefix", "peft_config", "eval_dataset")
+            if k in settings
+        }
         arguments = {
             "output_dir": str(tmp_path / "run"),
             "per_device_train_batch_size": 8,
@@ -517,3 +521,63 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, options):
         for name in ours:
             if name.startswith("preference/") or name in ("train/loss", "policy/entropy"):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (ours["step"], name)
+
+
+# The fused head.
+
+
+@pytest.mark.parametrize(("name", "top_k"), [("ppl", 64), ("ppl", 3), ("dpo", 64), ("repo_det", 64)])
+def test_the_fused_head_changes_nothing_but_memory(name, top_k, build, model_dir, monkeypatch):
+    """Loss, gradients and metrics with our head are those without; the closed-form KL then makes no logits."""
+    ppl = objective(name, kl_top_k=top_k)
+    policies = {"a": BehaviorPolicy(str(model_dir), 1.0), "b": BehaviorPolicy(str(model_dir), 1.5)}
+    found = []
+    for mode in ("off", "on"):
+        labels = PolicyLabels(policies=policies, load_model=load, top_k=top_k, needs_logprobs=True)
+        trainer = build(ppl=ppl, policy_labels=labels if name == "ppl" else None, fused_head=mode)
+        drift = torch.Generator().manual_seed(1)
+        trainer.model.lm_head.weight.data += 0.1 * torch.randn(trainer.model.lm_head.weight.shape, generator=drift)
+        if mode == "on":
+            monkeypatch.setattr(trainer.model.lm_head, "forward", lambda *a: pytest.fail("logits were made"))
+            assert trainer.fused_head_refusal is None
+        batch = first_batch(trainer)
+        loss, gradient = loss_and_gradient(trainer, batch)
+        metrics = {k: v[-1] for k, v in trainer._metrics["train"].items()}
+        found.append((loss, gradient, trainer.model.lm_head.weight.grad, metrics))
+    for a, b in zip(found[0][:3], found[1][:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert found[0][3] == pytest.approx(found[1][3], rel=1e-4, abs=1e-6)
+
+
+# Shared prompts.
+
+
+@pytest.mark.parametrize("name", ["ppl", "dpo", "repo_det"])
+def test_the_sides_of_a_pair_share_their_prompt(name, build, model_dir, monkeypatch):
+    """Loss, gradients and metrics are those without, and every pass, the reference's too, is over packed pairs."""
+    from autotelic.trl import shared_prefix
+
+    ppl = objective(name, kl_top_k=3)
+    policies = {"a": BehaviorPolicy(str(model_dir), 1.0), "b": BehaviorPolicy(str(model_dir), 1.5)}
+    passes, original = [], shared_prefix.packed_hidden
+
+    def spy(model, packed):
+        passes.append(len(packed.input_ids))
+        return original(model, packed)
+
+    monkeypatch.setattr(shared_prefix, "packed_hidden", spy)
+    found = []
+    for mode in ("off", "on"):
+        labels = PolicyLabels(policies=policies, load_model=load, top_k=3, needs_logprobs=True)
+        given = {"fused_head": "on", "shared_prefix": mode, "policy_labels": labels if name == "ppl" else None}
+        trainer = build(ppl=ppl, **given)
+        drift = torch.Generator().manual_seed(1)
+        trainer.model.lm_head.weight.data += 0.1 * torch.randn(trainer.model.lm_head.weight.shape, generator=drift)
+        passes.clear()
+        loss, gradient = loss_and_gradient(trainer)
+        metrics = {k: v[-1] for k, v in trainer._metrics["train"].items()}
+        found.append((loss, gradient, trainer.model.lm_head.weight.grad, metrics))
+        assert passes == ([] if mode == "off" else [8] * (2 if ppl.ref_coef else 1))
+    for a, b in zip(found[0][:3], found[1][:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert found[0][3] == pytest.approx(found[1][3], rel=1e-4, abs=1e-6)

@@ -10,5 +10,13 @@ from autotelic.kernels.head import (
     linear_loss,
     linear_statistics,
 )
+from autotelic.kernels.selected import linear_selected
 
-__all__ = ["LossOutput", "TokenStatistics", "linear_logprob_entropy", "linear_loss", "linear_statistics"]
+__all__ = [
+    "LossOutput",
+    "TokenStatistics",
+    "linear_logprob_entropy",
+    "linear_loss",
+    "linear_selected",
+    "linear_statistics",
+]

@@ -140,6 +140,10 @@ class RunArguments:
         default="auto",
         metadata={"help": "auto | on | off: log-probabilities and entropies without logits, where that pays"},
     )
+    shared_prefix: str = field(
+        default="auto",
+        metadata={"help": "auto | on | off: the prompt of a group computed once, where that pays"},
+    )
     law: bool = field(default=False, metadata={"help": "fit the entropy law during the run and log law/*"})
     law_stop_below: float | None = field(
         default=None, metadata={"help": "stop when the law leaves less than this to gain; turns law on"}

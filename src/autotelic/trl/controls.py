@@ -231,6 +231,10 @@ class ClipCov(CovarianceControl):
         return _preset(cls, name)
 
 
+ROUNDING = 1e-5
+"""Log-ratios, in nats, that float32 passes over the same weights can differ by."""
+
+
 @dataclass(frozen=True)
 class KLCov(CovarianceControl):
     """KL-Cov: a KL penalty on the tokens of largest covariance (Eq. 13-14).
@@ -295,7 +299,12 @@ class KLCov(CovarianceControl):
     def rewrite(
         self, advantages: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], plan: Plan
     ) -> Float[Tensor, "B T"]:
-        """Return A - coef k'(log r) / r on the selected tokens."""
+        """Return A - coef k'(log r) / r on the selected tokens.
+
+        While the policies are equal, log r is what rounding leaves between two passes; its sign must not decide.
+        """
+        if self.scope == "update":
+            log_ratio = torch.where(log_ratio.abs() < ROUNDING, 0.0, log_ratio)
         return F.kl_penalised(advantages, log_ratio, plan.selected, coef=self.coef, form=self.form)
 
     def entropy_coef(self, updates_per_rollout: float | int) -> float:

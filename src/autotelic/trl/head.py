@@ -19,6 +19,8 @@ import importlib.util
 import logging
 import math
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +29,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from autotelic.errors import UserError
-from autotelic.trl.base import TrainerBase
 
 MODES = ("auto", "on", "off")
 MIN_VOCABULARY = 8192
@@ -35,31 +36,6 @@ MIN_VOCABULARY = 8192
 the head is a hundredth of an update, and a run keeps TRL's numbers to the bit. From here on it is 1.3 to 4 times."""
 
 logger = logging.getLogger(__name__)
-
-
-class FusedHeadMixin(TrainerBase):
-    """Gives a TRL trainer the head of `autotelic.kernels`; the mixins of this package build on it.
-
-    Keyword Args:
-        fused_head: `auto` where it pays, `on` everywhere (refused where it cannot be exact), `off` nowhere.
-    """
-
-    def __init__(self, *args: Any, fused_head: str = "auto", **kwargs: Any):
-        if fused_head not in MODES:
-            raise UserError(f"unknown fused_head {fused_head!r}: use {', '.join(MODES)}")
-        super().__init__(*args, **kwargs)
-        settings = {
-            "temperature": getattr(self, "temperature", 1.0),
-            "mode": fused_head,
-            "cast_to_fp32": getattr(self.args, "cast_lm_head_to_fp32", False),
-        }
-        self.fused_head_refusal: str | None = use_fused_head(self.model, **settings)
-        if getattr(self, "ref_model", None) is not None:
-            use_fused_head(self.ref_model, **settings)
-
-    def _fused_statistics(self) -> bool:
-        """Return whether `statistics` serves this trainer's model: not where FSDP 2 holds its parameters in shards."""
-        return self.fused_head_refusal is None and not hasattr(next(self.model.parameters()), "full_tensor")
 
 
 @dataclass(frozen=True)
@@ -103,9 +79,10 @@ def use_fused_head(
 
 
 def install(model: Any, temperature: float | int, cast_to_fp32: bool) -> None:
-    """Replace the model's forward by one that serves `fused_lm_head=True` itself, and passes on everything else."""
-    from trl.trainer.utils import FusedCausalLMOutput
+    """Replace the model's forward by one that serves `fused_lm_head=True` itself, and passes on everything else.
 
+    It also takes `other_ids`, K further words for each of `log_probs`, and returns theirs as `other_log_probs`.
+    """
     before = model.forward
 
     @functools.wraps(before)
@@ -116,11 +93,14 @@ def install(model: Any, temperature: float | int, cast_to_fp32: bool) -> None:
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
         num_items_in_batch: Any = None,
+        other_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         given = {"labels": labels, "shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
         given = {name: value for name, value in given.items() if value is not None}
         reason = call_refusal(self, kwargs) if fused_lm_head else ""
+        if reason is not None and other_ids is not None:
+            raise UserError(f"log-probabilities of other tokens need our head: {reason or 'fused_lm_head is off'}")
         if reason is not None:
             if reason:
                 say_once(f"the head of TRL is used, not ours: {reason}")
@@ -131,38 +111,72 @@ def install(model: Any, temperature: float | int, cast_to_fp32: bool) -> None:
         if shift_labels is None:
             assert labels is not None
             hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
-        logprobs, entropy, mask = score(
-            hidden, head_of(self), shift_labels, temperature=temperature, cast_to_fp32=cast_to_fp32
-        )
-        count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        return FusedCausalLMOutput(loss=-logprobs.sum() / count, log_probs=logprobs, entropy=entropy, label_mask=mask)
+        rows = hidden[(shift_labels != -100).to(hidden.device)]
+        options = {"temperature": temperature, "cast_to_fp32": cast_to_fp32}
+        return scored(self, rows, shift_labels, other_ids, num_items_in_batch, **options)
 
     model.forward = types.MethodType(forward, model)
 
 
+def scored(
+    model: Any,
+    rows: Float[Tensor, "N d"],
+    labels: Int[Tensor, "B T"],
+    other_ids: Int[Tensor, "B T K"] | None,
+    num_items_in_batch: Any,
+    *,
+    temperature: float | int,
+    cast_to_fp32: bool,
+) -> Any:
+    """Return what TRL expects of `model(..., fused_lm_head=True)`; see `score`."""
+    options = {"temperature": temperature, "cast_to_fp32": cast_to_fp32}
+    logprobs, entropy, mask, others = score(rows, head_of(model), labels, other_ids, **options)
+    count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return output_class()(
+        loss=-logprobs.sum() / count,
+        log_probs=logprobs,
+        entropy=entropy,
+        label_mask=mask,
+        other_log_probs=others,
+    )
+
+
+@functools.cache
+def output_class() -> Any:
+    """Return TRL's output class, with a place for the log-probabilities of other words."""
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    @dataclass
+    class ScoredOutput(FusedCausalLMOutput):
+        other_log_probs: Any = None
+
+    return ScoredOutput
+
+
 def score(
-    hidden: Float[Tensor, "B T d"],
+    rows: Float[Tensor, "N d"],
     head: Head,
     labels: Int[Tensor, "B T"],
+    other_ids: Int[Tensor, "B T K"] | None = None,
     *,
     temperature: float | int,
     cast_to_fp32: bool = False,
-) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Bool[Tensor, "B T"], Float[Tensor, "B T K"] | None]:
     """Return log-probability and entropy of every labelled position, 0 where the label is -100, and the labelled mask.
 
     Args:
-        hidden: of the position before each label.
+        rows: hidden states of the positions before the labels that are not -100, in their order.
         head: from `head_of`.
         labels: token ids, -100 where nothing is asked.
+        other_ids: further words at each position, whose log-probabilities are returned last.
         temperature: logits are divided by it.
         cast_to_fp32: see `use_fused_head`.
     """
     from autotelic.kernels import linear_logprob_entropy
 
     device = head.weight.device  # with the model spread over devices, the backbone may end on another
-    hidden, labels = hidden.to(device), labels.to(device)
+    rows, labels = rows.to(device), labels.to(device)
     mask = labels != -100
-    rows = hidden[mask]
     if cast_to_fp32:
         rows, dtype = rows.float(), torch.float32
     else:
@@ -173,9 +187,33 @@ def score(
         bias = None if head.bias is None else head.bias.to(dtype)
         options = {"temperature": float(temperature), "logit_scale": head.scale, "softcap": head.softcap}
         found = linear_logprob_entropy(rows, weight, labels[mask], bias=bias, **options)
+        others = None
+        if other_ids is not None:
+            others = other_logprobs(rows, weight, bias, labels[mask], other_ids.to(device)[mask], found[0], options)
     # masked_scatter keeps a batch without any label connected to the model: it then has a gradient, of zero.
     logprobs, entropy = (x.new_zeros(mask.shape).masked_scatter(mask, x) for x in found[:2])
-    return logprobs, entropy, mask
+    if others is not None:
+        wide = mask.unsqueeze(-1).expand(*mask.shape, others.shape[-1])
+        others = others.new_zeros(wide.shape).masked_scatter(wide, others)
+    return logprobs, entropy, mask, others
+
+
+def other_logprobs(
+    rows: Float[Tensor, "N d"],
+    weight: Float[Tensor, "V d"],
+    bias: Float[Tensor, " V"] | None,
+    targets: Int[Tensor, " N"],
+    ids: Int[Tensor, "N K"],
+    logprobs: Float[Tensor, " N"],
+    options: dict[str, Any],
+) -> Float[Tensor, "N K"]:
+    """Return ln p_k = z_k - z_t + ln p_t, from the log-probabilities ln p_t of the targets."""
+    from autotelic.kernels import linear_selected
+
+    z = linear_selected(rows, weight, torch.cat([targets.unsqueeze(1), ids], 1), bias) * options["logit_scale"]
+    cap = options["softcap"]
+    z = (z if cap is None else cap * (z / cap).tanh()) / options["temperature"]
+    return z[:, 1:] - z[:, :1] + logprobs.unsqueeze(1)
 
 
 @torch.no_grad()
@@ -320,19 +358,28 @@ def disagreement(model: Any) -> str | None:
     head = head_of(model)
     count = min(4, head.weight.shape[0])
     ids = torch.arange(count, device=model.get_input_embeddings().weight.device).unsqueeze(0)
-    devices = [] if ids.device.type == "cpu" else [ids.device]
-    with torch.random.fork_rng(devices, device_type=ids.device.type if devices else "cuda"):
-        torch.manual_seed(0)
+    with evaluating(model):
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        torch.manual_seed(0)  # so that dropout, where there is any, falls the same
         theirs = model(input_ids=ids, use_cache=False).logits
         rows, weight = augmented(hidden[0], head, hidden.dtype)
-        ours = (rows @ weight.T + (0 if head.bias is None else head.bias.to(hidden.dtype))) * head.scale
-        ours = ours if head.softcap is None else head.softcap * (ours / head.softcap).tanh()
+    ours = (rows @ weight.T + (0 if head.bias is None else head.bias.to(hidden.dtype))) * head.scale
+    ours = ours if head.softcap is None else head.softcap * (ours / head.softcap).tanh()
     exact = hidden.dtype == torch.float32 and theirs.dtype == torch.float32
     if torch.allclose(ours.float(), theirs[0].float(), rtol=1e-3 if exact else 0.05, atol=1e-3 if exact else 0.1):
         return None
     return f"{type(model).__name__} makes its logits in a way of its own"
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, module by module, and back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @functools.cache

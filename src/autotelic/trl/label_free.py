@@ -20,8 +20,9 @@ from autotelic.errors import UserError
 from autotelic.rewards.base import LabelFreeReward, TokenStats
 from autotelic.rewards.formulas import self_certainty
 from autotelic.trl.base import TrainerBase
-from autotelic.trl.head import FusedHeadMixin, statistics
+from autotelic.trl.head import statistics
 from autotelic.trl.mixin import response_mask
+from autotelic.trl.passes import FusedHeadMixin
 
 IN_LOSS = "row_in_loss"
 """Rows whose tokens count in the denominator, (B,)."""

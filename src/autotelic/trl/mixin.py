@@ -27,7 +27,7 @@ from autotelic.functional.masking import fill_outside
 from autotelic.functional.parity import ratio_clipped
 from autotelic.trl.controls import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
 from autotelic.trl.dynamics import EntropyChange, VocabularyStatistics, vocabulary_statistics
-from autotelic.trl.head import FusedHeadMixin
+from autotelic.trl.passes import FusedHeadMixin
 from autotelic.trl.state import stop_if_not_finite
 from autotelic.trl.statistics import control_metrics, drift_metrics, drift_sums, jaccard
 
@@ -63,7 +63,7 @@ class EntropyControlMixin(FusedHeadMixin):
         entropy_control: a `ClipCov`, a `KLCov`, one of `autotelic.trl.baselines`, or None to train as the base class.
         entropy_change_rows: follow the entropy of so many responses of each update and rank to the next update, and log
             its change beside the predicted one; 0 is off (`autotelic.trl.dynamics` says what it costs).
-        fused_head: auto, on or off; see `autotelic.trl.head`.
+        fused_head, shared_prefix: auto, on or off; see `autotelic.trl.passes`.
     """
 
     def __init__(
@@ -140,6 +140,11 @@ class EntropyControlMixin(FusedHeadMixin):
         if self._step % window == 0 or not self._plans:
             self._plans = self._plan_update(window)
         return {**inputs, "plan": self._plans[self._step % window]}
+
+    def _split_matters(self) -> bool:
+        """Also where the control chooses per micro-batch, or the first micro-batch is followed."""
+        per_micro = self.entropy_control is not None and self.entropy_control.per_micro_batch
+        return per_micro or self._entropy_change is not None or super()._split_matters()
 
     def _plan_update(self, window: int) -> list[Plan]:
         """Return the plan of each micro-batch of the optimizer step that begins now."""

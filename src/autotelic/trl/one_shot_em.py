@@ -20,8 +20,8 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.errors import UserError
-from autotelic.trl.head import FusedHeadMixin
 from autotelic.trl.mixin import check_entropy_gradient, response_mask
+from autotelic.trl.passes import FusedHeadMixin
 from autotelic.trl.state import stop_if_not_finite
 
 
@@ -86,7 +86,7 @@ class EntropyMinimizationMixin(FusedHeadMixin):
 
     Keyword Args:
         entropy_minimization: an `EntropyMinimization`, or None to train as the base class does.
-        fused_head: auto, on or off; see `autotelic.trl.head`.
+        fused_head, shared_prefix: auto, on or off; see `autotelic.trl.passes`.
     """
 
     def __init__(self, *args: Any, entropy_minimization: EntropyMinimization | None = None, **kwargs: Any):
@@ -127,6 +127,11 @@ class EntropyMinimizationMixin(FusedHeadMixin):
         if self._capturing and self._captured is None:
             self._captured = result[1]
         return result
+
+    def _split_matters(self) -> bool:
+        """Also in the official script's loss, a mean of micro-batch means."""
+        official = self.entropy_minimization is not None and self.entropy_minimization.compat == "official"
+        return official or super()._split_matters()
 
     def _official_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Return this micro-batch's part of the official script's loss: a mean of micro-batch means."""

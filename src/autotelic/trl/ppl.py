@@ -28,7 +28,7 @@ from autotelic import functional as F
 from autotelic.errors import UserError, closest
 from autotelic.functional.lookahead import LabelEntropy, lookahead_weights
 from autotelic.functional.preference import Normalize, cpl_score, ppl_loss, ppl_score, repo_sft_loss
-from autotelic.trl.base import TrainerBase
+from autotelic.trl.passes import FusedHeadMixin
 from autotelic.trl.ppl_labels import NEVER, SIDES, PolicyLabels
 from autotelic.trl.state import stop_if_not_finite
 
@@ -227,11 +227,13 @@ class PolicyLabelCollator(DataCollatorForPreference):
 OUR_KEYS = ("segment_mask", "label_logprobs", "label_top_ids", "label_top_logprobs", "pair_weights")
 
 
-class PolicyLabelMixin(TrainerBase):
+class PolicyLabelMixin(FusedHeadMixin):
     """Overrides the loss of a `DPOTrainer`.
 
     Keyword Args:
         ppl: the objective.
+        fused_head: auto, on or off; see `autotelic.trl.passes`. The closed-form KL holds logits where ours is not used.
+        shared_prefix: auto, on or off; see `autotelic.trl.passes`. The two sides of a pair share their prompt.
         policy_labels: what gives each side its label; None where the data set has the `label_*` columns already, or
             the objective needs none.
     """
@@ -321,11 +323,15 @@ class PolicyLabelMixin(TrainerBase):
         if self.ppl.divergence != "kl" or not self.ppl.looks_ahead:
             output = model(**arguments, labels=targets, fused_lm_head=True)  # TRL's: no logits are kept
             return output.log_probs[:, -width:], output.entropy[:, -width:].detach(), None
+        top_ids = self._checked(labels)["label_top_ids"]
+        if self.fused_head_refusal is None:
+            output = model(**arguments, labels=targets, other_ids=top_ids, fused_lm_head=True)
+            return output.log_probs[:, -width:], output.entropy[:, -width:].detach(), output.other_log_probs[:, -width:]
         response = targets[:, 1:] != -100
         z = model(**arguments).logits[:, -width - 1 : -1][response].float()  # (response tokens, V): no padding is kept
         log_z = z.logsumexp(-1, keepdim=True)
         taken = z.gather(-1, targets[:, 1:][response].unsqueeze(-1)) - log_z
-        top = z.gather(-1, self._checked(labels)["label_top_ids"][response]) - log_z
+        top = z.gather(-1, top_ids[response]) - log_z
         with torch.no_grad():
             entropy = F.token_entropy(z)
         return scattered(taken.squeeze(-1), response), scattered(entropy, response), scattered(top, response)

@@ -36,8 +36,8 @@ OBJECTIVE_FIELDS = {
     "sft_coef": "sft_coef",
 }
 SHARED_FIELDS = re.compile(
-    r"dataset|dataset_limit|answer_column|prompt_column|reward|threshold_\w+|(validation|stop|probe)_\w+"
-    r"|resume|overwrite|quiet|json"
+    r"dataset|dataset_limit|answer_column|prompt_column|reward|fused_head|shared_prefix|threshold_\w+"
+    r"|(validation|stop|probe)_\w+|resume|overwrite|quiet|json"
 )
 """Settings of the GRPO methods that have a meaning here; the others are refused."""
 
@@ -241,6 +241,8 @@ def build_preference_trainer(
             peft_config=peft_config,
             callbacks=callbacks,
             ppl=ppl,
+            fused_head=run.fused_head,
+            shared_prefix=run.shared_prefix,
             **extra,
         )
     trainer.remove_callback(PrinterCallback)

@@ -119,6 +119,7 @@ def build_trainer(
         entropy_control=control,
         entropy_change_rows=run.entropy_change_rows,
         fused_head=run.fused_head,
+        shared_prefix=run.shared_prefix,
         entropy_minimization=minimization,
         train_generations=run.train_generations,
         rollout_log=(folder / "rollouts.jsonl", run.log_rollouts, run.log_rollouts_steps) if run.log_rollouts else None,
