@@ -4,8 +4,9 @@
     disagreement        = std over the ensemble of P                       which comparisons to ask for
     r_explore(s)        = log |s - its k-th neighbour|                     before the first comparison
 
-Reference: Lee, Smith, Abbeel 2021, arXiv:2106.05091 (Eq. 1-3, Algorithms 1-2; its settings and those of B-Pref's code:
-3 networks, k 5, 10 candidates a question, 128 comparisons an update), and Haarnoja et al. 2018 (`sac`).
+Reference: Lee, Smith, Abbeel 2021, arXiv:2106.05091, Section 3 (the reward), Sections 4.1 to 4.3 (exploration,
+questions, relabelling); its settings and those of B-Pref's code: 3 networks, k 5, 10 candidates a question, 128
+comparisons an update. Haarnoja et al. 2018 (`sac`).
 Deviations: the networks have the width and the learning rate that the training settings give, and ReLU; a fixed number
 of reward updates, where the code stops at 97 % training accuracy; whole episodes are collected between blocks of SAC
 updates, several at once; the first actions are tanh of normal noise, not uniform; the exploration reward is not divided
@@ -75,15 +76,8 @@ class PebbleSettings:
         for name in ("explore_episodes", "critic_updates"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it cannot be negative.")
-        for name in (
-            "interact_episodes",
-            "sac_batch",
-            "members",
-            "reward_updates",
-            "reward_batch",
-            "candidates",
-            "neighbors",
-        ):
+        counts = "interact_episodes sac_batch members reward_updates reward_batch candidates neighbors"
+        for name in counts.split():
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: give 1 or more.")
         if self.queries == "disagreement" and self.members < 2:
