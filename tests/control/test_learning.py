@@ -3,12 +3,10 @@
 import json
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autotelic.cli.control_learning import build_settings
 from autotelic.cli.main import main
 from autotelic.control.collection import DataSettings, build_data
 from autotelic.control.environments import MetaWorld, expert, make
@@ -21,7 +19,6 @@ from autotelic.control.training import choose, evaluate, prepare, train
 from autotelic.errors import UserError
 
 pytest.importorskip("minari", reason="needs the extra: pip install 'autotelic[control]'")
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("control_*.yaml"))
 FAST = TrainSettings(hidden=(16,), bc_steps=4, steps=4, eval_every=2, eval_episodes=4, batch_pairs=4, num_envs=4)
 
 
@@ -209,20 +206,6 @@ def test_a_folder_without_data_is_refused_in_one_line(tmp_path, capsys):
     assert main(["control", "train", "cpl", "--data", str(tmp_path / "x"), "--output", str(tmp_path / "o")]) == 2
     error = capsys.readouterr().err
     assert "no Minari data set" in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_recipes_build_their_settings(path):
-    import yaml
-
-    recipe = yaml.safe_load(path.read_text())
-    for task in recipe.get("tasks", {"": {}}).values():
-        build_settings(DataSettings, recipe.get("data", {}) | task, {})
-    for arm in recipe.get("arms", {"": {}}).values():
-        build_settings(TrainSettings, recipe.get("train", {}) | arm, {})
-    build_settings(OnlineSettings, recipe.get("online", {}), {})
-    for pair in recipe.get("paired", []):
-        assert set(pair) <= set(recipe["arms"])
 
 
 def test_point_reach_is_a_gymnasium_environment():
