@@ -163,6 +163,23 @@ def write_preference_run(folder: Path, method: str = "ppl", *, seed: int = 0, st
     return folder
 
 
+def write_online_run(folder: Path, method: str = "online_ppl", *, updates: int = 200) -> Path:
+    """Write one run that asks 100 comparisons a round."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"method": method, "seed": 0, "config": {}}))
+    rows = [
+        {
+            "step": updates * i,
+            "feedback/labels": 100 * i,
+            "feedback/env_steps": 1600 * (i + 1),
+            "eval/success": 0.1 + 0.05 * i,
+        }
+        for i in range(6)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 def rollout_row(rng: random.Random, step: int, p: int, responses: int, control: str | None, text: str | None) -> dict:
     """Return one row of `rollouts.jsonl`."""
     rows = []

@@ -36,6 +36,27 @@ def test_seeds_of_one_setting_are_a_band_with_n(tmp_path):
     assert curve == {"x": [1], "y": [0.3], "n": 2, "low": [0.2], "high": [0.4]}
 
 
+def test_runs_that_ask_while_they_learn_have_their_answers_on_the_axis(tmp_path):
+    """50 and 900 updates for the same 10 answers; a run with all answers from the start stays apart."""
+    rows = [{"step": 0, "eval/success": 0.1, "feedback/labels": 0, "feedback/env_steps": 5}]
+    folders = [
+        write_metrics(
+            tmp_path / method,
+            [*rows, {"step": updates, "eval/success": 0.4, "feedback/labels": 10, "feedback/env_steps": 9}],
+            method=method,
+            seed=0,
+        )
+        for method, updates in (("online_ppl", 50), ("online_pebble", 900))
+    ]
+    folders.append(write_metrics(tmp_path / "cpl", [{"step": 7, "eval/success": 0.3}], method="cpl", seed=0))
+    offline, online = data.preference_learning(grouped(*folders))
+    assert [(c["metric"], [(s["method"], s["x"]) for s in c["series"]]) for c in offline] == [
+        ("eval/success", [("cpl", [7])])
+    ]
+    assert [c["metric"] for c in online] == ["eval/success", "feedback/env_steps"]
+    assert [(s["x"], s["y"]) for s in online[0]["series"]] == [([0, 10], [0.1, 0.4])] * 2
+
+
 def test_other_settings_of_a_method_are_not_its_seeds(tmp_path):
     folders = []
     for rate in (1e-4, 2e-4):

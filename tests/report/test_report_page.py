@@ -30,6 +30,8 @@ def runs(tmp_path_factory):
         name = f"one_shot_em-{temperature}"
         synthetic_runs.write_run(folder / name, "one_shot_em", steps=30, temperature=temperature, evaluated=True)
     synthetic_runs.write_preference_run(folder / "ppl-0")
+    synthetic_runs.write_online_run(folder / "online_ppl-0")
+    synthetic_runs.write_online_run(folder / "online_pebble-0", "online_pebble", updates=2000)
     (folder / "base").mkdir()
     (folder / "base" / "evaluation.json").write_text(json.dumps(synthetic_runs.evaluation(1.0)))
     (folder / "logits.json").write_text(json.dumps(synthetic_runs.logits(("any_pair", str(folder / "grpo-0")))))
@@ -101,7 +103,19 @@ def seen(page, chromium):
 
 
 SECTIONS = [
-    *("results", "curves", "preferences", "probes", "seeds", "decoupling", "heat", "law", "covariance", "semantic"),
+    *(
+        "results",
+        "curves",
+        "preferences",
+        "online",
+        "probes",
+        "seeds",
+        "decoupling",
+        "heat",
+        "law",
+        "covariance",
+        "semantic",
+    ),
     *("logits", "passk", "viewer", "about"),
 ]
 

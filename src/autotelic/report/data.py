@@ -6,7 +6,7 @@ Everything here returns plain lists and dictionaries that JSON can hold. What is
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ PROBES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("probe_length", "Response length", ("probe/mean_length",)),
     ("probe_repetition", "Repetition", ("probe/repetition",)),
 )
+BUDGET = "feedback/labels"
 PREFERENCES = ("eval/success", "eval/return", "preference/", "feedback/")
 """How names of metrics of preference learning begin; every declared one that a run has logged is drawn, in order."""
 ACCURACIES = {
@@ -179,6 +180,36 @@ def preference_charts() -> list[tuple[str, str, tuple[str, ...]]]:
     names = [name for start in PREFERENCES for name in METRICS if name.startswith(start)]
     names = [name for name in names if name.removesuffix("_low").removesuffix("_high") == name]
     return [(name.replace("/", "_"), in_words(name), (name,)) for name in names]
+
+
+def preference_learning(groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the charts of runs with all their answers from the start, and of those that ask while they learn.
+
+    The second have the answers so far on the x axis: that is their budget, while updates mean other things per method.
+    """
+    wanted = preference_charts()
+    offline, online = (
+        [
+            replace(g, runs=found)
+            for g in groups
+            if (found := [r for r in g.runs if bool(r.metrics.get(BUDGET)) == asks])
+        ]
+        for asks in (False, True)
+    )
+    online = [replace(group, runs=[over_answers(run) for run in group.runs]) for group in online]
+    return charts(offline, wanted)[0], charts(online, [chart for chart in wanted if BUDGET not in chart[2]])[0]
+
+
+def over_answers(run: Run) -> Run:
+    """Return the run with the number of answers in place of the update at which each value was measured."""
+    answers = {step: int(count) for step, count in run.metrics[BUDGET].items()}
+    return replace(
+        run,
+        metrics={
+            name: {answers[step]: value for step, value in curve.items() if step in answers}
+            for name, curve in run.metrics.items()
+        },
+    )
 
 
 def in_words(name: str) -> str:

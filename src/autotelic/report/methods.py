@@ -44,6 +44,10 @@ STYLES: dict[str, Style] = {
     "repo_det": Style("RePO-det", PALETTE[5], "dash"),
     "p_iql": Style("P-IQL", PALETTE[3], "dot"),
     "sft": Style("SFT", "#767676", "dash"),
+    "online_ppl": Style("PPL, online", PALETTE[4], "solid"),
+    "online_cpl": Style("CPL, online", PALETTE[0], "dash"),
+    "online_ppl_d": Style("PPL-d, online", PALETTE[1], "longdash"),
+    "online_pebble": Style("PEBBLE, online", PALETTE[2], "dot"),
 }
 
 

@@ -57,7 +57,8 @@ def build_payload(
     """Return everything that the page draws, as plain data, with notes on what is missing or left out."""
     groups = data.group_runs(runs)
     drawn, missing = data.charts(groups)
-    probes, preferences = (data.charts(groups, c)[0] for c in (data.PROBES, data.preference_charts()))
+    probes = data.charts(groups, data.PROBES)[0]
+    preferences, online = data.preference_learning(groups)
     heat, histograms, seeds = pictures.heat_maps(groups), pictures.logits(logits, groups), pictures.seeds(groups)
     viewer, cuts = rollouts(groups)
     table = data.table_from_results(results, groups) if results else data.table_from_runs(groups)
@@ -65,7 +66,7 @@ def build_payload(
         table = None
     absent = [f"{run.name}: {note}" for run in runs for note in run.notes]
     missing += [] if probes else ["probes without labels (--stop_rule)"]
-    missing += [] if preferences else ["preference learning (autotelic train ppl, autotelic control)"]
+    missing += [] if preferences or online else ["preference learning (autotelic train ppl, autotelic control)"]
     if missing:
         absent.append(f"no run has logged: {', '.join(missing)}")
     if not heat:
@@ -93,6 +94,7 @@ def build_payload(
         "charts": drawn,
         "probes": probes,
         "preferences": preferences,
+        "online": online,
         "frames": pictures.frames(runs),
         "heat": heat,
         "logits": histograms,

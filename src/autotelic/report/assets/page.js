@@ -205,7 +205,7 @@
   }
 
   /* Curves over steps. */
-  function curves(id, title, lead, list) {
+  function curves(id, title, lead, list, axis = "optimizer step") {
     if (!list.length) return;
     const node = section(id, title, lead);
     const longest = Math.max(...list.flatMap((c) => c.series.map((s) => s.x.length)));
@@ -227,7 +227,7 @@
         table: el("div", {}, el("p", { class: "small muted" }, chart.metric + (chart.help ? ": " + chart.help : "") + (chart.absent.length ? ". Not logged by: " + chart.absent.join(", ") : "")), table(["method", "n", "first", "last", "lowest", "highest"], rows)),
         make: () => {
           const measured = /^(eval|probe)\/|heldout/.test(chart.metric);
-          return { traces: chart.series.flatMap((s) => lineTraces(s, s.method, { window: measured || s.x.length < 30 ? 1 : window_ })), layout: { xaxis: { title: { text: "optimizer step" } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
+          return { traces: chart.series.flatMap((s) => lineTraces(s, s.method, { window: measured || s.x.length < 30 ? 1 : window_ })), layout: { xaxis: { title: { text: axis } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
         },
       }));
     }
@@ -235,6 +235,7 @@
   const bands = "Lines are means over seeds, bands run from the lowest to the highest seed; a line without a band is one seed. Drag to zoom, double-click to reset.";
   curves("curves", "Over training", bands, data.charts);
   curves("preferences", "Preference learning", "How well a policy's own score predicts preferences (held-out: on pairs that no update sees), and what its episodes reach. The band of a single seed is its interval over episodes. " + bands, data.preferences);
+  curves("online", "Preferences asked while learning", "What a policy reaches for the comparisons that were answered so far, whoever learns from them, and how many steps it took in the environment for that. " + bands, data.online, "comparisons answered");
   if (data.frames.length) {
     const node = section("frames", "Rollouts on film", "Frames of one episode of the final policy, in order of time.");
     node.append(...data.frames.map((f) => el("figure", {}, el("img", { src: "data:image/png;base64," + f.png, alt: "Frames of an episode of " + f.run, style: { maxWidth: "100%" } }), el("figcaption", { class: "small muted" }, f.run))));
