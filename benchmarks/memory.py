@@ -17,7 +17,7 @@ from typing import Any
 from common import OURS, in_child, one_thread, parser_for, peak_above, ratio, write
 from grpo_step import TRL, build, random_model, rollout
 
-SIZES = ((2, 1024),)
+SIZES = ((1, 1024),)
 
 
 def measure(side: str, method: str, responses: int, width: int, smoke: bool) -> dict[str, float]:
