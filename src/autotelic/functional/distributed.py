@@ -114,23 +114,27 @@ def top_k_mask(
     if many and token_ids is None:
         raise UserError("a choice over several ranks needs token_ids: positions are not unique between ranks")
     mask = as_mask(eligible)
-    ids = torch.arange(mask.numel(), device=mask.device).view(mask.shape) if token_ids is None else token_ids
-    offered, offered_ids = _best(wide(values[mask]), ids[mask].to(torch.int64), k)
+    places = mask.flatten().nonzero().squeeze(-1)  # few, as a rule: what follows costs nothing beside finding them
+    ranked = wide(values.flatten()[places])
+    ids = places if token_ids is None else token_ids.flatten()[places].to(torch.int64)
+    offered, offered_ids = _best(ranked, ids, k)
     if many:
         offered, offered_ids = _best(*_gather_pairs(offered, offered_ids, group), k)
-    if k == 0 or offered.numel() == 0:
-        return torch.zeros_like(mask)
-    threshold, last_id = offered[-1], offered_ids[-1]
-    ranked = wide(values)
-    return mask & ((ranked > threshold) | ((ranked == threshold) & (ids <= last_id)))
+    chosen = torch.zeros_like(mask)
+    if k > 0 and offered.numel() > 0:
+        threshold, last_id = offered[-1], offered_ids[-1]
+        best = (ranked > threshold) | ((ranked == threshold) & (ids <= last_id))
+        chosen.view(-1)[places[best]] = True
+    return chosen
 
 
-def _mix(x: Tensor) -> Tensor:
-    """Return the finaliser of splitmix64 applied to each int64, arithmetic modulo 2^64."""
+def _mix_(x: Tensor) -> Tensor:
+    """Apply the finaliser of splitmix64 to each int64 in its place, arithmetic modulo 2^64."""
     for multiplier, shift in zip((*_HASH_MULTIPLIERS, None), (30, 27, 31), strict=True):
         # int64 shifts keep the sign; the mask makes the shift logical.
-        x = x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))
-        x = x if multiplier is None else x * multiplier
+        x.bitwise_xor_((x >> shift).bitwise_and_((1 << (64 - shift)) - 1))
+        if multiplier is not None:
+            x.mul_(multiplier)
     return x
 
 
@@ -145,9 +149,9 @@ def hash_uniform(
     positions = positions if positions.ndim == 2 else positions.unsqueeze(0)
     state = torch.tensor(0, dtype=torch.int64, device=row_ids.device)
     for key in (torch.tensor(seed), torch.tensor(step), row_ids.unsqueeze(-1), positions):
-        state = _mix((state ^ key.to(device=row_ids.device, dtype=torch.int64)) + _HASH_INCREMENT)
-    bits = (state >> 11) & ((1 << 53) - 1)
-    return wide(bits) / float(1 << 53)
+        state = _mix_((state ^ key.to(device=row_ids.device, dtype=torch.int64)).add_(_HASH_INCREMENT))
+    bits = (state >> 11).bitwise_and_((1 << 53) - 1)
+    return wide(bits).mul_(2.0**-53)
 
 
 def response_positions(mask: Shaped[Tensor, "B T"]) -> Int[Tensor, "B T"]:
