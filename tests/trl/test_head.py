@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 from torch import nn
+from trainer_parts import micro_batches
 
 from autotelic.errors import UserError
 from autotelic.kernels import rows
@@ -58,16 +59,6 @@ def check_against_logits(model, temperature=0.7):
 
 
 # The same update with and without.
-
-
-def micro_batches(trainer, seed=3):
-    """Return the micro-batches of the first rollout, as the trainer buffers them."""
-    torch.manual_seed(seed)
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    trainer._step = 0
-    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    return [dict(part) for part in trainer._buffered_inputs]
 
 
 def update(trainer, parts):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trainer_parts import Counting, random_model
 
 from autotelic.errors import UserError
 from autotelic.trl import shared_prefill as seam
@@ -13,33 +14,10 @@ pytest.importorskip("trl.kernels", reason="this TRL has no fused head to replace
 
 
 def small(name="Qwen3ForCausalLM", **given):
-    """A tiny random model of a transformers class, with distributions that differ from place to place."""
-    import transformers
-
-    torch.manual_seed(1)
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 256,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": False,
-    }
-    if name.startswith("GPT2"):
-        names = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
-        shape = {key: shape[key] for key in names} | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
-        shape |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    config = getattr(transformers, name.replace("ForCausalLM", "Config").replace("LMHeadModel", "Config"))
-    model = getattr(transformers, name)(config(**shape | given)).eval()
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(20.0)
-    return model
+    """A tiny random model that does not train."""
+    heads = {} if name.startswith("GPT2") else {"num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = heads | {"max_position_embeddings": 256, "tie_word_embeddings": False}
+    return random_model(name, **shape | given).eval()
 
 
 def prompts(lengths=(7, 4, 9), repeats=4, order=None):
@@ -275,20 +253,9 @@ def test_auto_takes_long_prompts_that_repeat(prefills):
         assert len(prefills) - before == taken
 
 
-class Wrong(torch.nn.Module):
-    """Adds the number of tokens of this call before each place: a state outside attention."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, hidden):
-        return self.inner(hidden) + 0.01 * torch.arange(hidden.shape[1])[:, None]
-
-
 def wrong():
     model = small()
-    model.model.layers[1].mlp = Wrong(model.model.layers[1].mlp)
+    model.model.layers[1].mlp = Counting(model.model.layers[1].mlp)
     return model
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from trainer_parts import Counting, micro_batches, random_model
 
 from autotelic.errors import UserError
 from autotelic.rewards import EMPO
@@ -18,32 +18,10 @@ COMPLETIONS = (5, 2, 0, 4, 3, 1)
 
 
 def small(name="Qwen3ForCausalLM", **settings):
-    """A tiny random model of a transformers class, with TRL's head."""
-    import transformers
+    """A tiny random model with TRL's head."""
     from trl.trainer.utils import add_fused_lm_head
 
-    torch.manual_seed(1)
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    if name.startswith("GPT2"):
-        names = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
-        shape = {key: shape[key] for key in names} | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-        shape |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    config = getattr(transformers, name.replace("ForCausalLM", "Config").replace("LMHeadModel", "Config"))
-    model = getattr(transformers, name)(config(**shape | settings))
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(20.0)  # as initialised, every distribution is uniform
+    model = random_model(name, **settings)
     add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy"))
     return model
 
@@ -306,17 +284,6 @@ def test_models_that_are_refused_by_name(words):
         seam.share_prefix(model, mode="on", **settings)
 
 
-class Counting(nn.Module):
-    """Adds the number of tokens before each place: a state outside attention, which no setting tells of."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, hidden):
-        return self.inner(hidden) + 0.01 * torch.arange(hidden.shape[1])[:, None]
-
-
 def test_a_state_outside_attention_is_found_out():
     model = small()
     model.model.layers[1].mlp = Counting(model.model.layers[1].mlp)
@@ -343,16 +310,6 @@ def test_auto_decides_by_lengths(prompt, completion, packs):
 
 
 # The trainers.
-
-
-def micro_batches(trainer, seed=3):
-    """Return the micro-batches of the first rollout, as TRL orders them."""
-    torch.manual_seed(seed)
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    trainer._step = 0
-    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    return [dict(part) for part in trainer._buffered_inputs]
 
 
 def update(trainer, parts):

@@ -114,7 +114,7 @@ def top_k_mask(
     if many and token_ids is None:
         raise UserError("a choice over several ranks needs token_ids: positions are not unique between ranks")
     mask = as_mask(eligible)
-    places = mask.flatten().nonzero().squeeze(-1)  # few, as a rule: what follows costs nothing beside finding them
+    places = mask.flatten().nonzero().squeeze(-1)  # only what may be chosen is widened and ranked
     ranked = wide(values.flatten()[places])
     ids = places if token_ids is None else token_ids.flatten()[places].to(torch.int64)
     offered, offered_ids = _best(ranked, ids, k)
