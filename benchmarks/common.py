@@ -178,7 +178,7 @@ def write(
     }
     out = args.out or (None if args.smoke else RESULTS / f"{name}.json")
     if out is not None:
-        from autotelic.files import write_atomically
+        from autotelic.runs.files import write_atomically
 
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(rounded(result), indent=1) + "\n")

@@ -3,7 +3,7 @@
 From log-probabilities (with gradient), old log-probabilities, advantages and a mask to the gradient of the loss:
   autotelic  one exact choice over the whole update, the same for every split, order, padding and number of ranks, and
              the loss of the whole update
-  equations  verl's loss functions as `autotelic.functional.parity` writes them anew, one micro-batch at a time
+  equations  verl's loss functions as `autotelic.compat.policy_losses` writes them anew, one micro-batch at a time
   verl       verl's own functions on the same micro-batches, where verl can be imported: an environment of its own
              (verl 0.9.1 wants another transformers), `PYTHONPATH=src VERL_PYTHON benchmarks/covariance.py`
 """
@@ -39,7 +39,7 @@ def ours(method: str, batch: dict[str, Any]) -> Any:
 
     from autotelic import functional as F
     from autotelic.functional.masking import reduce_tokens
-    from autotelic.functional.parity import ratio_clipped
+    from autotelic.functional.surrogate import ratio_clipped
 
     logprobs, old, mask = batch["logprobs"].clone().requires_grad_(), batch["old_logprobs"], batch["mask"]
     moments = F.token_moments(logprobs, batch["advantages"], mask)
@@ -82,7 +82,7 @@ def micro_batches(batch: dict[str, Any], loss_of: Any) -> Any:
 
 
 def equations(method: str, batch: dict[str, Any]) -> Any:
-    from autotelic.functional import parity
+    from autotelic.compat import policy_losses as parity
 
     settings = parity.ParitySettings(kl_cov_fraction=2e-3)
     return micro_batches(

@@ -157,7 +157,7 @@ def dynamics(output: Path) -> str:
 
 def law(output: Path, names: list[str]) -> str:
     """The law fitted to each run's validation points, and its forecast from the first 15 %, over seeds."""
-    from autotelic.diagnostics.logs import pick_curve, read_log
+    from autotelic.runs.logs import pick_curve, read_log
     from autotelic.functional import fit_entropy_law
     from autotelic.functional.entropy_law import forecast
 

@@ -27,7 +27,7 @@ from autotelic.control.environments import make
 from autotelic.control.online import OnlineSettings, run_online
 from autotelic.control.pebble import PebbleSettings
 from autotelic.control.settings import TrainSettings
-from autotelic.control.tables import mean_interval
+from autotelic.control.mdp.tables import mean_interval
 from autotelic.control.training import train
 
 

@@ -4,7 +4,7 @@
     python benchmarks/evidence_one_shot_em.py run --output runs/evidence/one_shot_em --share 1/2
     python benchmarks/evidence_one_shot_em.py table --output runs/evidence/one_shot_em
 
-A finished trial is never run again (`autotelic.sweeping`), so `run` can be killed and repeated. `table` writes
+A finished trial is never run again (`autotelic.runs.sweeping`), so `run` can be killed and repeated. `table` writes
 benchmarks/results/one_shot_em.json and .md from whatever there is.
 """
 
@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from scipy.stats import t as student
 
-from autotelic.sweeping import Trial, TrialStore, run_trial
+from autotelic.runs.sweeping import Trial, TrialStore, run_trial
 
 FUNCTION = "evidence_one_shot_em.trial"
 RESULTS = Path(__file__).parent / "results"
@@ -196,7 +196,7 @@ def skewness(model: Any, tokenizer: Any) -> float:
 def rank_prompts() -> dict[str, Any]:
     """Score 60 training prompts with k = 16 at two temperatures."""
     from autotelic.cli.select import add_arguments, sampled, score
-    from autotelic.selection import compare_scores
+    from autotelic.diagnostics.prompt_selection import compare_scores
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -209,7 +209,7 @@ def rank_prompts() -> dict[str, Any]:
 
 def choose(score: str, reverse: bool, seed: int, folder: Path) -> str:
     """The prompt of rank seed + 1 by a score: an arm is a distribution over its best prompts, not one of them."""
-    from autotelic.selection import rank
+    from autotelic.diagnostics.prompt_selection import rank
 
     rows = json.loads((place_of("selection", 0, folder) / "result.json").read_text())["metrics"]["rows"]
     if score == "chance":

@@ -140,7 +140,7 @@ def wide_vocabulary(args: Any) -> dict[str, Any]:
 
     from autotelic.tasks.tokenizer import build_tokenizer
     from autotelic.trl import KLCov, with_entropy_control
-    from autotelic.trl.baselines import HighEntropy
+    from autotelic.controls.baselines import HighEntropy
 
     rows, width, hidden, inner, vocabulary = (4, 8, 64, 128, 997) if args.smoke else (4, 96, 896, 4864, 151_936)
     tokenizer = build_tokenizer()
@@ -171,7 +171,7 @@ def small_world(args: Any) -> dict[str, Any]:
 
     from autotelic.cli import train
     from autotelic.tasks import to_dataset
-    from autotelic.trl.training import build_trainer
+    from autotelic.trl.build import build_trainer
 
     steps, group = (1, 2) if args.smoke else (2, 8)
     trainers: dict[str, Any] = {}

@@ -73,7 +73,7 @@ def generation(args: Any, prompt: int, response: int) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     from autotelic.tasks.tokenizer import build_tokenizer
-    from autotelic.trl.shared_prefill import share_prefill
+    from autotelic.lm.shared_prefill import share_prefill
 
     tokenizer, shape = build_tokenizer(), SMOKE if args.smoke else MODEL
     ids = group(prompt, response, shape["vocabulary"])["prompt_ids"]

@@ -119,7 +119,7 @@ def training_options():
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl import DPOConfig, GRPOConfig, ModelConfig
 
-    from autotelic.trl.ppl_run import PreferenceArguments  # RunArguments and more
+    from autotelic.preferences.run import PreferenceArguments  # RunArguments and more
 
     kinds = (PreferenceArguments, GRPOConfig, DPOConfig, ModelConfig)
     return {"config"} | {field.name for kind in kinds for field in fields(kind)}

@@ -90,8 +90,8 @@ def test_no_raw_text_is_evaluated():
 
 def test_every_emitted_metric_is_declared():
     """String literals that look like one of our metrics are declared ones."""
-    from autotelic.diagnostics.metrics import METRICS
-    from autotelic.trl.callbacks import TRL_NAMES
+    from autotelic.runs.callbacks import TRL_NAMES
+    from autotelic.runs.glossary import METRICS
 
     prefixes = {name.split("/")[0] for name in METRICS}
     pattern = re.compile(rf"({'|'.join(sorted(prefixes))})/[a-z0-9_]+")
@@ -104,14 +104,14 @@ def test_every_emitted_metric_is_declared():
 
 
 def test_docs_metrics_page_is_current():
-    from autotelic.diagnostics.metrics import to_markdown
+    from autotelic.runs.glossary import to_markdown
 
     page = Path(__file__).parent.parent / "docs" / "metrics.md"
-    assert page.read_text() == to_markdown(), "regenerate: python -m autotelic.diagnostics.metrics > docs/metrics.md"
+    assert page.read_text() == to_markdown(), "regenerate: python -m autotelic.runs.glossary > docs/metrics.md"
 
 
 def test_an_undeclared_metric_is_an_error():
-    from autotelic.diagnostics.metrics import check_declared
+    from autotelic.runs.glossary import check_declared
 
     check_declared(["policy/entropy", "trl/whatever"])
     with pytest.raises(KeyError, match="not declared"):

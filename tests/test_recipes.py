@@ -57,7 +57,7 @@ def test_small_recipes_improve_the_carried_model(name, tmp_path):
         method_of(ROOT / "recipes" / f"{name}.yaml"),
         ["--config", str(ROOT / "recipes" / f"{name}.yaml"), "--output_dir", str(tmp_path / name), "--quiet", "true"],
     )
-    from autotelic.trl.callbacks import read_rows
+    from autotelic.runs.callbacks import read_rows
 
     accuracy = [
         row["eval/mean_at_k"] for row in read_rows(tmp_path / name / "metrics.jsonl") if "eval/mean_at_k" in row

@@ -115,7 +115,7 @@ def test_progress_says_entropy_reward_and_time_left(monkeypatch, capsys):
     """A line now and then where nobody watches, nothing with quiet: ten of twenty steps in 30 s leave 30 s."""
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from autotelic.trl import callbacks
+    from autotelic.runs import callbacks
 
     clock = iter([100.0, 100.0, 130.0, 130.0])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))

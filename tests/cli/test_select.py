@@ -5,7 +5,7 @@ import json
 import pytest
 
 from autotelic.cli.main import main
-from autotelic.selection import agreement, compare_scores, label_free_scores, labelled_scores, rank
+from autotelic.diagnostics.prompt_selection import agreement, compare_scores, label_free_scores, labelled_scores, rank
 
 ROWS = [
     {"id": "p10", "prompt": "a", "answer": "1", "responses": ["1", "1", "2", "3"]},  # p = 1/2

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autotelic import sweeping
 from autotelic.cli.main import main
 from autotelic.cli.sweep import check_training, parse_grid, read_recipe, train_trial
 from autotelic.errors import UserError
+from autotelic.runs import sweeping
 
 HERE = Path(__file__).parent
 

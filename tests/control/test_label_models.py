@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 
-from autotelic.control import fit as fit_module
-from autotelic.control.fit import Pairs, ScoreFeatures, choose_label_model, fit_policy, preference_nll, score_features
-from autotelic.control.policy_labels import LabelKind, clone_behavior, label_policies
-from autotelic.control.random_mdps import DEFAULT, draw, judge_scores, run_seed
-from autotelic.control.tables import share_interval, tree_table
-from autotelic.control.tabular import log_softmax, negative_regret
-from autotelic.control.tree import METHODS, build_tree, population_fit, population_pairs, sample_fit
+from autotelic.control.mdp import fit as fit_module
+from autotelic.control.mdp.fit import (
+    Pairs,
+    ScoreFeatures,
+    choose_label_model,
+    fit_policy,
+    preference_nll,
+    score_features,
+)
+from autotelic.control.mdp.label_models import LabelKind, clone_behavior, label_policies
+from autotelic.control.mdp.random_mdps import DEFAULT, draw, judge_scores, run_seed
+from autotelic.control.mdp.tables import share_interval, tree_table
+from autotelic.control.mdp.tabular import log_softmax, negative_regret
+from autotelic.control.mdp.tree import METHODS, build_tree, population_fit, population_pairs, sample_fit
 from autotelic.errors import UserError
 from autotelic.functional.lookahead import BiasedLookaheadWarning, Lookahead
 

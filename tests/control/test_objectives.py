@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from autotelic.control.labels import label_parameters
+from autotelic.control.behavior_labels import label_parameters
 from autotelic.control.learners import IQLLearner, PreferenceLearner, reference_logprobs
 from autotelic.control.objectives import all_scores, calibrated_nll, pair_data, scores, segment_steps
 from autotelic.control.segments import Preferences
@@ -222,7 +222,7 @@ def test_calibrated_nll_ignores_scale_and_keeps_order():
 @pytest.mark.parametrize("kind", ["estimated", "pooled", "wrong", "shuffled"])
 def test_cloned_labels(episodes, preferences, kind, monkeypatch):
     """Estimated labels come near the truth; wrong ones are the other behaviour's."""
-    import autotelic.control.labels as labels
+    import autotelic.control.behavior_labels as labels
 
     monkeypatch.setattr(labels, "UPDATES", 250)
     steps = segment_steps(preferences, episodes)

@@ -137,7 +137,7 @@ def test_a_resumed_run_reads_its_probes_back(tmp_path):
     import torch
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from autotelic.trl.stopping import StopRules
+    from autotelic.diagnostics.stop_callback import StopRules
 
     answers = iter([BASE, replace(BASE, diversity=0.4), replace(BASE, diversity=0.3), replace(BASE, diversity=0.2)])
     model, rules, rows = torch.nn.Linear(2, 2), parse_rules("diversity"), []

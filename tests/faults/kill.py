@@ -78,7 +78,7 @@ def prepare(folder: Path) -> None:
 
     import autotelic.cli.train
     import autotelic.evaluation
-    import autotelic.trl.training  # noqa: F401
+    import autotelic.trl.build  # noqa: F401
     from autotelic.tasks.tokenizer import build_tokenizer
 
     for name in ("GRPOTrainer", "GRPOConfig", "ModelConfig", "TrlParser", "get_peft_config"):
@@ -158,7 +158,7 @@ def follow_phases(phase: mmap.mmap) -> None:
     """Note in the shared byte what the trainer does."""
     from trl import GRPOTrainer
 
-    from autotelic.trl import checkpoints
+    from autotelic.runs import checkpoints
 
     def noting(name, method):
         def noted(*args, **kwargs):
@@ -225,7 +225,7 @@ def check(run: Path) -> int:
     import torch
     from safetensors.torch import load_file
 
-    from autotelic.trl.checkpoints import last_complete
+    from autotelic.runs.checkpoints import last_complete
 
     steps(run)
     rows_of(run / "rollouts.jsonl")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from autotelic.cli.train import train
 from autotelic.errors import UserError
-from autotelic.trl.checkpoints import (
+from autotelic.runs.checkpoints import (
     MARK,
     checkpoints,
     discard,

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from autotelic import functional as F
 from autotelic.errors import UserError
 from autotelic.kernels import (
-    head,
+    autograd,
+    cpu_matmul,
     linear_logprob_entropy,
     linear_loss,
     linear_statistics,
-    passes,
     portable,
-    products,
+    two_ways,
 )
 
 CASES = {
@@ -189,8 +189,8 @@ def test_small_entropies_keep_relative_precision(gap):
 def test_only_what_is_asked_for_is_computed(monkeypatch):
     hidden, weight, targets, bias = problem(bias=True)
     seen = []
-    inner = passes.backward
-    monkeypatch.setattr(passes, "backward", lambda *a: seen.append(a[-1]) or inner(*a))
+    inner = two_ways.backward
+    monkeypatch.setattr(two_ways, "backward", lambda *a: seen.append(a[-1]) or inner(*a))
     for asked in ((True, False, False), (False, True, False), (False, False, True), (True, True, True)):
         leaves = [x.detach().clone().requires_grad_(a) for x, a in zip((hidden, weight, bias), asked, strict=True)]
         linear_logprob_entropy(*leaves[:2], targets, bias=leaves[2])[0].sum().backward()
@@ -296,10 +296,10 @@ def test_known_loss(case, blocks, skip, small_tiles):
 
     def known(h, w, b=None):
         limit = 29 * 8 * 13 // blocks
-        inner = passes.loss_and_gradients
+        inner = two_ways.loss_and_gradients
         limited = lambda *a: inner(*a[:-1], limit // 8)  # noqa: E731
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(passes, "loss_and_gradients", limited)
+            patch.setattr(two_ways, "loss_and_gradients", limited)
             found = linear_loss(h, w, targets, formula, advantages, weights=weights, bias=b, **options)
         return [found.loss * 3]
 
@@ -370,7 +370,7 @@ def test_refusals():
         with pytest.raises(UserError, match=option):
             linear_logprob_entropy(hidden, weight, targets, **{option: value})
     with pytest.raises(UserError, match=r"\(V, d\)"):
-        head.check(hidden, weight.T, targets, None, 1.0, 1.0, None)
+        autograd.check(hidden, weight.T, targets, None, 1.0, 1.0, None)
 
 
 MEMORY = """
@@ -460,7 +460,7 @@ def test_a_second_backward_makes_the_logits_again(small_tiles):
 def test_without_gradients_nothing_is_kept_and_no_loss_is_differentiated(monkeypatch):
     hidden, weight, targets, _ = problem()
     weight.requires_grad_()
-    monkeypatch.setattr(passes, "room_in_gradient", lambda *a: pytest.fail("memory was taken"))
+    monkeypatch.setattr(two_ways, "room_in_gradient", lambda *a: pytest.fail("memory was taken"))
     with torch.no_grad():
         linear_logprob_entropy(hidden, weight, targets)
         found = linear_loss(hidden, weight, targets, lambda logprobs, entropy: entropy - logprobs)
@@ -492,18 +492,18 @@ def test_known_loss_with_room_for_every_row(case, products_made, small_tiles):
 
 
 def test_quick_float32_products_are_exact_and_leave_no_trace():
-    before = products.float32_switch() and products.float32_switch().fp32_precision
+    before = cpu_matmul.float32_switch() and cpu_matmul.float32_switch().fp32_precision
     a, b = torch.randn(64, 512), torch.randn(512, 64)
     exact = a.double() @ b.double()
-    with products.quick_float32(a.device):
+    with cpu_matmul.quick_float32(a.device):
         assert relative(a @ b, exact) < 1e-6
-    assert (products.float32_switch() and products.float32_switch().fp32_precision) == before
+    assert (cpu_matmul.float32_switch() and cpu_matmul.float32_switch().fp32_precision) == before
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.fixture
 def switch():
-    found = products.float32_switch()
+    found = cpu_matmul.float32_switch()
     if found is None:
         pytest.skip("torch before 2.9 has no such switch")
     before = found.fp32_precision
@@ -513,16 +513,16 @@ def switch():
 
 def test_a_lower_precision_that_the_user_asked_for_stays(switch):
     switch.fp32_precision = "bf16"
-    with products.quick_float32(torch.device("cpu")):
+    with cpu_matmul.quick_float32(torch.device("cpu")):
         assert switch.fp32_precision == "bf16"
     assert switch.fp32_precision == "bf16"
 
 
 def test_relaxed_products_that_round_are_not_taken(switch, monkeypatch):
     """On a CPU with matrix tiles the relaxed setting loses bits; then nothing may be switched."""
-    monkeypatch.setattr(products, "relaxed_is_exact", lambda: False)
+    monkeypatch.setattr(cpu_matmul, "relaxed_is_exact", lambda: False)
     before = switch.fp32_precision
-    with products.quick_float32(torch.device("cpu")):
+    with cpu_matmul.quick_float32(torch.device("cpu")):
         assert switch.fp32_precision == before
 
 

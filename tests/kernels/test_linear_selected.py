@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from autotelic.kernels import linear_logprob_entropy, linear_selected, selected
+from autotelic.kernels import linear_logprob_entropy, linear_selected
+from autotelic.kernels import selected_logits as selected
 
 
 def problem(n=5, v=11, d=3, k=4, dtype=torch.float64):

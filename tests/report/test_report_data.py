@@ -8,8 +8,9 @@ import synthetic_runs
 
 from autotelic.errors import UserError
 from autotelic.functional.entropy_law import fit_entropy_law
-from autotelic.report import data, rollouts
-from autotelic.report.law import laws
+from autotelic.report import data
+from autotelic.report import rollout_viewer as rollouts
+from autotelic.report.law_panel import laws
 from autotelic.report.load import find_runs, load_run
 from autotelic.report.page import build_payload
 
@@ -198,7 +199,7 @@ def test_results_become_a_table_and_curves():
 
 
 def test_every_chart_metric_is_declared():
-    from autotelic.diagnostics.metrics import METRICS
+    from autotelic.runs.glossary import METRICS
 
     assert [name for _, _, names in data.CHARTS for name in names if name not in METRICS] == []
 

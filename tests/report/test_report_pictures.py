@@ -170,7 +170,7 @@ def test_runs_of_sweeps_and_of_evidence_are_found_and_named(tmp_path):
 
 
 def test_followed_prompts_come_first_and_name_their_answers(tmp_path):
-    from autotelic.report.rollouts import rollouts
+    from autotelic.report.rollout_viewer import rollouts
 
     groups = grouped(synthetic_runs.write_run(tmp_path / "r", "grpo", steps=40, followed=2))
     prompts = rollouts(groups)[0]["runs"][0]["prompts"]

@@ -50,7 +50,7 @@ def test_result_and_diagnostics():
 
 
 def test_every_emitted_metric_is_declared():
-    from autotelic.diagnostics.metrics import METRICS
+    from autotelic.runs.glossary import METRICS
 
     reward = rewards.EMPO()
     reward(PROMPTS, TEXTS)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from autotelic import functional as F
+from autotelic.controls.base import EntropyControlWarning
 from autotelic.rewards import constant
 from autotelic.trl import (
     ClipCov,
@@ -22,7 +23,6 @@ from autotelic.trl import (
     with_entropy_control,
     with_entropy_minimization,
 )
-from autotelic.trl.controls import EntropyControlWarning
 
 
 class Sampler:

@@ -18,10 +18,10 @@ warnings.simplefilter("ignore")  # of verl's optional engines
 import cpu_worker as cpu  # noqa: E402
 from cpu_parity import trl_loss_and_gradient  # noqa: E402
 
+from autotelic.controls.base import ClipCov, EntropyControlWarning, KLCov, UpdateBatch  # noqa: E402
+from autotelic.controls.table import entropy_control  # noqa: E402
 from autotelic.errors import UserError  # noqa: E402
 from autotelic.tasks import model_path  # noqa: E402
-from autotelic.trl.by_name import entropy_control  # noqa: E402
-from autotelic.trl.controls import ClipCov, EntropyControlWarning, KLCov, UpdateBatch  # noqa: E402
 from autotelic.verl.engine import content_ids, content_keys  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]

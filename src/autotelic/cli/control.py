@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from autotelic.cli import control_learning
 from autotelic.cli.options import add_output, say, say_written
 from autotelic.errors import UserError
-from autotelic.files import check_writable, write_output
+from autotelic.runs.files import check_writable, write_output
 
 JUDGES = ("regret", "advantage", "return")
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -129,9 +129,9 @@ def _read_recipe(path: Path, what: str, names: list[str], parser: argparse.Argum
 
 
 def _tree(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]], str, str]:
+    from autotelic.control.mdp.tables import format_table, tree_table
+    from autotelic.control.mdp.tree import METHODS
     from autotelic.control.plot import line_chart
-    from autotelic.control.tables import format_table, tree_table
-    from autotelic.control.tree import METHODS
 
     pairs, seeds = settings["pairs"], settings["seeds"]
     if pairs < 0:
@@ -156,9 +156,9 @@ def _tree(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]]
 def _mdp(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]], str, str]:
     from dataclasses import replace
 
+    from autotelic.control.mdp.random_mdps import DEFAULT
+    from autotelic.control.mdp.tables import format_table, mdp_table
     from autotelic.control.plot import line_chart
-    from autotelic.control.random_mdps import DEFAULT
-    from autotelic.control.tables import format_table, mdp_table
 
     if min(settings["pairs"]) < 2:
         raise UserError(f"pairs is {min(settings['pairs'])}: a held-out split needs 2 or more.")

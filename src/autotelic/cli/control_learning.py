@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin
 
 from autotelic.cli.options import add_output, say
 from autotelic.errors import UserError, closest
-from autotelic.files import check_writable
+from autotelic.runs.files import check_writable
 
 METHODS = ("sft", "cpl", "ppl", "ppl_d", "dpo", "p_iql")
 ONLINE_METHODS = ("cpl", "ppl", "ppl_d", "pebble")

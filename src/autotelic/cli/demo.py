@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; print the table and where the page is."""
-    from autotelic.demo import run_demo, table
+    from autotelic.cli.demo_jobs import run_demo, table
 
     results = run_demo(args.output, quiet=args.quiet)
     print(json.dumps(results) if args.json else table(results))

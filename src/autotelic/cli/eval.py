@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     from contextlib import nullcontext
 
-    from autotelic.files import replacing
+    from autotelic.runs.files import replacing
 
     with replacing(args.out) if args.out else nullcontext() as out:
         results = evaluate(args)

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, fit, forecast, print."""
-    from autotelic.diagnostics.logs import pick_curve, read_log
+    from autotelic.runs.logs import pick_curve, read_log
 
     if args.plot and args.plot.suffix not in {".html", ".png"}:
         raise UserError(f"--plot writes .html or .png, not {args.plot.suffix or 'a name without a suffix'}")
@@ -104,7 +104,7 @@ def fitted(curve: Any, args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 
 def intervention_of(log: Path) -> str | None:
     """Return what acts on the entropy of one of our own runs, as its run.json tells; None where nothing is known."""
-    from autotelic.report.law import INTERVENTIONS
+    from autotelic.report.law_panel import INTERVENTIONS
     from autotelic.report.methods import method_of
 
     file = (log if log.is_dir() else log.parent) / "run.json"
@@ -167,7 +167,7 @@ def draw_html(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: s
     """Write one self-contained page with plotly."""
     import plotly.graph_objects as go
 
-    from autotelic.files import write_output
+    from autotelic.runs.files import write_output
 
     blue = "#0072B2"
     figure = go.Figure()
@@ -213,6 +213,6 @@ def draw_png(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: st
     axes.set(title=title, xlabel="entropy H (nats per token)", ylabel=curve.reward_column)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    from autotelic.files import write_output
+    from autotelic.runs.files import write_output
 
     write_output(path, buffer.getvalue())

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the text, measure every model, write."""
     from contextlib import ExitStack
 
-    from autotelic.files import replacing
+    from autotelic.runs.files import replacing
 
     if args.limit < 1 or args.k < 1 or args.max_new_tokens < 1 or not args.bin_width > 0 or args.temperature < 0:
         raise UserError(

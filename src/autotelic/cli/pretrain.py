@@ -10,7 +10,7 @@ from typing import Any
 
 from autotelic.cli.options import add_output
 from autotelic.errors import UserError
-from autotelic.files import check_writable
+from autotelic.runs.files import check_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Score the file, write the rows, print the summary."""
     if args.reward not in REWARDS:
         raise UserError(f"unknown reward {args.reward!r}{closest(args.reward, REWARDS)}: use {', '.join(REWARDS)}")
-    from autotelic.files import replacing
+    from autotelic.runs.files import replacing
 
     samples = read_samples(args.file)
     reward = _reward(args)

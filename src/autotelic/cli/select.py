@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     """Sample or read, score, rank, write."""
     from contextlib import ExitStack
 
-    from autotelic.files import replacing
-    from autotelic.selection import compare_scores, rank
+    from autotelic.diagnostics.prompt_selection import compare_scores, rank
+    from autotelic.runs.files import replacing
 
     for name in ("k", "top", "take", "limit"):
         value = getattr(args, name)
@@ -135,8 +135,8 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
 def score(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one row of scores per prompt; the labelled ones only where there is an answer."""
     from autotelic.answers import cluster, extract
+    from autotelic.diagnostics.prompt_selection import label_free_scores, labelled_scores
     from autotelic.evaluation import score_prompt
-    from autotelic.selection import label_free_scores, labelled_scores
 
     seen: set[str] = set()
     rows = []
@@ -193,7 +193,7 @@ def picture(rows: Sequence[Mapping[str, Any]], by: str) -> str:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    from autotelic.selection import LABEL_FREE
+    from autotelic.diagnostics.prompt_selection import LABEL_FREE
 
     labelled = all(row.get("variance") is not None for row in rows)
     against = "variance" if labelled else "majority_share"

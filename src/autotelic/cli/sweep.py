@@ -22,7 +22,7 @@ from typing import Any
 
 from autotelic.cli.options import add_output, say, say_written
 from autotelic.errors import UserError, closest
-from autotelic.files import write_output
+from autotelic.runs.files import write_output
 
 KEYS = ("method", "config", "function", "seeds", "grid", "metric")
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, then print the table; 1 when trials failed."""
-    from autotelic import sweeping
+    from autotelic.runs import sweeping
 
     recipe = read_recipe(args.recipe)
     function = recipe.get("function", sweeping.TRAIN)
@@ -143,7 +143,7 @@ def train_trial(settings: dict[str, Any], folder: Path) -> dict[str, float]:
     The model is not kept: a thousand of them would fill the disk. `metrics.jsonl` is.
     """
     from autotelic.cli.train import train
-    from autotelic.trl.callbacks import read_rows
+    from autotelic.runs.callbacks import read_rows
 
     summary = train(*train_options(settings, folder))
     best: dict[str, float] = {}
@@ -212,7 +212,7 @@ def warm_worker(tune: Any, store: Any) -> type:
             return True
 
         def step(self) -> dict[str, Any]:
-            from autotelic.sweeping import run_trial
+            from autotelic.runs.sweeping import run_trial
 
             return {"failure": run_trial(self.trial_settings, store) or "", "done": True}
 

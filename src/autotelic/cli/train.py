@@ -47,7 +47,7 @@ def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
 
     run_class, engine_class = RunArguments, GRPOConfig
     if method == "ppl":
-        from autotelic.trl.ppl_run import PreferenceArguments
+        from autotelic.preferences.run import PreferenceArguments
 
         run_class, engine_class = PreferenceArguments, DPOConfig
     classes = (run_class, engine_class, ModelConfig)
@@ -122,13 +122,13 @@ def refuse(message: str) -> None:
 def train(method: str, options: Sequence[str]) -> dict[str, Any]:
     """Run one training job as the command line does; return its summary (keys `finished`, `step`, `metrics`)."""
     run_args, training_args, model_args = parse(method, options)
-    from autotelic.trl.training import prepare_folder
+    from autotelic.trl.build import prepare_folder
 
     folder = Path(training_args.output_dir)
     if getattr(run_args, "objective", None) == "auto":
         return train_and_choose(method, options, run_args, folder)
     checkpoint = prepare_folder(folder, run_args)
-    from autotelic.trl.training import fit, write_run_file
+    from autotelic.trl.build import fit, write_run_file
 
     try:
         trainer = (build_preferences if method == "ppl" else build)(method, run_args, training_args, model_args)
@@ -152,7 +152,7 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
     model, tokenizer = load_model(model_args, training_args)
     from trl import get_peft_config
 
-    from autotelic.trl.training import build_trainer
+    from autotelic.trl.build import build_trainer
 
     return build_trainer(
         method,
@@ -175,7 +175,7 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
 
     from trl import get_peft_config
 
-    from autotelic.trl.ppl_run import build_preference_trainer, check_settings
+    from autotelic.preferences.run import build_preference_trainer, check_settings
 
     check_settings(run_args)
     model, tokenizer = load_model(model_args, training_args)
@@ -199,7 +199,7 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
 
 def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder: Path) -> dict[str, Any]:
     """Train with the look-ahead and without it, all else equal, and keep the lower held-out preference loss."""
-    from autotelic.files import write_atomically
+    from autotelic.runs.files import write_atomically
 
     candidates = {"ppl": ["--objective", "ppl"], "dpo": ["--objective", "ppl", "--divergence", "none"]}
     summaries = {}
@@ -343,8 +343,8 @@ def build_probe(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
 
     if not parse_rules(run_args.stop_rule):
         return None
+    from autotelic.diagnostics.probing import make_probe
     from autotelic.evaluation import prompt_text
-    from autotelic.probing import make_probe
     from autotelic.tasks import load_problems
 
     source = run_args.probe_dataset or run_args.dataset
@@ -362,7 +362,7 @@ def build_probe(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
 
 def build_follower(run_args: Any, tokenizer: Any, training_args: Any, rows: Sequence[dict[str, Any]]) -> Any:
     """Return a function from model to rollouts of the first training prompts, or None."""
-    from autotelic.probing import make_follower
+    from autotelic.diagnostics.probing import make_follower
 
     if not run_args.follow_prompts:
         return None
@@ -384,7 +384,7 @@ def build_follower(run_args: Any, tokenizer: Any, training_args: Any, rows: Sequ
 
 def report(method: str, folder: Path, trainer: Any, finished: bool, run_args: Any) -> dict[str, Any]:
     """Print how the run ended, and what to do next; only the main process speaks."""
-    from autotelic.trl.callbacks import read_rows
+    from autotelic.runs.callbacks import read_rows
 
     rows = read_rows(folder / "metrics.jsonl")
     last: dict[str, float] = {}

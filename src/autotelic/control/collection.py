@@ -23,7 +23,7 @@ from autotelic.control.episodes import Behavior, Episode, collect, read_minari, 
 from autotelic.control.judges import Critic, LearnedCritic, SimulatedCritic, expert_critic, judge_segments
 from autotelic.control.segments import Preferences, answer, cut_segments, pair_up, read_preferences, write_preferences
 from autotelic.errors import UserError, check_choices
-from autotelic.files import write_atomically
+from autotelic.runs.files import write_atomically
 
 Number = float | int
 Progress = Callable[[str], None]

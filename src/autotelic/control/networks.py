@@ -21,8 +21,8 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from autotelic.errors import UserError
-from autotelic.files import write_atomically
 from autotelic.functional.lookahead import gaussian_logprob, tanh_gaussian_logprob
+from autotelic.runs.files import write_atomically
 
 Number = float | int
 LOG_STD_RANGE = (-3.0, 1.0)

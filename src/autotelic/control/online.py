@@ -20,12 +20,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from autotelic.control.behavior_labels import label_parameters
 from autotelic.control.behaviors import ScriptedBehavior, build_behaviors, read_specs
 from autotelic.control.collection import JudgeSettings, best_critic, own_critic
 from autotelic.control.environments import VectorEnvironment, expert, make
 from autotelic.control.episodes import Behavior, Episode, collect
 from autotelic.control.judges import Critic, judge_segments
-from autotelic.control.labels import label_parameters
 from autotelic.control.learners import PreferenceLearner
 from autotelic.control.networks import GaussianPolicy
 from autotelic.control.objectives import pair_data, segment_steps

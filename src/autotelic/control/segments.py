@@ -27,7 +27,7 @@ from numpy import ndarray
 
 from autotelic.control.episodes import Episode
 from autotelic.errors import UserError
-from autotelic.files import write_atomically
+from autotelic.runs.files import write_atomically
 
 Number = float | int
 Comparisons = Literal["sparse", "dense"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from autotelic.control.labels import LabelKind
+from autotelic.control.behavior_labels import LabelKind
 from autotelic.control.networks import CPL_STD
 from autotelic.errors import UserError, check_choices
 from autotelic.functional.lookahead import Lookahead

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from autotelic.control.behavior_labels import label_parameters
 from autotelic.control.collection import read_data
 from autotelic.control.environments import VectorEnvironment, make
 from autotelic.control.episodes import Behavior, Episode, roll_out
-from autotelic.control.labels import label_parameters
 from autotelic.control.learners import IQLLearner, PreferenceLearner
+from autotelic.control.mdp.tables import share_interval
 from autotelic.control.networks import GaussianPolicy
 from autotelic.control.objectives import PairData, all_scores, calibrated_nll, pair_data, segment_steps
 from autotelic.control.settings import METHODS, TrainSettings
-from autotelic.control.tables import share_interval
-from autotelic.diagnostics.metrics import check_declared
 from autotelic.errors import UserError
-from autotelic.files import check_writable, write_atomically
+from autotelic.runs.files import check_writable, write_atomically
+from autotelic.runs.glossary import check_declared
 
 Number = float | int
 Progress = Callable[[str], None]

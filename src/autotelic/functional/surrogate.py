@@ -9,11 +9,11 @@ Deviations: separate lower and upper bounds; the log-ratio is held in [-20, 20],
 that range the gradient is zero; ``max_log_ratio=None`` takes the bound away).
 """
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.functional.masking import compute_dtype, fill_outside, sequence_means
+from autotelic.functional.masking import as_mask, compute_dtype, fill_outside, sequence_means
 
 
 def log_ratio(
@@ -121,3 +121,18 @@ def cispo_surrogate(
     if mask is not None:
         new, a = fill_outside(new, mask), fill_outside(a, mask)
     return -weight * a * new
+
+
+def ratio_clipped(
+    logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    mask: Shaped[Tensor, "B T"],
+    *,
+    clip_low: float | int,
+    clip_high: float | int,
+) -> Bool[Tensor, "B T"]:
+    """Return the tokens whose gradient the PPO clip takes away: the clipped branch is strictly the larger loss."""
+    ratio = log_ratio(logprobs.detach(), old_logprobs, mask).exp()
+    a = fill_outside(advantages.to(ratio.dtype), mask)
+    return as_mask(mask) & (-ratio.clamp(1 - clip_low, 1 + clip_high) * a > -ratio * a)

@@ -3,14 +3,14 @@
 logprobs, entropy = linear_logprob_entropy(hidden, weight, targets, temperature=0.7)
 """
 
-from autotelic.kernels.head import (
+from autotelic.kernels.autograd import (
     LossOutput,
     TokenStatistics,
     linear_logprob_entropy,
     linear_loss,
     linear_statistics,
 )
-from autotelic.kernels.selected import linear_selected
+from autotelic.kernels.selected_logits import linear_selected
 
 __all__ = [
     "LossOutput",

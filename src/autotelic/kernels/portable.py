@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from autotelic.kernels.products import bfloat16_is_fast, quick_float32
+from autotelic.kernels.cpu_matmul import bfloat16_is_fast, quick_float32
 from autotelic.kernels.rows import (
     LOWEST,
     Active,

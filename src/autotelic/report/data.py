@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from autotelic.diagnostics.logs import as_number
 from autotelic.report.load import Run
 from autotelic.report.methods import STYLES, settings_of, style_of
+from autotelic.runs.logs import as_number
 
 MAX_POINTS = 500
 MAX_CONFIG_CHARACTERS = 6000
@@ -175,7 +175,7 @@ def short(values: Any, digits: int = 5) -> list[float | None]:
 
 def preference_charts() -> list[tuple[str, str, tuple[str, ...]]]:
     """Return the charts of preference learning, from the glossary: the title is the metric's own name in words."""
-    from autotelic.diagnostics.metrics import METRICS
+    from autotelic.runs.glossary import METRICS
 
     names = [name for start in PREFERENCES for name in METRICS if name.startswith(start)]
     names = [name for name in names if name.removesuffix("_low").removesuffix("_high") == name]
@@ -223,7 +223,7 @@ def charts(
     groups: Sequence[Group], wanted: Sequence[tuple[str, str, tuple[str, ...]]] = CHARTS
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the curves over steps, and the titles of those for which no run has data."""
-    from autotelic.diagnostics.metrics import METRICS
+    from autotelic.runs.glossary import METRICS
 
     drawn, missing = [], []
     for key, title, names in wanted:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autotelic.diagnostics.logs import as_number, read_jsonl
 from autotelic.errors import UserError
 from autotelic.report.methods import method_of
+from autotelic.runs.logs import as_number, read_jsonl
 
 RUN_FILES = ("run.json", "metrics.jsonl", "rollouts.jsonl", "followed.jsonl", "evaluation.json")
 BELOW = ("*", "runs/*", "*/run", "trials/*/run")  # where run folders lie in a folder of them: demo, evidence, sweep

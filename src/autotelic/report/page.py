@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.errors import UserError
-from autotelic.files import write_output
-from autotelic.report import data, law, pictures
+from autotelic.report import data, pictures
+from autotelic.report import law_panel as law
 from autotelic.report.load import Run, find_json, find_runs, load_run
-from autotelic.report.rollouts import rollouts
+from autotelic.report.rollout_viewer import rollouts
+from autotelic.runs.files import write_output
 
 PACKAGES = ("autotelic", "torch", "transformers", "trl")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from autotelic.diagnostics.logs import as_number
 from autotelic.errors import UserError
 from autotelic.report.data import Group, band, short
 from autotelic.report.load import Run
 from autotelic.report.methods import settings_of, style_of
+from autotelic.runs.logs import as_number
 
 MAX_BINS = 400
 MAX_COLUMNS = 40

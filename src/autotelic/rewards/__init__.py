@@ -4,7 +4,6 @@ Each lower-case name is its class with the paper's settings; build the class for
 Only `verifier` sees labels.
 """
 
-from autotelic.rewards import compat
 from autotelic.rewards.base import Batch, Context, LabelFreeReward, RewardResult, TokenStats
 from autotelic.rewards.certainty import RLSC, EMRLSequence, EMRLToken, SelfCertainty, TokenEntropy
 from autotelic.rewards.consensus import EMPO, SRT, MajorityVote, SeedGRPO, WeightedEMPO
@@ -58,7 +57,6 @@ __all__ = [
     "TokenStats",
     "VerifierReward",
     "WeightedEMPO",
-    "compat",
     "constant",
     "em_rl_sequence",
     "em_rl_token",

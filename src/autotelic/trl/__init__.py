@@ -9,40 +9,40 @@ trainer = with_entropy_control(GRPOTrainer)(..., entropy_control=KLCov(fraction=
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autotelic.trl.baselines import ClipB, ClipV, Entropic, HighEntropy, Observe, Repo, Stare, Steer
-    from autotelic.trl.by_name import entropy_control
-    from autotelic.trl.controls import ClipCov, EntropyControl, KLCov
-    from autotelic.trl.law import EntropyLawCallback
+    from autotelic.controls.base import ClipCov, EntropyControl, KLCov
+    from autotelic.controls.baselines import ClipB, ClipV, Entropic, HighEntropy, Observe, Repo, Stare, Steer
+    from autotelic.controls.table import entropy_control
+    from autotelic.preferences.labels import BehaviorPolicy, PolicyLabels
+    from autotelic.preferences.online_pairs import OnlineSettings, with_online_pairs
+    from autotelic.preferences.trainer import PPL, with_policy_labels
+    from autotelic.runs.law_callback import EntropyLawCallback
     from autotelic.trl.mixin import EntropyControlMixin, with_entropy_control
     from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
-    from autotelic.trl.ppl import PPL, with_policy_labels
-    from autotelic.trl.ppl_labels import BehaviorPolicy, PolicyLabels
-    from autotelic.trl.ppl_online import OnlineSettings, with_online_pairs
 
 _HOMES = {
-    "ClipCov": "controls",
-    "KLCov": "controls",
-    "EntropyControl": "controls",
-    "entropy_control": "by_name",
-    "ClipB": "baselines",
-    "ClipV": "baselines",
-    "Entropic": "baselines",
-    "HighEntropy": "baselines",
-    "Observe": "baselines",
-    "Repo": "baselines",
-    "Stare": "baselines",
-    "Steer": "baselines",
-    "EntropyLawCallback": "law",
-    "EntropyControlMixin": "mixin",
-    "with_entropy_control": "mixin",
-    "EntropyMinimization": "one_shot_em",
-    "with_entropy_minimization": "one_shot_em",
-    "PPL": "ppl",
-    "with_policy_labels": "ppl",
-    "BehaviorPolicy": "ppl_labels",
-    "PolicyLabels": "ppl_labels",
-    "OnlineSettings": "ppl_online",
-    "with_online_pairs": "ppl_online",
+    "ClipCov": "controls.base",
+    "KLCov": "controls.base",
+    "EntropyControl": "controls.base",
+    "entropy_control": "controls.table",
+    "ClipB": "controls.baselines",
+    "ClipV": "controls.baselines",
+    "Entropic": "controls.baselines",
+    "HighEntropy": "controls.baselines",
+    "Observe": "controls.baselines",
+    "Repo": "controls.baselines",
+    "Stare": "controls.baselines",
+    "Steer": "controls.baselines",
+    "EntropyLawCallback": "runs.law_callback",
+    "EntropyControlMixin": "trl.mixin",
+    "with_entropy_control": "trl.mixin",
+    "EntropyMinimization": "trl.one_shot_em",
+    "with_entropy_minimization": "trl.one_shot_em",
+    "PPL": "preferences.trainer",
+    "with_policy_labels": "preferences.trainer",
+    "BehaviorPolicy": "preferences.labels",
+    "PolicyLabels": "preferences.labels",
+    "OnlineSettings": "preferences.online_pairs",
+    "with_online_pairs": "preferences.online_pairs",
 }
 
 __all__ = [
@@ -78,4 +78,4 @@ def __getattr__(name: str) -> Any:
 
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"autotelic.{_HOMES[name]}"), name)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.errors import UserError
+from autotelic.lm.head import statistics
 from autotelic.rewards.base import LabelFreeReward, TokenStats
 from autotelic.rewards.formulas import self_certainty
-from autotelic.trl.base import TrainerBase
-from autotelic.trl.head import statistics
+from autotelic.runs.trainer_base import TrainerBase
 from autotelic.trl.mixin import response_mask
 from autotelic.trl.passes import FusedHeadMixin
 
@@ -96,7 +96,7 @@ def token_statistics(
 ) -> TokenStats:
     """Return log-probabilities, entropy and self-certainty of each response token, in micro-batches of rows.
 
-    With `fused` no logits are held, and padding has zeros (`autotelic.trl.head`).
+    With `fused` no logits are held, and padding has zeros (`autotelic.lm.head`).
     """
     width = max(map(len, response_ids))
     pieces: list[list[Tensor]] = []

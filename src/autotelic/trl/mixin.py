@@ -22,14 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic import functional as F
+from autotelic.controls.base import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
+from autotelic.controls.entropy_change import EntropyChange, VocabularyStatistics, vocabulary_statistics
+from autotelic.controls.metrics import control_metrics, drift_metrics, drift_sums, jaccard
 from autotelic.errors import UserError
 from autotelic.functional.masking import fill_outside
-from autotelic.functional.parity import ratio_clipped
-from autotelic.trl.controls import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
-from autotelic.trl.dynamics import EntropyChange, VocabularyStatistics, vocabulary_statistics
+from autotelic.functional.surrogate import ratio_clipped
+from autotelic.runs.processes import stop_if_not_finite
 from autotelic.trl.passes import FusedHeadMixin
-from autotelic.trl.state import stop_if_not_finite
-from autotelic.trl.statistics import control_metrics, drift_metrics, drift_sums, jaccard
 
 ROW_IDS = "row_ids"
 FORWARD_KEYS = (
@@ -60,9 +60,10 @@ class EntropyControlMixin(FusedHeadMixin):
     """Rewrites advantages by token covariance; put it before a GRPOTrainer in the bases (`with_entropy_control`).
 
     Keyword Args:
-        entropy_control: a `ClipCov`, a `KLCov`, one of `autotelic.trl.baselines`, or None to train as the base class.
+        entropy_control: a `ClipCov`, a `KLCov`, one of `autotelic.controls.baselines`, or None to train as the base
+            class.
         entropy_change_rows: follow the entropy of so many responses of each update and rank to the next update, and log
-            its change beside the predicted one; 0 is off (`autotelic.trl.dynamics` says what it costs).
+            its change beside the predicted one; 0 is off (`autotelic.controls.entropy_change` says what it costs).
         fused_head, shared_prefix: auto, on or off; see `autotelic.trl.passes`.
     """
 

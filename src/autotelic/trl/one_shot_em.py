@@ -20,9 +20,9 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.errors import UserError
+from autotelic.runs.processes import stop_if_not_finite
 from autotelic.trl.mixin import check_entropy_gradient, response_mask
 from autotelic.trl.passes import FusedHeadMixin
-from autotelic.trl.state import stop_if_not_finite
 
 
 @dataclass(frozen=True)

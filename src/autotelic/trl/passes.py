@@ -1,7 +1,7 @@
 """How the trainers of this package pass their model: our head, and the prompt of a group computed once.
 
-The head is `autotelic.trl.head`; prompts are shared in training by `autotelic.trl.shared_prefix` and in generation by
-`autotelic.trl.shared_prefill`. Each is off by itself where it would lose, and refused where it would not be exact.
+The head is `autotelic.lm.head`; prompts are shared in training by `autotelic.lm.shared_prefix` and in generation by
+`autotelic.lm.shared_prefill`. Each is off by itself where it would lose, and refused where it would not be exact.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.trl.base import TrainerBase
-from autotelic.trl.head import MODES, use_fused_head
-from autotelic.trl.packing import rows_of
-from autotelic.trl.shared_prefill import share_prefill
-from autotelic.trl.shared_prefix import Sharing, share_prefix
+from autotelic.lm.head import MODES, use_fused_head
+from autotelic.lm.packing import rows_of
+from autotelic.lm.shared_prefill import share_prefill
+from autotelic.lm.shared_prefix import Sharing, share_prefix
+from autotelic.runs.trainer_base import TrainerBase
 from autotelic.trl.update_order import SUMS_OVER_ROWS, regrouped, update_window
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotelic.trl.packing import prompt_numbers
+from autotelic.lm.packing import prompt_numbers
 
 SUMS_OVER_ROWS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
 """Losses of TRL whose denominators do not depend on which rows share a micro-batch: a number of rows, or the tokens of

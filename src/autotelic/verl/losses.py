@@ -20,10 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from autotelic import functional as F
+from autotelic.controls.base import EntropyControl, Plan
 from autotelic.errors import UserError
 from autotelic.functional.masking import fill_outside
 from autotelic.functional.surrogate import log_ratio as bounded_log_ratio
-from autotelic.trl.controls import EntropyControl, Plan
 from autotelic.verl import PREFIX
 from autotelic.verl.methods import EntropyMinimization, Method, method_names
 

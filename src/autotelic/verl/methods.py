@@ -12,9 +12,9 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from autotelic.controls.base import EntropyControl, EntropyControlWarning
+from autotelic.controls.table import METHODS, entropy_control
 from autotelic.errors import UserError, closest
-from autotelic.trl.by_name import METHODS, entropy_control
-from autotelic.trl.controls import EntropyControl, EntropyControlWarning
 from autotelic.verl import PREFIX
 
 ENTROPY_MINIMIZATION = "one_shot_em"

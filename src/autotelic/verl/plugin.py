@@ -21,7 +21,7 @@ PARTS = {
     "verl.workers.engine_workers": "autotelic.verl.workers",
     "verl.trainer.ppo.v1.trainer_base": "autotelic.verl.trainers",
     "verl.experimental.reward_loop.reward_manager": "autotelic.verl.reward_manager",
-    "verl.utils.tracking": "autotelic.verl.law",
+    "verl.utils.tracking": "autotelic.verl.law_tracking",
 }
 """verl's module, and ours, whose ``install`` is called with it."""
 

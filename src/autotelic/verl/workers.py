@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from autotelic.files import write_atomically
+from autotelic.runs.files import write_atomically
 from autotelic.verl.engine import Run, actor_config, run_of
 
 STATE_FILE = "entropy_control_state.json"

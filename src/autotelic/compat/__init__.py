@@ -1,0 +1,1 @@
+"""The behaviour of other people's code, quirks included: for parity only."""

@@ -1,0 +1,1 @@
+"""Finite MDPs, where every quantity is exact."""

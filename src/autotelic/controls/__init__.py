@@ -1,0 +1,1 @@
+"""Entropy controls, whatever engine trains."""

@@ -1,0 +1,1 @@
+"""Preference learning on language models, on TRL's DPOTrainer."""

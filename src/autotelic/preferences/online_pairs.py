@@ -1,0 +1,205 @@
+"""Online policy-labelled preferences: collect, compare, update.
+
+Each batch of prompts is answered by the current policy; a reward judges; of every prompt the best and the worst
+response become a pair (none where all are equal). The policy label is the policy that sampled, with its temperature,
+top-k and top-p, taken when it sampled: its id is the number of updates so far. With `online_buffer` above 1, updates
+also draw older batches, whose labels are older policies; with 1 and `online_every` 1, label and policy are the same.
+
+Generation is transformers', through TRL's `unwrap_model_for_generation` (no vLLM); the loss is that of
+`autotelic.preferences.trainer`. TRL's own OnlineDPOTrainer computes its loss inside `training_step` and could only be
+copied.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotelic.errors import UserError
+from autotelic.preferences.labels import SIDES, BehaviorPolicy, label_sequences
+from autotelic.runs.files import write_atomically
+from autotelic.runs.trainer_base import TrainerBase
+
+
+@dataclass(frozen=True)
+class OnlineSettings:
+    """How pairs are collected.
+
+    Attributes:
+        generations: responses per prompt.
+        every: updates per collected batch.
+        buffer: collected batches kept.
+        max_new_tokens: longest response.
+        sampling: temperature, top-k and top-p; its `model` is not read.
+    """
+
+    generations: int = 4
+    every: int = 1
+    buffer: int = 1
+    max_new_tokens: int = 256
+    sampling: BehaviorPolicy = field(default_factory=lambda: BehaviorPolicy(temperature=1.0))
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot give pairs."""
+        if self.generations < 2:
+            raise UserError(f"online_generations must be at least 2, got {self.generations}: a pair needs two")
+        if self.every < 1 or self.buffer < 1 or self.max_new_tokens < 1:
+            raise UserError("online_every, online_buffer and max_completion_length must be at least 1")
+        if not (self.sampling.temperature or 0) > 0 or not 0 < self.sampling.top_p <= 1 or self.sampling.top_k < 0:
+            raise UserError("online sampling needs temperature above 0, top_p in (0, 1] and top_k of 0 (all) or more")
+
+    @classmethod
+    def of(cls, run: Any) -> "OnlineSettings":
+        """Return the settings that the command line was given."""
+        sampling = BehaviorPolicy(temperature=run.temperature, top_k=run.top_k, top_p=run.top_p)
+        return cls(run.online_generations, run.online_every, run.online_buffer, run.max_completion_length, sampling)
+
+
+def load_prompts(run: Any) -> list[dict[str, Any]]:
+    """Return rows of prompts (with answers where the judge is the verifier) in the columns that DPOTrainer expects."""
+    from autotelic.tasks import load_problems
+
+    labelled = run.reward == "verifier"
+    columns = {"prompt": run.prompt_column} | ({"answer": run.answer_column} if labelled else {})
+    rows = load_problems(run.dataset, limit=run.dataset_limit, columns=columns, require_answer=labelled)
+    kept = ("prompt", "answer") if labelled else ("prompt",)
+    return [{name: row[name] for name in kept} | dict.fromkeys(SIDES, "") for row in rows]
+
+
+class PromptCollator:
+    """Hands the rows through: what is tokenised here are prompts, and pairs do not exist yet."""
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return columns as lists."""
+        return {name: [example[name] for example in examples] for name in examples[0]}
+
+
+class OnlineMixin(TrainerBase):
+    """Makes the batches of a policy-labelled `DPOTrainer` from prompts.
+
+    Keyword Args:
+        online: how pairs are collected.
+        reward: the judge: `reward(prompts=, completions=, completion_ids=, **columns) -> list of numbers or None`.
+    """
+
+    def __init__(self, *args: Any, online: OnlineSettings, reward: Any, **kwargs: Any):
+        self.online, self.judge = online, reward
+        self.buffer: list[list[dict[str, Any]]] = []
+        if kwargs["args"].precompute_ref_log_probs:
+            raise UserError("precompute_ref_log_probs needs pairs that exist before training; leave it out online")
+        super().__init__(*args, **kwargs)
+        self.pair_collator, self.data_collator = self.data_collator, PromptCollator()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "prompt", "answer"]
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Collect when it is time, and train on a batch of the buffer."""
+        step = self.state.global_step
+        if step and not self.buffer:
+            self.buffer = self._saved_buffer(step)
+        if step % self.online.every == 0 or not self.buffer:
+            self.buffer = [*self.buffer, self.collect(model, inputs)][-self.online.buffer :]
+        examples = random.Random(f"{self.args.seed}/{step}/{self.args.process_index}").choice(self.buffer)
+        batch = self.pair_collator([{k: v for k, v in row.items() if k != "weight"} for row in examples])
+        batch["pair_weights"] = torch.tensor([row["weight"] for row in examples])
+        return super().training_step(model, self._prepare_inputs(batch), *args, **kwargs)
+
+    def collect(self, model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Sample, judge, pair, and label with the policy as it is now."""
+        group = self.online.generations
+        prompts = [ids for ids in inputs["prompt_ids"] for _ in range(group)]
+        model.eval()
+        responses = self._sample(model, prompts)
+        policy = self.accelerator.unwrap_model(model)
+        top_k = self.ppl.kl_top_k if self.ppl.divergence == "kl" else 0
+        labels = label_sequences(policy, self.online.sampling, prompts, responses, max(top_k, 1))
+        model.train()
+        rewards = self._judge(inputs, responses)
+        examples = []
+        for place, prompt in enumerate(inputs["prompt_ids"]):
+            own = range(place * group, (place + 1) * group)
+            judged = [i for i in own if rewards[i] is not None] or [own[0]]
+            best, worst = max(judged, key=lambda i: rewards[i] or 0.0), min(judged, key=lambda i: rewards[i] or 0.0)
+            example: dict[str, Any] = {"prompt_ids": prompt, "weight": float(rewards[best] != rewards[worst])}
+            for side, i in zip(SIDES, (best, worst), strict=True):
+                example |= {f"{side}_ids": responses[i], f"{side}_policy_id": str(self.state.global_step)}
+                example[f"{side}_label_logprobs"] = labels[i][0]
+                if top_k:
+                    example[f"{side}_label_top_ids"], example[f"{side}_label_top_logprobs"] = labels[i][1:]
+            examples.append(example)
+        known = [reward for reward in rewards if reward is not None]
+        decided = sum(example["weight"] for example in examples)
+        sums = [sum(known), len(known), sum(map(len, responses)), len(responses), decided, len(examples)]
+        totals = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
+        shares = self.accelerator.gather(totals.unsqueeze(0)).sum(0).view(3, 2).tolist()
+        names = ("reward/mean", "completions/mean_length", "preference/decided_share")
+        for name, (total, count) in zip(names, shares, strict=True):
+            self._metrics["train"][name].append(total / max(count, 1))
+        return examples
+
+    def _sample(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return one response per prompt, up to and including the first end token."""
+        from transformers import GenerationConfig
+        from trl.models.utils import unwrap_model_for_generation
+
+        width, tokenizer, sampling = max(map(len, prompts)), self.processing_class, self.online.sampling
+        pad = tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
+        attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+        config = GenerationConfig(
+            max_new_tokens=self.online.max_new_tokens,
+            do_sample=True,
+            temperature=float(sampling.temperature or 1.0),
+            top_k=sampling.top_k,
+            top_p=float(sampling.top_p),
+            pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+        )
+        with unwrap_model_for_generation(model, self.accelerator) as unwrapped, torch.no_grad():
+            output = unwrapped.generate(input_ids=ids, attention_mask=attention, generation_config=config)
+        rows = []
+        for row in output[:, width:].tolist():
+            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+            rows.append(row[:end])
+        return rows
+
+    def _judge(self, inputs: dict[str, Any], responses: Sequence[Sequence[int]]) -> list[float | None]:
+        group = self.online.generations
+        columns = {
+            name: [value for value in values for _ in range(group)]
+            for name, values in inputs.items()
+            if name in ("prompt", "answer")
+        }
+        rewards = self.judge(
+            prompts=columns.pop("prompt"),
+            completions=[self.processing_class.decode(row, skip_special_tokens=True) for row in responses],
+            completion_ids=[list(row) for row in responses],
+            trainer_state=self.state,
+            **columns,
+        )
+        return [None if reward is None or reward != reward else float(reward) for reward in rewards]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save the buffer with the checkpoint: a resumed run continues with the same pairs."""
+        super()._save_checkpoint(model, trial)
+        write_atomically(self._buffer_file(self.state.global_step), json.dumps(self.buffer))
+
+    def _saved_buffer(self, step: int) -> list[list[dict[str, Any]]]:
+        path = self._buffer_file(step)
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def _buffer_file(self, step: int) -> Path:
+        return Path(self.args.output_dir) / f"checkpoint-{step}" / f"online_pairs-{self.args.process_index}.json"
+
+
+def with_online_pairs(trainer_class: type) -> type:
+    """Return a subclass of a policy-labelled DPOTrainer that makes its own pairs."""
+    return type(f"Online{trainer_class.__name__}", (OnlineMixin, trainer_class), {})

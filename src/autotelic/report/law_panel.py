@@ -1,0 +1,96 @@
+"""The entropy law of every method, as the page draws it: points, fit, 95 % band, ceiling, and why it may not hold.
+
+    R = -a exp(H) + b          ceiling, at H = 0:  b - a
+
+Reference: Cui et al. 2025, arXiv:2505.22617, Eq. 1; the fit is `autotelic.functional.fit_entropy_law`.
+Deviations: the points of all seeds of a method are fitted together; warnings are found seed by seed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from autotelic.errors import UserError
+from autotelic.report.data import Group, short, thin
+from autotelic.runs.logs import Log, pick_curve, to_columns
+
+INTERVENTIONS = {
+    "clip_cov": "Clip-Cov",
+    "kl_cov": "KL-Cov",
+    "clip_higher": "clip-higher",
+    "entropy_bonus": "an entropy bonus",
+    "adaptive_entropy": "an adaptive entropy bonus",
+    "clip_lower": "clip-lower",
+    "high_entropy": "the high-entropy token mask",
+    "repo": "REPO",
+    "steer": "STEER",
+    "entropic": "EntroPIC",
+    "clip_b": "Clip_B",
+    "clip_v": "Clip_V",
+    "stare": "STARE",
+    "one_shot_em": "entropy minimisation",
+}
+
+
+def laws(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return one entry per method that logs an entropy and a reward."""
+    return [entry for group in groups if (entry := law_of(group))]
+
+
+def law_of(group: Group) -> dict[str, Any] | None:
+    """Fit the law to the points of all seeds of one method."""
+    from autotelic.functional.entropy_law import fit_entropy_law, regime_warnings
+
+    curves = []
+    for run in group.runs:
+        try:
+            curves.append(pick_curve(Log(run.path, to_columns(run.metrics))))
+        except UserError:
+            continue  # this seed logs no entropy or no reward
+    if not curves:
+        return None
+    kept = [{int(s) for s in thin(curve.step.tolist())} for curve in curves]
+    inside = [np.isin(curve.step, sorted(steps)) for curve, steps in zip(curves, kept, strict=True)]
+    entry: dict[str, Any] = {
+        "method": group.key,
+        "n": len(curves),
+        "entropy_metric": curves[0].entropy_column,
+        "reward_metric": curves[0].reward_column,
+        "h": short(np.concatenate([c.entropy[i] for c, i in zip(curves, inside, strict=True)])),
+        "r": short(np.concatenate([c.reward[i] for c, i in zip(curves, inside, strict=True)])),
+        "step": np.concatenate([c.step[i] for c, i in zip(curves, inside, strict=True)]).tolist(),
+        "fit": None,
+        "warnings": [],
+    }
+    found: dict[str, None] = {}
+    for curve in curves:
+        found |= dict.fromkeys(
+            regime_warnings(curve.entropy, curve.reward, intervention=INTERVENTIONS.get(group.key.split()[0]))
+        )
+        found |= dict.fromkeys(curve.notes)
+    entry["warnings"] = list(found)
+    entropy = np.concatenate([curve.entropy for curve in curves])
+    try:
+        fit = fit_entropy_law(entropy, np.concatenate([curve.reward for curve in curves]))
+    except UserError as error:
+        entry["warnings"].append(f"no fit: {error}")
+        return entry
+    grid = np.linspace(0.0, float(entropy.max()) * 1.02, 60)
+    bands = [fit.predict_interval(float(h)) for h in grid]
+    entry["fit"] = {
+        "a": fit.a,
+        "b": fit.b,
+        "ceiling": fit.ceiling,
+        "a_interval": list(fit.a_interval),
+        "b_interval": list(fit.b_interval),
+        "ceiling_interval": list(fit.ceiling_interval),
+        "share_taken": fit.share_taken if len(curves) == 1 and np.isfinite(fit.share_taken) else None,
+        "r_squared": fit.r_squared,
+        "points": fit.num_points,
+        "h": short(grid),
+        "r": short(fit.predict(grid)),
+        "low": short([low for low, _ in bands]),
+        "high": short([high for _, high in bands]),
+    }
+    return entry

@@ -1,0 +1,47 @@
+"""The demo's pieces, and the whole of it at a hundredth of its size."""
+
+import json
+
+import pytest
+
+from autotelic.cli.demo_jobs import JOBS, Job, run_demo, table
+from autotelic.errors import UserError
+
+
+def test_the_demo_compares_what_it_promises():
+    assert {job.name for job in JOBS} == {"grpo", "clip_cov", "kl_cov", "empo", "one_shot_em", "random_reward"}
+
+
+def test_table_shows_value_and_interval():
+    estimate = {"value": 0.5, "interval": [0.4, 0.6]}
+    text = table({"base": dict.fromkeys(("mean@8", "greedy", "pass@8", "entropy"), estimate)})
+    assert "0.500 [0.40, 0.60]" in text and "base" in text and "pass@8" in text
+
+
+def test_unwritable_output_is_refused():
+    with pytest.raises(UserError, match="cannot write"):
+        run_demo("/proc/nothing")
+
+
+@pytest.mark.slow
+def test_a_small_demo_writes_results_and_page(tmp_path):
+    options = {
+        "dataset": "chain_sums:train",
+        "dataset_limit": 16,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "steps_per_generation": 2,
+        "max_completion_length": 32,
+        "max_steps": 2,
+        "log_rollouts": 1,
+    }
+    jobs = [Job("grpo", "grpo", options), Job("empo", "empo", options)]
+    results = run_demo(tmp_path, quiet=True, jobs=jobs)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert set(results) == {"base", "grpo", "empo"}
+    for row in results.values():
+        for name in ("mean@8", "greedy", "pass@8", "entropy"):
+            low, high = row[name]["interval"]
+            assert low <= row[name]["value"] <= high
+    page = (tmp_path / "report.html").read_text()
+    assert "<html" in page and "EMPO" in page

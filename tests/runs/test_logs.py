@@ -1,0 +1,138 @@
+"""Log readers: every format gives the same columns, and every complaint says what is there."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from autotelic.errors import UserError
+from autotelic.runs.logs import pick_curve, read_log
+
+STEPS = list(range(10, 110, 10))
+ENTROPY = [0.6 * 0.9**i for i in range(10)]
+REWARD = [0.9 - 0.4 * h for h in ENTROPY]
+
+
+def write_jsonl(folder):
+    path = folder / "metrics.jsonl"
+    rows = [{"step": s, "policy/entropy": h, "reward/mean": r} for s, h, r in zip(STEPS, ENTROPY, REWARD, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def write_verl(folder):
+    path = folder / "verl.jsonl"
+    rows = zip(STEPS, ENTROPY, REWARD, strict=True)
+    rows = [{"step": s, "data": {"actor/entropy": h, "critic/score/mean": r}} for s, h, r in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_state(folder):
+    path = folder / "trainer_state.json"
+    rows = [{"step": s, "entropy": h, "reward": r} for s, h, r in zip(STEPS, ENTROPY, REWARD, strict=True)]
+    path.write_text(json.dumps({"log_history": [*rows, {"step": 110, "train_runtime": 5.0}]}))
+    return path
+
+
+def write_wandb(folder):
+    path = folder / "export.csv"
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["Step", "run-1 - actor/entropy", "run-1 - actor/entropy__MIN", "run-1 - critic/score/mean"])
+        for s, h, r in zip(STEPS, ENTROPY, REWARD, strict=True):
+            out.writerow([s, h, h, r])
+        out.writerow([120, "", "", ""])
+    return path
+
+
+def write_tensorboard(folder):
+    summary = pytest.importorskip("torch.utils.tensorboard")
+    writer = summary.SummaryWriter(str(folder / "tb"))
+    for s, h, r in zip(STEPS, ENTROPY, REWARD, strict=True):
+        writer.add_scalar("train/entropy", h, s)
+        writer.add_scalar("train/reward", r, s)
+    writer.close()
+    return folder / "tb"
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_verl, write_state, write_wandb, write_tensorboard])
+def test_every_format_gives_the_same_curve(tmp_path, write):
+    curve = pick_curve(read_log(write(tmp_path)))
+    assert curve.step.tolist() == STEPS
+    assert curve.entropy == pytest.approx(ENTROPY, rel=1e-6)
+    assert curve.reward == pytest.approx(REWARD, rel=1e-6)
+    assert curve.notes == ()
+
+
+def test_two_runs_in_one_export_keep_their_names(tmp_path):
+    path = tmp_path / "export.csv"
+    path.write_text("Step,a - entropy,b - entropy,a - reward\n1,.5,.6,.1\n2,.4,.5,.2\n")
+    log = read_log(path)
+    assert set(log.columns) == {"a - entropy", "b - entropy", "reward"}
+    curve = pick_curve(log, entropy_column="b - entropy")
+    assert curve.entropy.tolist() == [0.6, 0.5]
+
+
+def test_validation_comes_before_training_and_missing_entropies_are_interpolated(tmp_path):
+    """Entropy at 0 and 10, accuracy at 5: the entropy is half way, and a note says so."""
+    rows = [
+        {"step": 0, "policy/entropy": 0.6},
+        {"step": 5, "eval/mean_at_k": 0.3, "reward/mean": 9.0},
+        {"step": 10, "policy/entropy": 0.4},
+        {"step": 20, "eval/mean_at_k": 0.5},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curve = pick_curve(read_log(path))
+    assert (curve.step.tolist(), curve.reward.tolist()) == ([5], [0.3])
+    assert curve.entropy == pytest.approx([0.5])
+    assert "1 of 1 steps have no policy/entropy" in curve.notes[0]
+    assert "1 steps lie outside" in curve.notes[1]
+
+
+def test_columns_keep_the_last_value_of_a_step_and_drop_what_is_not_finite(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text(
+        '{"step": 2, "a": 1}\n{"step": 1, "a": NaN, "b": true, "c": "x"}\n{"step": 2, "a": 3}\n{"step": 3, "a'
+    )
+    log = read_log(path)
+    assert list(log.columns) == ["a"]
+    assert np.array_equal(log.columns["a"], [[2], [3.0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "is empty"),
+        ("a.jsonl", "{}\nnope\n{}\n", "line 2 is not JSON"),
+        ("a.jsonl", "[]\n", "line 1 is not a JSON object"),
+        (
+            "a.jsonl",
+            '{"step": 1, "x": 2}\n',
+            "no entropy column that is known by name; it has: x; name one with --entropy",
+        ),
+        ("a.json", "{", "is not JSON"),
+        ("a.json", "{}", "no log_history"),
+        ("a.csv", "a,b\n", "is empty"),
+        ("a.txt", "", "is not a log"),
+    ],
+)
+def test_bad_logs_are_one_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        pick_curve(read_log(path))
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_log(tmp_path / "no.jsonl")
+    with pytest.raises(UserError, match="holds no metrics"):
+        read_log(tmp_path)
+    write_jsonl(tmp_path)
+    with pytest.raises(UserError, match="did you mean 'policy/entropy'"):
+        pick_curve(read_log(tmp_path), entropy_column="policy/entropi")
+    with pytest.raises(UserError, match="no column 'time'"):
+        read_log(tmp_path, step_column="time")
