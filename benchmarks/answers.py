@@ -1,17 +1,81 @@
 """Answers clustered by meaning, against math-verify on pairs: `python benchmarks/answers.py`.
 
-Groups of 16 answers, other ones in every turn, so that no cache helps ours; math-verify is used as reward functions for
+First a table of pairs by kind: how many each grader gets right, and how many it wrongly calls equal. The pairs, from
+public bug reports, are in `tests/answers/cases.jsonl`; `--cases FILE ...` reads others, `--only-cases` stops there. Then time:
+groups of 16 answers, other ones in every turn, so that no cache helps ours; math-verify is used as reward functions for
 label-free training usually use it: parse both, verify, the first member of each cluster represents it. Import and
 worker start-up are outside the clock for both. CPU seconds, those of the workers included.
 """
 
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from common import OURS, case, cpu_seconds, interleave, parser_for, write
 
 G = 16
+CASES = Path(__file__).parents[1] / "tests" / "answers" / "cases.jsonl"
+
+Pair = tuple[str, str, str, bool]
+"""Kind, two answers, whether they are equal."""
+
+
+def pairs_of(path: Path) -> Iterator[Pair]:
+    """Read the clear pairs of a file: rows of one pair (a, b, equal, doubtful), or of many (clear)."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if "a" not in row:
+            yield from ((row["kind"], a, b, equal) for a, b, equal in row.get("clear", []))
+        elif not row.get("doubtful"):
+            yield row["kind"], row["a"], row["b"], row["equal"]
+
+
+def math_verify_equal(first: str, second: str) -> bool:
+    """math-verify, either answer as the truth."""
+    from math_verify import parse, verify
+
+    one, two = parse(f"${first}$"), parse(f"${second}$")
+    return verify(one, two) or verify(two, one)
+
+
+def official_equal(mode: str) -> Callable[[str, str], bool]:
+    """A grader of a published reward, asked about a group of two."""
+    from autotelic.compat import rewards
+
+    def equal(first: str, second: str) -> bool:
+        try:
+            return rewards.rewards([f"\\boxed{{{first}}}", f"\\boxed{{{second}}}"], mode) == [1.0, 1.0]
+        except rewards.UnsafeQuirkError:
+            return False
+
+    return equal
+
+
+def kinds(paths: list[Path]) -> dict[str, dict[str, list[int]]]:
+    """Return and print, for each kind and grader: pairs right, pairs wrongly equal."""
+    from autotelic.answers import equivalent
+
+    graders = {OURS: equivalent, "math-verify": math_verify_equal}
+    graders |= {"EMPO": official_equal("empo_verl"), "TTRL": official_equal("ttrl")}
+    pairs = [pair for path in paths for pair in pairs_of(path)]
+    found: dict[str, dict[str, list[int]]] = {}
+    for kind, a, b, equal in pairs:
+        row = found.setdefault(kind, {"pairs": [0]} | {name: [0, 0] for name in graders})
+        total = found.setdefault("all", {"pairs": [0]} | {name: [0, 0] for name in graders})
+        for counts in (row, total):
+            counts["pairs"][0] += 1
+        for name, grader in graders.items():
+            said = grader(a, b)
+            for counts in (row, total):
+                counts[name][0] += said == equal
+                counts[name][1] += said and not equal
+    print("right (wrongly equal)".ljust(48), "pairs", *(name.rjust(14) for name in graders))
+    for kind, row in [*((k, r) for k, r in found.items() if k != "all"), ("all", found["all"])]:
+        cells = (f"{row[name][0]} ({row[name][1]})".rjust(14) for name in graders)
+        print(kind.ljust(48), f"{row['pairs'][0]:5}", *cells)
+    return found
 
 
 def few_unique(seed: int) -> list[str]:
@@ -96,7 +160,13 @@ KINDS = {
 
 
 def main(options: list[str] | None = None) -> dict[str, Any]:
-    args = parser_for(__doc__, repeats=4).parse_args(options)
+    parser = parser_for(__doc__, repeats=4)
+    parser.add_argument("--cases", nargs="+", type=Path, default=[CASES], help="files of pairs with their kinds")
+    parser.add_argument("--only-cases", action="store_true", help="print the table by kind and stop")
+    args = parser.parse_args(options)
+    table = kinds(args.cases) if not args.smoke else {}
+    if args.only_cases:
+        return table
     from autotelic.answers import default_pool
 
     default_pool().warm_up()
@@ -117,7 +187,7 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
         if wanted is not None:
             row["floor"] = {"answers per second": rates[OURS], "at least": wanted}
         cases.append(row)
-    work = {"group": G, "groups_a_turn": {name: kind[2] for name, kind in KINDS.items()}}
+    work = {"pairs_by_kind": table, "group": G, "groups_a_turn": {name: kind[2] for name, kind in KINDS.items()}}
     return write("answers", args, cases, work=work, clock="CPU seconds, workers included")
 
 
