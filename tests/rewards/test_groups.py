@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from autotelic import rewards
 from autotelic.errors import UserError
 from autotelic.rewards import Row, form_groups
+from autotelic.rewards.groups import prompt_key
 
 WORKER = """
 import json, sys
@@ -85,3 +87,23 @@ def test_form_groups():
 def test_the_same_prompt_twice_is_two_groups_when_g_is_known():
     texts = ["1", "1", "2", "3"]
     assert rewards.EMPO(num_generations=2, low=-1.0, high=2.0)(["q"] * 4, texts) == [1.0, 1.0, 0.5, 0.5]
+
+
+def test_a_picture_is_known_by_its_pixels_not_by_its_place_in_memory():
+    """Copies of one image make one group, whether G is known or not; another image makes another."""
+    from PIL import Image
+
+    def prompt(colour):
+        image = Image.new("RGB", (4, 4), colour)
+        return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "area?"}]}]
+
+    prompts = [prompt("red"), prompt("red"), prompt("blue"), prompt("blue")]
+    texts = [r"\boxed{1}", r"\boxed{1}", r"\boxed{2}", r"\boxed{3}"]
+    for known in (2, None):
+        reward = rewards.EMPO(num_generations=known, low=-1.0, high=2.0)
+        assert reward(prompts, texts) == [1.0, 1.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("make", [lambda: b"\0\1", lambda: torch.ones(2), lambda: {"x": torch.ones(2).numpy()}])
+def test_whatever_a_prompt_holds_has_one_name_for_equal_content(make):
+    assert prompt_key([{"content": make()}]) == prompt_key([{"content": make()}])

@@ -268,6 +268,15 @@ def test_names_for_trackers():
     assert EMPO.__name__ == "EMPO"
 
 
+@pytest.mark.parametrize("units", ["nats", "fraction_of_log_G", "p_max"])
+def test_a_lower_threshold_alone_leaves_the_upper_one_at_its_largest(units):
+    """Six answers in eight have 1.67 of ln 8 = 2.08 nats: kept. (An upper bound of 1 nat would leave it out.)"""
+    mixed = torch.tensor([[0, 0, 0, 1, 2, 3, 4, 5]])
+    assert rewards.EMPO(low=0.1, units=units).keeps(mixed).all()
+    if units != "p_max":
+        assert not rewards.EMPO(low=0.1, units=units).keeps(torch.arange(8).unsqueeze(0)).any()
+
+
 def test_bad_configuration_is_refused():
     with pytest.raises(UserError, match="low must be below high"):
         rewards.EMPO(low=1.0, high=0.5)

@@ -29,20 +29,20 @@ class _Thresholded(LabelFreeReward):
 
     Attributes:
         low: Lower bound; the default 0 masks unanimous groups.
-        high: Upper bound; the default masks groups in which all answers differ.
+        high: Upper bound; the default, the largest value there is, masks groups in which all answers differ.
         units: "nats", "fraction_of_log_G" (of the largest possible entropy), or "p_max" (then the bounds are on the
             share of the largest cluster, which falls as entropy rises).
     """
 
     low: float | int = 0.0
-    high: float | int = 1.0
+    high: float | int | None = None
     units: Units = "fraction_of_log_G"
 
     def __post_init__(self) -> None:
         """Refuse bounds between which nothing can lie."""
         if self.units not in UNITS:
             raise UserError(f"unknown units {self.units!r} for low and high: use one of {', '.join(UNITS)}")
-        if not self.low < self.high:
+        if self.high is not None and not self.low < self.high:
             raise UserError(f"low must be below high, got low={self.low} and high={self.high}: no prompt would be kept")
         if self.units != "nats" and self.low >= 1:
             raise UserError(f"low={self.low} is not below 1, the largest value in units of {self.units}: lower it")
@@ -54,12 +54,14 @@ class _Thresholded(LabelFreeReward):
     def keeps(self, clusters: Int[Tensor, "P G"], entropy: Float[Tensor, " P"] | None = None) -> Bool[Tensor, " P"]:
         """Return which prompts lie strictly between the thresholds, from their clusters."""
         if self.units == "p_max":
-            return keep_within(largest_share(clusters), self.low, self.high)
-        scale = math.log(clusters.shape[-1]) if self.units == "fraction_of_log_G" else 1.0
+            return keep_within(largest_share(clusters), self.low, 1.0 if self.high is None else self.high)
+        largest = math.log(clusters.shape[-1])
+        scale = largest if self.units == "fraction_of_log_G" else 1.0
         entropy = semantic_entropy(clusters) if entropy is None else entropy
-        if scale == 0:  # a group of one has no entropy to bound
+        if largest == 0:  # a group of one has no entropy to bound
             return entropy < 0
-        return entropy_threshold_mask(entropy, low=self.low * scale, high=self.high * scale)
+        high = largest if self.high is None else self.high * scale
+        return entropy_threshold_mask(entropy, low=self.low * scale, high=high)
 
     def entropy(self, batch: Batch) -> Float[Tensor, " P"]:
         """Return the semantic entropy of each prompt, in nats."""

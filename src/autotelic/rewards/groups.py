@@ -6,7 +6,9 @@ what a reward needs (prompts, answers, scalars), receives everyone's, forms the 
 order, and keeps those in which it has a row. So a group has the same rewards on one process as on many.
 """
 
+import hashlib
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,8 +76,28 @@ def _content(message: Message) -> str:
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """Return what identifies a prompt: its text, or its messages in one spelling."""
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str, ensure_ascii=False)
+    """Return what identifies a prompt: its text, or its messages in one spelling, with pictures by their content."""
+    if isinstance(prompt, str):
+        return prompt
+    return json.dumps(prompt, sort_keys=True, default=_content_key, ensure_ascii=False)
+
+
+def _content_key(value: Any) -> str:
+    """Return a name for what is not text (an image, a tensor, bytes) that depends on its content alone.
+
+    A default `str` would name the place in memory, and two copies of one picture would be two prompts.
+    """
+    kind = type(value).__qualname__
+    if callable(getattr(value, "detach", None)):
+        value = value.detach().float().cpu().numpy()
+    if isinstance(value, bytes | bytearray | memoryview):
+        content = bytes(value)
+    elif callable(getattr(value, "tobytes", None)):  # PIL images and arrays: pixels, not their encoding
+        kind += f" {getattr(value, 'size', '')} {getattr(value, 'mode', getattr(value, 'dtype', ''))}"
+        content = value.tobytes()
+    else:
+        content = pickle.dumps(value)  # read by nobody
+    return f"{kind} {hashlib.sha256(content).hexdigest()}"
 
 
 def gather_groups(
