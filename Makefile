@@ -12,18 +12,25 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VERL := .venv-verl
 
-.PHONY: setup demo test test-all test-verl test-matrix test-wheel test-deepspeed lint types format bench clean
+.PHONY: setup setup-demo demo test test-all test-resolver test-verl test-matrix test-wheel test-deepspeed lint types format bench clean
 
 setup: $(VENV)/.ready
 
+setup-demo: $(VENV)/.ready-demo
+
 # Torch goes first and by its exact pin: nothing after it then pulls the multi-GB build.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q -c constraints.txt -e ".[trl]"
+	touch $@
+
+# What the tests need besides: linter, type checker, browser, simulators.
+$(VENV)/.ready: $(VENV)/.ready-demo
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: setup
+demo: setup-demo
 	$(BIN)/autotelic demo
 
 test: setup
@@ -34,6 +41,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --timeout 900
+
+# Asks pip for a solution of every extra; needs the package registry.
+test-resolver: setup
+	$(BIN)/python -m pytest -q tests/packaging/test_resolver.py -m slow --timeout 900
 
 # verl pins an older transformers: its tests have an environment of their own.
 test-verl: $(VERL)/.ready

@@ -32,6 +32,9 @@ def main() -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "autotelic/py.typed" in names, "the wheel is not typed"
     assert any(re.fullmatch(r"autotelic/tasks/models/[^/]+/model\.safetensors", name) for name in names), "no model"
+    assert any(re.fullmatch(r"autotelic/recipes/tiny_grpo\.yaml", name) for name in names), "no recipes"
+    metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("/METADATA"))).decode()
+    assert not re.findall(r"\]\((?!https?:|#)[^)]+\)", metadata), "a link that a package page cannot follow"
     assert all(name.startswith(("autotelic/", "autotelic-")) for name in names), "more than the package"
     print(f"{wheel.name}: {len(names)} files, {wheel.stat().st_size / 2**20:.1f} MiB, {seconds(started)}", flush=True)
 
@@ -42,7 +45,7 @@ def main() -> None:
     torch = re.search(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.M)
     assert torch is not None
     run(python, "-m", "pip", "install", "-q", torch.group())
-    run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel)
+    run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[trl]")
     print(f"installed in {seconds(started)}", flush=True)
 
     started = time.monotonic()

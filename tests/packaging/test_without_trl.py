@@ -1,0 +1,26 @@
+"""What runs without TRL: verl users have none, or an old one."""
+
+import subprocess
+import sys
+
+import pytest
+
+BLOCKED = "import sys; sys.modules.update({name: None for name in ('trl', 'accelerate', 'peft', 'verl')}); "
+MODULES = [
+    "autotelic.functional",
+    "autotelic.kernels",
+    "autotelic.answers",
+    "autotelic.rewards",
+    "autotelic.controls.table",
+    "autotelic.evaluation",
+    "autotelic.report",
+    "autotelic.verl.methods",
+    "autotelic.verl.advantages",
+    "autotelic.cli.main, autotelic.cli.score, autotelic.cli.forecast, autotelic.cli.eval, autotelic.cli.report",
+]
+
+
+@pytest.mark.parametrize("names", MODULES)
+def test_imports_without_trl(names):
+    found = subprocess.run([sys.executable, "-c", f"{BLOCKED}import {names}"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-1500:]
