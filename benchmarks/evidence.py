@@ -157,9 +157,9 @@ def dynamics(output: Path) -> str:
 
 def law(output: Path, names: list[str]) -> str:
     """The law fitted to each run's validation points, and its forecast from the first 15 %, over seeds."""
-    from autotelic.runs.logs import pick_curve, read_log
     from autotelic.functional import fit_entropy_law
     from autotelic.functional.entropy_law import forecast
+    from autotelic.runs.logs import pick_curve, read_log
 
     heads = ["run", "seeds", "a", "b", "ceiling", "R²"]
     heads += ["RMSE after 15 %", "last value", "linear in H", "linear in step"]

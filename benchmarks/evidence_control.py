@@ -24,10 +24,10 @@ import yaml
 from autotelic.cli.control_learning import build_settings
 from autotelic.control.collection import DataSettings, build_data
 from autotelic.control.environments import make
+from autotelic.control.mdp.tables import mean_interval
 from autotelic.control.online import OnlineSettings, run_online
 from autotelic.control.pebble import PebbleSettings
 from autotelic.control.settings import TrainSettings
-from autotelic.control.mdp.tables import mean_interval
 from autotelic.control.training import train
 
 

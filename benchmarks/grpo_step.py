@@ -138,9 +138,9 @@ def wide_vocabulary(args: Any) -> dict[str, Any]:
     """Compare one micro-batch on a head of 151,936 tokens."""
     from trl import GRPOTrainer
 
+    from autotelic.controls.high_entropy import HighEntropy
     from autotelic.tasks.tokenizer import build_tokenizer
     from autotelic.trl import KLCov, with_entropy_control
-    from autotelic.controls.baselines import HighEntropy
 
     rows, width, hidden, inner, vocabulary = (4, 8, 64, 128, 997) if args.smoke else (4, 96, 896, 4864, 151_936)
     tokenizer = build_tokenizer()

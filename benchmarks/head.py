@@ -71,8 +71,8 @@ def sides_of(data: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], dict[s
 
     def products() -> Any:
         """In tiles and by the library that ours takes: at once, or by PyTorch's own choice, it is slower here."""
-        from autotelic.kernels import portable
         from autotelic.kernels import cpu_matmul as products
+        from autotelic.kernels import portable
         from autotelic.kernels.rows import spans
 
         with torch.no_grad(), products.quick_float32(hidden.device):

@@ -72,8 +72,8 @@ def generation(args: Any, prompt: int, response: int) -> dict[str, Any]:
     import torch
     from transformers import GenerationConfig
 
-    from autotelic.tasks.tokenizer import build_tokenizer
     from autotelic.lm.shared_prefill import share_prefill
+    from autotelic.tasks.tokenizer import build_tokenizer
 
     tokenizer, shape = build_tokenizer(), SMOKE if args.smoke else MODEL
     ids = group(prompt, response, shape["vocabulary"])["prompt_ids"]

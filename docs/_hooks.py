@@ -1,6 +1,6 @@
 """Links from the documents to files of the repository also work on the site.
 
-A page links to `../src/autotelic/functional/covariance.py#token_covariance`, which a reader of the repository can
+A page links to `../src/autotelic/functional/token_covariance.py#token_covariance`, which a reader of the repository can
 follow. For the site, every file that is linked so becomes a page of highlighted source, with a heading per top-level
 name, so that the anchor leads to the function without a line number.
 

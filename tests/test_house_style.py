@@ -39,7 +39,7 @@ PENDING_IMPORTS = {
     ("trl/__init__.py", "preferences"),
     ("trl/build.py", "diagnostics"),
 }
-PENDING_NAMES = {"methods", "advantages", "base", "certainty", "entropy", "baselines"}
+PENDING_NAMES = {"methods", "advantages", "base", "certainty", "entropy"}
 LABEL_READERS = ("evaluation.py", "rewards/verifiers.py", "rewards/__init__.py")
 
 

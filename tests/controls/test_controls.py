@@ -9,21 +9,18 @@ import pytest
 import torch
 
 from autotelic import functional as F
-from autotelic.controls.base import ClipCov, EntropyControlWarning, KLCov, UpdateBatch
-from autotelic.controls.baselines import (
-    ENGINE_CONTROLS,
-    ClipB,
-    ClipV,
-    Entropic,
-    HighEntropy,
-    Observe,
-    Repo,
-    Stare,
-    Steer,
-    apply_engine_control,
-)
+from autotelic.controls.base import EntropyControlWarning, UpdateBatch
+from autotelic.controls.clip_b import ClipB
+from autotelic.controls.clip_v import ClipV
+from autotelic.controls.covariance import ClipCov, KLCov
+from autotelic.controls.entropic import Entropic
+from autotelic.controls.high_entropy import HighEntropy
 from autotelic.controls.metrics import TOP_SHARES, control_metrics, largest
-from autotelic.controls.table import METHODS, entropy_control
+from autotelic.controls.observe import Observe
+from autotelic.controls.repo import Repo
+from autotelic.controls.stare import Stare
+from autotelic.controls.steer import Steer
+from autotelic.controls.table import ENGINE_CONTROLS, METHODS, entropy_control, read_control
 from autotelic.errors import UserError
 from autotelic.trl.arguments import CONTROL_NAMES, CONTROL_SETTINGS
 
@@ -205,28 +202,32 @@ def config(**changes):
     )
 
 
+def apply(name, settings, args):
+    read_control({"name": name} | settings).apply(args)
+
+
 def test_engine_controls_write_trl_fields():
     args = config()
-    apply_engine_control("clip_higher", {}, args)
+    apply("clip_higher", {}, args)
     assert args.epsilon_high == 0.28
     args = config()
-    apply_engine_control("adaptive_entropy", {"target": 0.4}, args)
+    apply("adaptive_entropy", {"target": 0.4}, args)
     assert (args.use_adaptive_entropy, args.entropy_target) == (True, 0.4)
     args = config()
-    apply_engine_control("cispo", {}, args)
+    apply("cispo", {}, args)
     assert (args.loss_type, args.epsilon_high) == ("cispo", 5.0)
-    apply_engine_control("clip_lower", {}, config(epsilon=0.1, epsilon_high=0.2))
+    apply("clip_lower", {}, config(epsilon=0.1, epsilon_high=0.2))
     with pytest.raises(UserError, match="tighter"):
-        apply_engine_control("clip_lower", {}, config())
-    with pytest.raises(UserError, match="does not use fraction"):
-        apply_engine_control("cispo", {"fraction": 0.1}, config())
+        apply("clip_lower", {}, config())
+    with pytest.raises(UserError, match="no setting 'fraction'"):
+        apply("cispo", {"fraction": 0.1}, config())
 
 
 def test_gspo_sets_the_paper_values():
     from trl import GRPOConfig
 
     args = GRPOConfig(use_cpu=True, bf16=False, report_to="none")
-    apply_engine_control("gspo", {}, args)
+    apply("gspo", {}, args)
     assert (args.importance_sampling_level, args.epsilon, args.epsilon_high) == ("sequence", 3e-4, 4e-4)
 
 

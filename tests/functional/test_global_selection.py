@@ -11,15 +11,19 @@ from hypothesis import strategies as st
 
 from autotelic.errors import UserError
 from autotelic.functional import (
+    clip_b,
     clip_cov,
+    clip_v,
     global_moments,
     hash_uniform,
+    high_entropy,
     kl_cov,
     response_positions,
+    stare,
+    steer,
     token_covariance,
     top_k_mask,
 )
-from autotelic.functional.baselines import clip_b, clip_v, high_entropy, stare, steer
 
 ROWS, WIDTH = 12, 9
 

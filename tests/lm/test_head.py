@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from trainer_parts import micro_batches
 
-from autotelic.controls.baselines import HighEntropy
+from autotelic.controls.high_entropy import HighEntropy
 from autotelic.errors import UserError
 from autotelic.kernels import rows
 from autotelic.lm import head as seam

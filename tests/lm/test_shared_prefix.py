@@ -4,7 +4,7 @@ import pytest
 import torch
 from trainer_parts import Counting, micro_batches, random_model
 
-from autotelic.controls.baselines import Observe
+from autotelic.controls.observe import Observe
 from autotelic.errors import UserError
 from autotelic.lm import head as head_seam
 from autotelic.lm import shared_prefix as seam

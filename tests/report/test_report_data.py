@@ -78,7 +78,7 @@ def test_other_settings_of_a_method_are_not_its_seeds(tmp_path):
 def test_methods_are_recognised_and_keep_their_colours(tmp_path, method):
     (group,) = grouped(synthetic_runs.write_run(tmp_path / "some-run", method, steps=5))
     assert group.key == method
-    assert group.color == data.STYLES[method].color
+    assert group.color == data.styles()[method].color
 
 
 def test_law_is_the_librarys_fit_of_all_seeds(tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from autotelic.controls.base import ClipCov, EntropyControlWarning, KLCov
+from autotelic.controls.base import EntropyControlWarning
+from autotelic.controls.covariance import ClipCov, KLCov
 from autotelic.errors import UserError
 from autotelic.functional import group_advantages
 from autotelic.rewards import EMPO, SRT, SeedGRPO

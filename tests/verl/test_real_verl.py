@@ -18,7 +18,8 @@ warnings.simplefilter("ignore")  # of verl's optional engines
 import cpu_worker as cpu  # noqa: E402
 from cpu_parity import trl_loss_and_gradient  # noqa: E402
 
-from autotelic.controls.base import ClipCov, EntropyControlWarning, KLCov, UpdateBatch  # noqa: E402
+from autotelic.controls.base import EntropyControlWarning, UpdateBatch  # noqa: E402
+from autotelic.controls.covariance import ClipCov, KLCov  # noqa: E402
 from autotelic.controls.table import entropy_control  # noqa: E402
 from autotelic.errors import UserError  # noqa: E402
 from autotelic.tasks import model_path  # noqa: E402

@@ -104,7 +104,7 @@ def fitted(curve: Any, args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 
 def intervention_of(log: Path) -> str | None:
     """Return what acts on the entropy of one of our own runs, as its run.json tells; None where nothing is known."""
-    from autotelic.report.law_panel import INTERVENTIONS
+    from autotelic.controls.table import intervention
     from autotelic.report.methods import method_of
 
     file = (log if log.is_dir() else log.parent) / "run.json"
@@ -114,7 +114,7 @@ def intervention_of(log: Path) -> str | None:
         description = json.loads(file.read_bytes())
     except ValueError:
         return None  # another program's run.json
-    return INTERVENTIONS.get(method_of(description, file.parent.name)) if isinstance(description, dict) else None
+    return intervention(method_of(description, file.parent.name)) if isinstance(description, dict) else None
 
 
 def text(result: dict[str, Any]) -> str:

@@ -22,12 +22,12 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from autotelic.errors import UserError, closest
-from autotelic.functional.covariance import token_covariance
 from autotelic.functional.distributed import top_k_mask
 from autotelic.functional.divergence import kl_estimate
 from autotelic.functional.masking import as_mask, fill_outside, reduce_tokens, sequence_means
+from autotelic.functional.selection import quota
 from autotelic.functional.surrogate import cispo_surrogate, clipped_surrogate, gspo_surrogate, log_ratio, ratio_clipped
-from autotelic.functional.token_advantages import quota
+from autotelic.functional.token_covariance import token_covariance
 
 PolicyLoss = Literal["vanilla", "ppo", "clip_cov", "kl_cov", "gspo", "cispo"]
 

@@ -1,17 +1,6 @@
 """The mathematics: pure functions of tensors. One equation, one function, one citation."""
 
 from autotelic.functional.advantages import broadcast_advantages, group_advantages
-from autotelic.functional.baselines import (
-    PIController,
-    clip_b,
-    clip_v,
-    doubling_coef,
-    entropic,
-    high_entropy,
-    repo,
-    stare,
-    steer,
-)
 from autotelic.functional.certainty import (
     negative_entropy_reward,
     self_certainty_reward,
@@ -19,7 +8,8 @@ from autotelic.functional.certainty import (
     token_self_certainty,
     total_negative_entropy_reward,
 )
-from autotelic.functional.covariance import TokenMoments, token_covariance, token_moments
+from autotelic.functional.decisive_tokens import high_entropy, stare
+from autotelic.functional.discriminator_clip import clip_b, clip_v
 from autotelic.functional.distributed import (
     global_max,
     global_moments,
@@ -44,6 +34,7 @@ from autotelic.functional.entropy_law import (
     regime_warnings,
     rolling_forecasts,
 )
+from autotelic.functional.entropy_terms import PIController, doubling_coef, entropic, repo, steer
 from autotelic.functional.logprobs import surprisal, token_logprobs
 from autotelic.functional.lookahead import (
     BiasedLookaheadWarning,
@@ -61,6 +52,7 @@ from autotelic.functional.lookahead import (
     top_k_kl,
 )
 from autotelic.functional.masking import masked_mean, masked_sum, reduce_tokens, sequence_means
+from autotelic.functional.outcome_variance import majority_share, majority_variance, outcome_variance
 from autotelic.functional.preference import (
     behavior_cloning_loss,
     cloned_segments,
@@ -77,7 +69,7 @@ from autotelic.functional.preference import (
     repo_sft_loss,
     repo_step_score,
 )
-from autotelic.functional.selection import majority_share, majority_variance, outcome_variance
+from autotelic.functional.selection import quota, select
 from autotelic.functional.semantic import (
     cluster_sizes,
     consensus_reward,
@@ -86,7 +78,8 @@ from autotelic.functional.semantic import (
     weighted_semantic_entropy,
 )
 from autotelic.functional.surrogate import cispo_surrogate, clipped_surrogate, gspo_surrogate
-from autotelic.functional.token_advantages import clip_cov, kl_cov, kl_penalised, quota
+from autotelic.functional.token_advantages import clip_cov, kl_cov, kl_penalised
+from autotelic.functional.token_covariance import TokenMoments, token_covariance, token_moments
 
 __all__ = [
     "BiasedLookaheadWarning",
@@ -159,6 +152,7 @@ __all__ = [
     "response_positions",
     "rolling_forecasts",
     "sampled_entropy_change",
+    "select",
     "self_certainty_reward",
     "semantic_entropy",
     "sequence_logprob_reward",

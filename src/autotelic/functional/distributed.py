@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.functional.covariance import TokenMoments, moments_from_sums, token_sums
 from autotelic.functional.masking import as_mask, compute_dtype, wide
+from autotelic.functional.token_covariance import TokenMoments, moments_from_sums, token_sums
 
 _HASH_MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 _HASH_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)

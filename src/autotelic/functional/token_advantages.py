@@ -15,33 +15,16 @@ the authors leave out of the candidates (give such tokens the covariance -inf fo
 clipped surrogate a token that PPO clips loses the KL penalty along with its advantage; the authors' kl_cov has no clip.
 """
 
-import math
+from typing import Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.functional.distributed import global_sum, top_k_mask
 from autotelic.functional.divergence import KLForm, kl_gradient
 from autotelic.functional.masking import as_mask, compute_dtype, fill_outside
-
-
-def quota(fraction: float | int, num_tokens: int, *, at_least_one: bool = False) -> int:
-    """Return floor(fraction * num_tokens); refuses a fraction outside (0, 1]."""
-    if not 0 < fraction <= 1:
-        raise UserError(
-            f"fraction must be in (0, 1], got {fraction}: it is a share of the response tokens, not a "
-            "percentage; the paper uses 0.0002 to 0.002"
-        )
-    return max(math.floor(fraction * num_tokens), int(at_least_one))
-
-
-def _num_tokens(mask: Tensor, num_tokens: int | None, across_ranks: bool, group: object) -> int:
-    if num_tokens is not None:
-        return num_tokens
-    count = as_mask(mask).sum()
-    return int(global_sum(count, group=group) if across_ranks else count)
+from autotelic.functional.selection import Choice, random_values, select
 
 
 def clip_cov(
@@ -54,11 +37,7 @@ def clip_cov(
     high: float | int,
     generator: torch.Generator | None = None,
     priority: Float[Tensor, "B T"] | None = None,
-    token_ids: Int[Tensor, "B T"] | None = None,
-    num_tokens: int | None = None,
-    at_least_one: bool = False,
-    across_ranks: bool = False,
-    group: object = None,
+    **choice: Unpack[Choice],
 ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """Zero the advantage of a few tokens of high covariance.
 
@@ -71,12 +50,8 @@ def clip_cov(
         high: omega_high, exclusive; the paper uses 5.
         generator: source of the random choice; torch's global one where None.
         priority: instead of a generator, a uniform number per token (``hash_uniform``): the lowest are chosen, so the
-            choice follows the token wherever the batch is split.
-        token_ids: identities that break ties of priority; the position in this tensor where None.
-        num_tokens: N of the whole batch, where this call sees only part of it.
-        at_least_one: the authors' max(floor(fraction N), 1); parity only.
-        across_ranks: choose over all ranks of ``group``; every rank must call, with ``priority`` and ``token_ids``.
-        group: the process group, the default one where None.
+            choice follows the token wherever the batch is split. Needed across ranks.
+        choice: ``token_ids``, ``num_tokens``, ``at_least_one``, ``across_ranks``, ``group``; see ``selection.Choice``.
 
     Returns:
         The advantages (0 on the selected tokens and outside the mask), and which tokens were selected: exactly
@@ -84,21 +59,15 @@ def clip_cov(
     """
     if not low < high:
         raise UserError(f"low must be below high, got low={low} and high={high}: no token could be selected")
-    valid = as_mask(mask)
-    budget = quota(fraction, _num_tokens(mask, num_tokens, across_ranks, group), at_least_one=at_least_one)
-    candidates = valid & (covariance > low) & (covariance < high)
-    if priority is None:
-        if across_ranks:
-            raise UserError(
-                "clip_cov across ranks needs priority=hash_uniform(...): a generator's position differs "
-                "between ranks, so the choice would depend on their number"
-            )
-        device = generator.device if generator is not None else torch.device("cpu")
-        priority = torch.rand(advantages.shape, generator=generator, dtype=torch.float64, device=device)
-        priority = priority.to(advantages.device)
-    selected = top_k_mask(-priority, candidates, budget, token_ids=token_ids, across_ranks=across_ranks, group=group)
-    kept = valid & ~selected
-    return fill_outside(advantages, kept), selected
+    if priority is None and choice.get("across_ranks"):
+        raise UserError(
+            "clip_cov across ranks needs priority=hash_uniform(...): a generator's position differs "
+            "between ranks, so the choice would depend on their number"
+        )
+    priority = random_values(mask, generator) if priority is None else priority
+    candidates = as_mask(mask) & (low < covariance) & (covariance < high)
+    selected = select(-priority, candidates, mask, fraction=fraction, **choice)
+    return fill_outside(advantages, as_mask(mask) & ~selected), selected
 
 
 def kl_cov(
@@ -110,13 +79,9 @@ def kl_cov(
     fraction: float | int,
     coef: float | int,
     form: KLForm = "abs",
-    token_ids: Int[Tensor, "B T"] | None = None,
-    num_tokens: int | None = None,
     positive_only: bool = True,
-    at_least_one: bool = False,
     max_log_ratio: float | int = 20.0,
-    across_ranks: bool = False,
-    group: object = None,
+    **choice: Unpack[Choice],
 ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """Penalise the move away from the old policy on the tokens of largest covariance.
 
@@ -128,26 +93,18 @@ def kl_cov(
         fraction: share of the response tokens, in (0, 1]; the paper uses 2e-3 (7B) and 2e-4 (32B).
         coef: beta; the paper uses 1.
         form: the estimate of KL(pi_old || pi) that is penalised; see ``divergence``.
-        token_ids: identities that break ties of covariance; the position in this tensor where None.
-        num_tokens: N of the whole batch, where this call sees only part of it.
         positive_only: leave tokens alone whose covariance is not positive; False is the authors' code.
-        at_least_one: the authors' max(floor(fraction N), 1); parity only.
         max_log_ratio: bound on |log r| in the rewrite, so that 1 / r does not overflow.
-        across_ranks: choose over all ranks of ``group``; every rank must call, with ``token_ids``.
-        group: the process group, the default one where None.
+        choice: ``token_ids``, ``num_tokens``, ``at_least_one``, ``across_ranks``, ``group``; see ``selection.Choice``.
 
     Returns:
         The rewritten advantages (0 outside the mask), and which tokens were selected. At log r = 0 the forms abs, k2
         and k3 leave the advantages as they are: the penalty has no gradient there.
     """
-    valid = as_mask(mask)
-    count = quota(fraction, _num_tokens(mask, num_tokens, across_ranks, group), at_least_one=at_least_one)
-    eligible = valid & (covariance > 0) if positive_only else valid
-    selected = top_k_mask(covariance, eligible, count, token_ids=token_ids, across_ranks=across_ranks, group=group)
-    rewritten = kl_penalised(
-        fill_outside(advantages, mask), log_ratio, selected, coef=coef, form=form, max_log_ratio=max_log_ratio
-    )
-    return rewritten, selected
+    candidates = as_mask(mask) & (covariance > 0) if positive_only else as_mask(mask)
+    selected = select(covariance, candidates, mask, fraction=fraction, **choice)
+    penalty = {"coef": coef, "form": form, "max_log_ratio": max_log_ratio}
+    return kl_penalised(fill_outside(advantages, mask), log_ratio, selected, **penalty), selected
 
 
 def kl_penalised(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from autotelic.report.load import Run
-from autotelic.report.methods import STYLES, settings_of, style_of
+from autotelic.report.methods import settings_of, style_of, styles
 from autotelic.runs.logs import as_number
 
 MAX_POINTS = 500
@@ -105,7 +105,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     by_method: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         by_method.setdefault(run.method, {}).setdefault(settings_key(run), []).append(run)
-    order = {name: i for i, name in enumerate(STYLES)}
+    order = {name: i for i, name in enumerate(styles())}
     groups: list[Group] = []
     for method in sorted(by_method, key=lambda m: (order.get(m, len(order)), m)):
         variants = list(by_method[method].values())

@@ -15,23 +15,6 @@ from autotelic.errors import UserError
 from autotelic.report.data import Group, short, thin
 from autotelic.runs.logs import Log, pick_curve, to_columns
 
-INTERVENTIONS = {
-    "clip_cov": "Clip-Cov",
-    "kl_cov": "KL-Cov",
-    "clip_higher": "clip-higher",
-    "entropy_bonus": "an entropy bonus",
-    "adaptive_entropy": "an adaptive entropy bonus",
-    "clip_lower": "clip-lower",
-    "high_entropy": "the high-entropy token mask",
-    "repo": "REPO",
-    "steer": "STEER",
-    "entropic": "EntroPIC",
-    "clip_b": "Clip_B",
-    "clip_v": "Clip_V",
-    "stare": "STARE",
-    "one_shot_em": "entropy minimisation",
-}
-
 
 def laws(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Return one entry per method that logs an entropy and a reward."""
@@ -40,6 +23,7 @@ def laws(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def law_of(group: Group) -> dict[str, Any] | None:
     """Fit the law to the points of all seeds of one method."""
+    from autotelic.controls.table import intervention
     from autotelic.functional.entropy_law import fit_entropy_law, regime_warnings
 
     curves = []
@@ -66,7 +50,7 @@ def law_of(group: Group) -> dict[str, Any] | None:
     found: dict[str, None] = {}
     for curve in curves:
         found |= dict.fromkeys(
-            regime_warnings(curve.entropy, curve.reward, intervention=INTERVENTIONS.get(group.key.split()[0]))
+            regime_warnings(curve.entropy, curve.reward, intervention=intervention(group.key.split()[0]))
         )
         found |= dict.fromkeys(curve.notes)
     entry["warnings"] = list(found)

@@ -1,11 +1,13 @@
 """Methods as the page shows them: a name, a colour that the colour-blind can tell apart, and a dash for grey prints.
 
+Entropy controls are named by their own table, and take palette and dashes in its order.
+
 Reference: the palette is that of Okabe and Ito 2008 (Color Universal Design).
-Deviations: none.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -21,21 +23,12 @@ class Style:
     dash: str
 
 
-STYLES: dict[str, Style] = {
+OTHER_METHODS: dict[str, Style] = {
     "base": Style("base model", "#767676", "dot"),
     "grpo": Style("GRPO", PALETTE[0], "solid"),
-    "clip_cov": Style("Clip-Cov", PALETTE[1], "dash"),
-    "kl_cov": Style("KL-Cov", PALETTE[2], "dashdot"),
     "empo": Style("EMPO", PALETTE[3], "solid"),
     "one_shot_em": Style("one-shot EM", PALETTE[4], "dash"),
     "random_reward": Style("random reward", PALETTE[5], "dot"),
-    "clip_higher": Style("clip-higher", "#8C6D31", "longdash"),
-    "entropy_bonus": Style("entropy bonus", "#6A51A3", "longdashdot"),
-    "high_entropy": Style("80/20 mask", PALETTE[3], "dash"),
-    "repo": Style("REPO", PALETTE[4], "dot"),
-    "steer": Style("STEER", PALETTE[5], "dashdot"),
-    "entropic": Style("EntroPIC", PALETTE[0], "longdash"),
-    "stare": Style("STARE", PALETTE[1], "longdashdot"),
     "ppl": Style("PPL", PALETTE[4], "solid"),
     "cpl": Style("CPL", PALETTE[0], "dash"),
     "dpo": Style("DPO", PALETTE[2], "dashdot"),
@@ -51,10 +44,21 @@ STYLES: dict[str, Style] = {
 }
 
 
+@cache
+def styles() -> dict[str, Style]:
+    """Return the style of every known method, in the order in which a page lists them."""
+    from autotelic.controls.table import methods
+
+    found = {name: OTHER_METHODS[name] for name in ("base", "grpo")}
+    for i, (name, control) in enumerate(methods().items(), start=1):
+        found[name] = Style(control.label, PALETTE[i % len(PALETTE)], DASHES[(i + i // len(PALETTE)) % len(DASHES)])
+    return found | OTHER_METHODS
+
+
 def style_of(key: str, index: int) -> Style:
     """Return the fixed style of a known method; others take the palette in turn, each round with another dash."""
-    if key in STYLES:
-        return STYLES[key]
+    if key in styles():
+        return styles()[key]
     return Style(key, PALETTE[index % len(PALETTE)], DASHES[(index // len(PALETTE) + index) % len(DASHES)])
 
 
@@ -74,10 +78,22 @@ def method_of(description: Mapping[str, Any], folder: str) -> str:
     objective = settings.get("objective")
     if isinstance(objective, str) and method in {"ppl", objective}:
         return "repo_preference" if objective == "repo" else objective  # REPO is an entropy control as well
-    control = settings.get("entropy_control")
-    if method == "grpo" and isinstance(control, str) and control not in {"", "none", "observe"}:
+    control = control_of(settings)
+    if method == "grpo" and control not in {"", "none", "observe"}:
         return control
     if method.startswith("grpo+"):
         return method.removeprefix("grpo+")
     reward = settings.get("reward") or settings.get("reward_funcs") or ""
     return "random_reward" if method == "grpo" and "random" in str(reward) else method
+
+
+def control_of(settings: Mapping[str, Any]) -> str:
+    """Return the name of the entropy control in a run's settings; empty where there is none."""
+    from autotelic.errors import UserError
+    from autotelic.runs.method_settings import read
+
+    control = settings.get("entropy_control")
+    try:
+        return read(control, "entropy_control")[0] if isinstance(control, str | Mapping) else ""
+    except UserError:
+        return ""

@@ -9,8 +9,16 @@ trainer = with_entropy_control(GRPOTrainer)(..., entropy_control=KLCov(fraction=
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autotelic.controls.base import ClipCov, EntropyControl, KLCov
-    from autotelic.controls.baselines import ClipB, ClipV, Entropic, HighEntropy, Observe, Repo, Stare, Steer
+    from autotelic.controls.base import EntropyControl
+    from autotelic.controls.clip_b import ClipB
+    from autotelic.controls.clip_v import ClipV
+    from autotelic.controls.covariance import ClipCov, KLCov
+    from autotelic.controls.entropic import Entropic
+    from autotelic.controls.high_entropy import HighEntropy
+    from autotelic.controls.observe import Observe
+    from autotelic.controls.repo import Repo
+    from autotelic.controls.stare import Stare
+    from autotelic.controls.steer import Steer
     from autotelic.controls.table import entropy_control
     from autotelic.preferences.labels import BehaviorPolicy, PolicyLabels
     from autotelic.preferences.online_pairs import OnlineSettings, with_online_pairs
@@ -20,18 +28,18 @@ if TYPE_CHECKING:
     from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
 
 _HOMES = {
-    "ClipCov": "controls.base",
-    "KLCov": "controls.base",
+    "ClipCov": "controls.covariance",
+    "KLCov": "controls.covariance",
     "EntropyControl": "controls.base",
     "entropy_control": "controls.table",
-    "ClipB": "controls.baselines",
-    "ClipV": "controls.baselines",
-    "Entropic": "controls.baselines",
-    "HighEntropy": "controls.baselines",
-    "Observe": "controls.baselines",
-    "Repo": "controls.baselines",
-    "Stare": "controls.baselines",
-    "Steer": "controls.baselines",
+    "ClipB": "controls.clip_b",
+    "ClipV": "controls.clip_v",
+    "Entropic": "controls.entropic",
+    "HighEntropy": "controls.high_entropy",
+    "Observe": "controls.observe",
+    "Repo": "controls.repo",
+    "Stare": "controls.stare",
+    "Steer": "controls.steer",
     "EntropyLawCallback": "runs.law_callback",
     "EntropyControlMixin": "trl.mixin",
     "with_entropy_control": "trl.mixin",

@@ -15,31 +15,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError
 from autotelic.runs.files import check_writable, write_atomically
-from autotelic.trl.arguments import CONTROL_NAMES, RunArguments
+from autotelic.trl.arguments import RunArguments
 
 Evaluate = Callable[[Any], dict[str, float]]
 
 
 def build_control(run: RunArguments, training_args: Any) -> Any:
     """Return the `EntropyControl` of a run, or None; the baselines are settings of TRL's own and are written there."""
-    from autotelic.controls.baselines import ENGINE_CONTROLS, apply_engine_control
-    from autotelic.controls.table import entropy_control
+    from autotelic.controls.engine_settings import EngineControl
+    from autotelic.controls.table import entropy_control, read_control
 
     name, settings = run.entropy_control, run.control_settings()
-    if name not in CONTROL_NAMES:
-        raise UserError(
-            f"unknown entropy_control {name!r}{closest(name, CONTROL_NAMES)}; there are {', '.join(CONTROL_NAMES)}"
-        )
     if name == "none":
         if settings:
             raise UserError(f"{', '.join(settings)} set without --entropy_control: name one, for example clip_cov")
         return entropy_control("observe") if run.entropy_change_rows else None
-    if name in ENGINE_CONTROLS:
-        apply_engine_control(name, settings, training_args)
+    control = read_control({"name": name} | settings)
+    if isinstance(control, EngineControl):
+        control.apply(training_args)
         return entropy_control("observe") if run.entropy_change_rows else None
-    return entropy_control(name, **settings)
+    return control
 
 
 def build_trainer(
@@ -92,14 +89,14 @@ def build_trainer(
     if evaluate is not None and run.validation_steps:
         callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
     if run.law or run.law_stop_below is not None:
+        from autotelic.controls.table import intervention
         from autotelic.runs.law_callback import EntropyLawCallback
 
-        acts = run.entropy_control not in ("none", "observe")
         callbacks.append(
             EntropyLawCallback(
                 metrics_file,
                 stop_when_remaining_below=run.law_stop_below,
-                intervention=run.entropy_control if acts else None,
+                intervention=intervention(method, run.entropy_control),
             )
         )
     if follow is not None:

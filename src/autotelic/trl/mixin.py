@@ -60,7 +60,7 @@ class EntropyControlMixin(FusedHeadMixin):
     """Rewrites advantages by token covariance; put it before a GRPOTrainer in the bases (`with_entropy_control`).
 
     Keyword Args:
-        entropy_control: a `ClipCov`, a `KLCov`, one of `autotelic.controls.baselines`, or None to train as the base
+        entropy_control: a `ClipCov`, a `KLCov`, another of `autotelic.controls.table`, or None to train as the base
             class.
         entropy_change_rows: follow the entropy of so many responses of each update and rank to the next update, and log
             its change beside the predicted one; 0 is off (`autotelic.controls.entropy_change` says what it costs).
