@@ -581,3 +581,15 @@ def test_the_sides_of_a_pair_share_their_prompt(name, build, model_dir, monkeypa
     for a, b in zip(found[0][:3], found[1][:3], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
     assert found[0][3] == pytest.approx(found[1][3], rel=1e-4, abs=1e-6)
+
+
+def test_policy_and_reference_round_alike(build, tmp_path, tokenizer):
+    """bfloat16: our head serves both, under the same autocast, so that the first loss is log 2 to the last bit."""
+    from trainer_parts import random_model
+
+    special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    random_model("Cohere2ForCausalLM", vocab_size=10_000, **special).save_pretrained(tmp_path / "model")
+    trainer = build(ppl=OBJECTIVES["ppl_d"], model=load(tmp_path / "model"), bf16=True, max_steps=1)
+    trainer.train()
+    plain = trainer.state.log_history[0]["preference/train_nll_no_lookahead"]
+    assert plain == torch.tensor(2.0).log().item()

@@ -17,6 +17,7 @@ Deviations: none.
 import functools
 import logging
 import types
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from autotelic.errors import UserError
-from autotelic.lm.head import call_refusal, disagreement, evaluating, head_refusal, refusal, say_once, scored
+from autotelic.lm.head import Autocast, call_refusal, disagreement, evaluating, head_refusal, refusal, say_once, scored
 from autotelic.lm.packing import Packed, Packs, Rows, best_packs, pack, rows_of
 
 MARGIN = 0.9
@@ -93,7 +94,13 @@ class Sharing:
 
 
 def share_prefix(
-    model: Any, *, temperature: float | int = 1.0, mode: str = "auto", cast_to_fp32: bool = False, head: str = "auto"
+    model: Any,
+    *,
+    temperature: float | int = 1.0,
+    mode: str = "auto",
+    cast_to_fp32: bool = False,
+    head: str = "auto",
+    autocast: Autocast = nullcontext,
 ) -> Sharing | str:
     """Make `model(..., labels=labels, fused_lm_head=True)` compute shared prompts once; return how, or why it does not.
 
@@ -103,6 +110,7 @@ def share_prefix(
         mode: `auto` where it pays, `on` wherever rows share a prompt (refused where it cannot be exact), `off` nowhere.
         cast_to_fp32: see `autotelic.lm.head.use_fused_head`.
         head: the mode of `use_fused_head`; `off` rules sharing out.
+        autocast: see `autotelic.lm.head.use_fused_head`.
 
     Raises:
         UserError: mode `on`, and the model is refused.
@@ -112,10 +120,10 @@ def share_prefix(
     reason = reason or refusal(model) or head_refusal(model) or model_refusal(model)
     if reason is None and mode == "auto" and model.device.type != "cpu":
         reason = f"sharing has not been timed on {model.device.type}; shared_prefix=on takes it"
-    reason = reason or disagreement(model) or packing_disagreement(model)
+    reason = reason or disagreement(model, autocast) or packing_disagreement(model)
     if reason is None:
         sharing = sharing_of(model, mode, temperature, cast_to_fp32)
-        install(model, sharing)
+        install(model, sharing, autocast)
         return sharing
     if mode == "on":
         raise UserError(f"shared_prefix=on cannot be used: {reason}; take auto or off")
@@ -124,7 +132,7 @@ def share_prefix(
     return reason
 
 
-def install(model: Any, sharing: Sharing) -> None:
+def install(model: Any, sharing: Sharing, autocast: Autocast = nullcontext) -> None:
     """Replace the model's forward by one that packs where it may, and passes on everything else."""
     before = model.forward
 
@@ -136,10 +144,11 @@ def install(model: Any, sharing: Sharing) -> None:
         if packed is None:
             return before(*args, **kwargs)
         targets = kwargs["labels"][:, 1:]
-        hidden = packed_hidden(self, packed)
-        rows = packed.rows(hidden, nn.functional.pad(targets != -100, (0, 1)))
-        options = {"temperature": sharing.temperature, "cast_to_fp32": sharing.cast_to_fp32}
-        return scored(self, rows, targets, kwargs.get("other_ids"), kwargs.get("num_items_in_batch"), **options)
+        with autocast():
+            hidden = packed_hidden(self, packed)
+            rows = packed.rows(hidden, nn.functional.pad(targets != -100, (0, 1)))
+            options = {"temperature": sharing.temperature, "cast_to_fp32": sharing.cast_to_fp32}
+            return scored(self, rows, targets, kwargs.get("other_ids"), kwargs.get("num_items_in_batch"), **options)
 
     model.forward = types.MethodType(forward, model)
 

@@ -38,17 +38,19 @@ class FusedHeadMixin(TrainerBase):
             "cast_to_fp32": getattr(self.args, "cast_lm_head_to_fp32", False),
         }
         sharing: dict[str, Any] = settings | {"mode": shared_prefix, "head": fused_head}
-        self.fused_head_refusal: str | None = use_fused_head(self.model, mode=fused_head, **settings)
-        shared = share_prefix(self.model, **sharing)
+        reference = getattr(self, "ref_model", None)
+        models = [self.model] if reference is None else [self.model, reference]
+        precision: dict[str, Any] = {"autocast": self.accelerator.autocast}
+        self.fused_head_refusal: str | None = use_fused_head(*models, mode=fused_head, **settings, **precision)
+        shared = share_prefix(self.model, **sharing, **precision)
         self._sharing: Any = shared if isinstance(shared, Sharing) else None
         self.shared_prefix_refusal: str | None = None if isinstance(shared, Sharing) else shared
         elsewhere = getattr(self, "use_vllm", False) or getattr(self, "use_transformers_continuous_batching", False)
         self.shared_prefill_refusal: str | None = (
             "generation is not transformers' own" if elsewhere else share_prefill(self.model, mode=shared_prefix)
         )
-        if getattr(self, "ref_model", None) is not None:
-            use_fused_head(self.ref_model, mode=fused_head, **settings)
-            share_prefix(self.ref_model, **sharing)
+        if reference is not None:
+            share_prefix(reference, **sharing, **precision)
 
     def _fused_statistics(self) -> bool:
         """Return whether `statistics` serves this trainer's model: not where FSDP 2 holds its parameters in shards."""
