@@ -85,7 +85,7 @@ def install(model: Any, mode: str) -> None:
         if numbers is None:
             return before(*args, **kwargs)
         with prefilled(self, kwargs["input_ids"], kwargs["attention_mask"], numbers) as cache:
-            return before(**kwargs, past_key_values=cache)
+            return before(**kwargs, **as_argument(cache))
 
     model.generate = types.MethodType(generate, model)
 
@@ -149,6 +149,15 @@ def prefilled(model: Any, ids: Tensor, attention: Tensor, numbers: list[int]) ->
         yield cache
 
 
+def as_argument(cache: Any) -> dict[str, Any]:
+    """Return the cache under the name that this transformers gives it: `cache` since 5.24, before `past_key_values`."""
+    import transformers
+    from packaging.version import Version
+
+    renamed = Version(transformers.__version__) >= Version("5.24")
+    return {"cache" if renamed else "past_key_values": cache}
+
+
 @torch.no_grad()
 def prompt_cache(model: Any, ids: Tensor, attention: Tensor, numbers: list[int]) -> Any:
     """Return the cache of each prompt but for its last token."""
@@ -159,7 +168,7 @@ def prompt_cache(model: Any, ids: Tensor, attention: Tensor, numbers: list[int])
     positions = (attention.long().cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     given = {"input_ids": ids, "attention_mask": attention, "position_ids": positions}
-    model.base_model(**{name: x[:, :-1] for name, x in given.items()}, past_key_values=cache, use_cache=True)
+    model.base_model(**{name: x[:, :-1] for name, x in given.items()}, **as_argument(cache), use_cache=True)
     return cache
 
 
@@ -198,7 +207,7 @@ def disagreement(model: Any) -> str | None:
             found = []
             with prefilled(model, ids, attention, numbers) as cache:
                 for place in range(5, 9):
-                    given = {"input_ids": whole["input_ids"][:, place : place + 1], "past_key_values": cache}
+                    given = {"input_ids": whole["input_ids"][:, place : place + 1], **as_argument(cache)}
                     given |= {"position_ids": positions[:, place : place + 1], "use_cache": True}
                     seen = whole["attention_mask"][:, : place + 1]
                     found.append(model.base_model(**given, attention_mask=seen).last_hidden_state)
