@@ -9,7 +9,8 @@ import yaml
 
 from autotelic.cli import main as cli
 from autotelic.errors import UserError
-from autotelic.tasks import load_problems, model_names, model_path
+from autotelic.tasks import load_problems, model_path
+from autotelic.tasks.models import carried_names
 from autotelic.tasks.chain_sums import ChainSums, final_answer
 from autotelic.tasks.pretraining import IGNORED, PretrainRecipe, collate, load_recipe, parse_recipe, pretrain, save
 from autotelic.tasks.tokenizer import build_tokenizer
@@ -125,7 +126,7 @@ def test_the_command_writes_a_model_and_refuses_other_folders(tmp_path: Path, ca
     assert (tmp_path / "other" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", carried_names())
 def test_a_carried_model_is_small_able_and_unsure(name: str):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -142,7 +143,7 @@ def test_a_carried_model_is_small_able_and_unsure(name: str):
 
 def test_a_carried_model_says_which_recipe_made_it():
     recipes = {recipe.name: recipe for recipe in map(load_recipe, sorted(RECIPES.glob("pretrain_*.yaml")))}
-    assert sorted(recipes) == model_names()
+    assert sorted(recipes) == carried_names()
     for name, recipe in recipes.items():
         card = (model_path(name) / "README.md").read_text(encoding="utf-8")
         assert parse_recipe(yaml.safe_load(card.split("```yaml")[1].split("```")[0])) == recipe
