@@ -101,7 +101,7 @@ def test_what_is_no_gguf_file_gets_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"torn\.gguf"):
         models.gguf_folder(tmp_path / "torn.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match="autotelic.smollm"):
+    with pytest.raises(UserError, match=r"autotelic\[smollm\]"):
         models.gguf_folder(tmp_path / "torn.gguf")
 
 

@@ -10,8 +10,8 @@ import yaml
 from autotelic.cli import main as cli
 from autotelic.errors import UserError
 from autotelic.tasks import load_problems, model_path
-from autotelic.tasks.models import carried_names
 from autotelic.tasks.chain_sums import ChainSums, final_answer
+from autotelic.tasks.models import carried_names
 from autotelic.tasks.pretraining import IGNORED, PretrainRecipe, collate, load_recipe, parse_recipe, pretrain, save
 from autotelic.tasks.tokenizer import build_tokenizer
 

@@ -47,7 +47,7 @@ def gguf_folder(path: Path) -> Path:
                 convert(path, folder)
     except OSError as error:
         raise UserError(
-            f"cannot convert {path}: {error.strerror or error}; free the space, or set AUTOTELIC_CACHE to another folder"
+            f"cannot convert {path}: {error.strerror or error}; free the space, or set AUTOTELIC_CACHE"
         ) from error
     return folder
 
