@@ -138,7 +138,7 @@ def load(path: Path | None) -> tuple[Any, Any]:
 
 
 class Decoded:
-    """A model that generates through a logits processor, for `autotelic.evaluation`."""
+    """A model that generates through one more logits processor, for `autotelic.evaluation`."""
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
@@ -149,8 +149,8 @@ class Decoded:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
-    def generate(self, **kwargs: Any) -> Any:
-        return self.model.generate(**kwargs, logits_processor=[self.processor])
+    def generate(self, *, logits_processor: Any = (), **kwargs: Any) -> Any:
+        return self.model.generate(**kwargs, logits_processor=[*logits_processor, self.processor])
 
 
 def measure(path: Path | None, seed: int, decoding: str | None, arm: str) -> dict[str, Any]:
@@ -180,12 +180,12 @@ def measure(path: Path | None, seed: int, decoding: str | None, arm: str) -> dic
 def skewness(model: Any, tokenizer: Any) -> float:
     """Skewness of the raw logits, teacher-forced on text of the base model that is the same for all."""
     from autotelic.diagnostics.logit_shift import LogitStatistics, response_logits
-    from autotelic.evaluation import sample_responses
+    from autotelic.lm.sampling import sample
     from autotelic.tasks import load_problems
 
     prompts = [row["prompt"] for row in load_problems("chain_sums:test", limit=40)]
     base, _ = load(None)
-    texts = sample_responses(base, tokenizer, prompts, temperature=1.0, max_new_tokens=LENGTH, entropy=False).texts
+    texts = sample(base, tokenizer, prompts, max_new_tokens=LENGTH, statistics=()).texts
     statistics = LogitStatistics(num_ranks=1)
     pairs = [(tokenizer(p)["input_ids"], tokenizer(t)["input_ids"]) for p, t in zip(prompts, texts, strict=True)]
     for logits in response_logits(model, pairs):

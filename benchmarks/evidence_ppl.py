@@ -68,12 +68,12 @@ def is_right(response: str, answer: str) -> bool:
 
 def answer_all(models: dict[str, Any], tokenizer: Any, prompts: list[tuple[str, str]], seed: int) -> list[Any]:
     """Sample one response for each (policy, text); the text may be a prompt with the beginning of a response."""
-    from autotelic.evaluation import sample_responses
+    from autotelic.lm.sampling import sample
 
     texts: list[Any] = [None] * len(prompts)
     for name, settings in BEHAVIORS.items():
         own = [i for i, (policy, _) in enumerate(prompts) if policy == name]
-        sampled = sample_responses(
+        sampled = sample(
             models[name],
             tokenizer,
             [prompts[i][1] for i in own],
@@ -81,7 +81,7 @@ def answer_all(models: dict[str, Any], tokenizer: Any, prompts: list[tuple[str, 
             max_new_tokens=32,
             batch_size=512,
             seed=seed,
-            entropy=False,
+            statistics=(),
         )
         for i, text, length in zip(own, sampled.texts, sampled.num_tokens, strict=True):
             texts[i] = text if length < 32 else None  # cut at the limit: it has no end token

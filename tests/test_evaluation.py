@@ -16,12 +16,9 @@ from autotelic.evaluation import (
     bootstrap,
     evaluate_model,
     evaluate_samples,
-    left_padded,
     majority_at_k,
     mean_at_k,
     pass_at_k,
-    response_mask,
-    sample_responses,
     temperature_sweep,
 )
 
@@ -179,47 +176,12 @@ def test_model_evaluation_is_reproducible_and_leaves_the_random_state(tiny):
     )
 
 
-def test_entropy_agrees_with_a_plain_loop_without_padding(tiny, monkeypatch):
-    """Every response is run alone, unpadded, and its entropies summed up to the first end token."""
-    model, tokenizer = tiny
-    monkeypatch.setattr("autotelic.evaluation.MAX_LOGIT_ELEMENTS", 1)
-    prompts = [row["prompt"] for row in PROBLEMS for _ in range(3)]
-    got = sample_responses(model, tokenizer, prompts, temperature=1.3, max_new_tokens=8, seed=1)
-    model.eval()
-    for prompt, text, count, total in zip(prompts, got.texts, got.num_tokens, got.entropy_sum, strict=True):
-        start = tokenizer(prompt)["input_ids"]
-        ids = [*start, *tokenizer(text)["input_ids"]] if text else list(start)
-        if len(ids) - len(start) < count:
-            ids.append(0)  # the end token is not part of the text
-        assert len(ids) - len(start) == count
-        with torch.no_grad():
-            logits = model(torch.tensor([ids])).logits[0, len(start) - 1 : -1].double()
-        p = logits.softmax(-1)
-        assert total == pytest.approx(float(-(p * p.log()).sum()), rel=1e-4)
-
-
-def test_greedy_does_not_depend_on_batching(tiny):
-    model, tokenizer = tiny
-    prompts = [row["prompt"] for row in PROBLEMS]
-    together = sample_responses(model, tokenizer, prompts, temperature=0, max_new_tokens=6)
-    alone = sample_responses(model, tokenizer, prompts, temperature=0, max_new_tokens=6, batch_size=1)
-    assert together.texts == alone.texts
-    assert together.entropy_sum == pytest.approx(alone.entropy_sum, rel=1e-4)
-
-
 def test_temperature_sweep_decodes_greedily_once(tiny):
     model, tokenizer = tiny
     sweep = temperature_sweep(model, tokenizer, PROBLEMS, [0.5, 2], k=2, max_new_tokens=4)
     assert list(sweep) == [0.5, 2.0]
     assert "greedy" in sweep[0.5].metrics
     assert "greedy" not in sweep[2.0].metrics
-
-
-def test_mask_and_padding_by_hand(tiny):
-    assert response_mask(torch.tensor([[5, 1, 7, 1], [5, 6, 7, 8]]), [1, 9]).tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-    ids, attention = left_padded(["1", "1+2"], tiny[1])
-    assert attention.tolist() == [[0, 0, 1], [1, 1, 1]]
-    assert ids[0, 2] == ids[1, 0]
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"k": 0}, {"top_p": 0.0}, {"max_new_tokens": 0}])

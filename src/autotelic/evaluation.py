@@ -24,7 +24,6 @@ from autotelic.errors import UserError
 
 NUM_RESAMPLES = 2000
 MAX_RESAMPLE_ELEMENTS = 4_000_000  # indices held at once by the bootstrap: 32 MB
-MAX_LOGIT_ELEMENTS = 64_000_000  # logits held at once while entropy is measured: 256 MB in float32
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ def evaluate_model(
     batch_size: int = 256,
     seed: int = 0,
     greedy: bool = True,
-    chat: bool | None = None,
+    chat: str | bool = "auto",
 ) -> Evaluation:
     """Sample k responses of every problem, and one greedy response, and score them.
 
@@ -204,7 +203,7 @@ def evaluate_model(
         batch_size: sequences generated at once.
         seed: of the sampling and of the bootstrap.
         greedy: also decode greedily once.
-        chat: apply the chat template to text prompts; None: only to lists of messages.
+        chat: auto, on or off: whether text prompts go through the chat template (`autotelic.lm.chat`).
     """
     if k < 1 or temperature <= 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or batch_size < 1:
         raise UserError(
@@ -212,33 +211,17 @@ def evaluate_model(
             f"got {k}, {max_new_tokens}, {batch_size}, {temperature} and {top_p}"
         )
     answers = labels_of(problems)
-    prompts = [prompt_text(row["prompt"], tokenizer, chat) for row in problems]
-    sampled = sample_responses(
-        model,
-        tokenizer,
-        [prompt for prompt in prompts for _ in range(k)],
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    decoded = None
-    if greedy:
-        decoded = sample_responses(
-            model,
-            tokenizer,
-            prompts,
-            temperature=0,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
-            entropy=False,
-        )
+    from autotelic.lm.chat import prompt_texts
+    from autotelic.lm.sampling import sample
+
+    prompts = prompt_texts([row["prompt"] for row in problems], tokenizer, chat)
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
+    sampled = sample(model, tokenizer, prompts, k=k, temperature=temperature, top_p=top_p, **options)
+    decoded = sample(model, tokenizer, prompts, temperature=0, statistics=(), **options) if greedy else None
+    tokens, entropy = sampled.num_tokens, sampled.entropy_sum
     samples = []
     for p, row in enumerate(problems):
         own = slice(p * k, (p + 1) * k)
-        tokens = int(sampled.num_tokens[own].sum())
         samples.append(
             score_prompt(
                 row,
@@ -246,8 +229,8 @@ def evaluate_model(
                 sampled.texts[own],
                 index=p,
                 greedy=decoded.texts[p] if decoded else None,
-                entropy=float(sampled.entropy_sum[own].sum() / tokens),
-                num_tokens=tokens,
+                entropy=float(entropy[own].sum() / tokens[own].sum()),
+                num_tokens=int(tokens[own].sum()),
             )
         )
     settings = {"k": k, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
@@ -352,155 +335,3 @@ def summarize(
         metrics["length"] = bootstrap(tokens / correct.shape[1], seed=seed)
     metrics["parsed"] = bootstrap((clusters >= 0).mean(axis=1), seed=seed)
     return Evaluation(metrics, tuple(samples), dict(settings), tuple(warnings))
-
-
-@dataclass(frozen=True)
-class Responses:
-    """Generated texts with their token counts and summed token entropies (nats)."""
-
-    texts: list[str]
-    num_tokens: np.ndarray
-    entropy_sum: np.ndarray
-
-
-def prompt_text(prompt: Any, tokenizer: Any, chat: bool | None = None) -> str:
-    """Return the text to continue: the prompt itself, or its messages through the chat template."""
-    if isinstance(prompt, str) and not chat:
-        return prompt
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            "the prompt is a conversation but the tokenizer has no chat template; give plain text prompts or set one"
-        )
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def sample_responses(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    *,
-    temperature: float | int,
-    max_new_tokens: int,
-    top_p: float | int = 1.0,
-    batch_size: int = 256,
-    seed: int = 0,
-    entropy: bool = True,
-) -> Responses:
-    """Continue every prompt once (temperature 0: greedily), with left padding, longest prompts first.
-
-    Args:
-        model: a causal language model of transformers; its training mode is restored.
-        tokenizer: its tokenizer.
-        prompts: texts, repeated where several samples are wanted.
-        temperature: of the sampling; 0 decodes greedily.
-        max_new_tokens: longest response.
-        top_p: nucleus of the sampling.
-        batch_size: sequences at once.
-        seed: of the sampling.
-        entropy: also measure the token entropies, by one forward pass over what was generated.
-    """
-    import torch
-
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    texts: list[str] = [""] * len(prompts)
-    num_tokens, entropy_sum = np.zeros(len(prompts)), np.zeros(len(prompts))
-    config = generation_config(model, tokenizer, temperature, top_p, max_new_tokens)
-    device = model.device
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-            torch.manual_seed(seed)
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                ids, attention = left_padded([prompts[i] for i in rows], tokenizer)
-                ids, attention = ids.to(device), attention.to(device)
-                output = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
-                completion = output[:, ids.shape[1] :]
-                mask = response_mask(completion, config.eos_token_id)
-                if entropy:
-                    attention = torch.cat([attention, mask.to(attention.dtype)], dim=1)
-                    entropy_sum[rows] = summed_entropy(model, output, attention, mask).cpu().numpy()
-                num_tokens[rows] = mask.sum(-1).cpu().numpy()
-                for i, tokens, kept in zip(rows, completion.tolist(), mask.sum(-1).tolist(), strict=True):
-                    texts[i] = tokenizer.decode(
-                        tokens[:kept], skip_special_tokens=True, clean_up_tokenization_spaces=False
-                    )
-    finally:
-        model.train(was_training)
-    return Responses(texts, num_tokens, entropy_sum)
-
-
-def generation_config(model: Any, tokenizer: Any, temperature: float | int, top_p: float | int, length: int) -> Any:
-    """Return transformers' settings for plain sampling: nothing else (top-k, penalties) shapes the distribution."""
-    from transformers import GenerationConfig
-
-    eos = model.generation_config.eos_token_id
-    eos = tokenizer.eos_token_id if eos is None else eos
-    pad = tokenizer.pad_token_id
-    pad = pad if pad is not None else (eos[0] if isinstance(eos, list) else eos)
-    sampling: dict[str, Any] = {"do_sample": False, "top_k": 50}  # the value that transformers takes as "not set"
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
-    return GenerationConfig(
-        max_new_tokens=length, eos_token_id=eos, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id, **sampling
-    )
-
-
-def left_padded(prompts: Sequence[str], tokenizer: Any) -> tuple[Any, Any]:
-    """Return token ids and attention mask `(B, T)`, padded on the left whatever the tokenizer's own side is."""
-    import torch
-
-    encoded = [
-        tokenizer(prompt, add_special_tokens=not starts_with_special(prompt, tokenizer))["input_ids"]
-        for prompt in prompts
-    ]
-    width = max(1, max(len(row) for row in encoded))
-    ids = torch.full((len(encoded), width), tokenizer.pad_token_id or 0, dtype=torch.long)
-    attention = torch.zeros_like(ids)
-    for i, row in enumerate(encoded):
-        if not row:
-            raise UserError("a prompt is empty: it has no token to continue from")
-        ids[i, width - len(row) :] = torch.tensor(row)
-        attention[i, width - len(row) :] = 1
-    return ids, attention
-
-
-def starts_with_special(prompt: str, tokenizer: Any) -> bool:
-    """Tell whether the text already begins with the begin token, as a chat template's output does."""
-    return bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
-
-
-def response_mask(completion: Any, eos: int | list[int] | None) -> Any:
-    """Return True on the tokens up to and including the first end token, `(B, T)`."""
-    import torch
-
-    if eos is None:
-        return torch.ones_like(completion, dtype=torch.bool)
-    ends = torch.isin(completion, torch.as_tensor(eos, device=completion.device))
-    return (ends.cumsum(-1) - ends.long()) == 0
-
-
-def summed_entropy(model: Any, ids: Any, attention: Any, mask: Any) -> Any:
-    """Return the sum of each response's token entropies at temperature 1, `(B,)`, in nats; few rows at once."""
-    import torch
-
-    from autotelic.functional import token_entropy
-
-    length = mask.shape[1]
-    vocabulary = model.config.get_text_config().vocab_size
-    rows = max(1, MAX_LOGIT_ELEMENTS // ((length + 1) * vocabulary))
-    sums = []
-    for start in range(0, len(ids), rows):
-        part = slice(start, start + rows)
-        positions = (attention[part].cumsum(-1) - 1).clamp(min=0)
-        logits = model(
-            input_ids=ids[part],
-            attention_mask=attention[part],
-            position_ids=positions,
-            logits_to_keep=length + 1,
-            use_cache=False,
-        ).logits[:, :-1]
-        sums.append((token_entropy(logits) * mask[part]).sum(-1))
-    return torch.cat(sums)

@@ -14,8 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autotelic.cli.options import add_batch_size, add_output, add_sampling, read_samples, say, say_written
-from autotelic.errors import UserError, closest
+from autotelic.cli.options import (
+    add_batch_size,
+    add_chat,
+    add_output,
+    add_sampling,
+    read_samples,
+    say,
+    say_chat,
+    say_written,
+)
+from autotelic.errors import UserError
 
 DEFAULT_PROBLEMS = "chain_sums:test"
 
@@ -35,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the sampling; several make a sweep (default: 1.0)",
     )
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of the sampling (default: %(default)s)")
-    parser.add_argument("--chat", action="store_true", help="put prompts through the model's chat template")
+    add_chat(parser)
     parser.add_argument("--no-greedy", action="store_true", help="do not decode greedily")
     add_output(parser, out="also write the figures and every response to this JSON file")
 
@@ -65,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
     """Return one evaluation per temperature; a file of samples has one, under the key "samples"."""
     from autotelic.evaluation import evaluate_samples, temperature_sweep
+    from autotelic.lm.load import load_model
 
     path = Path(args.source)
     if path.is_file():
@@ -72,8 +82,9 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
             raise UserError("--problems is for a model: a file of samples brings its own prompts and answers")
         return {"samples": evaluate_samples(read_samples(path, answers=True, least=1), seed=args.seed)}
     problems = read_problems(args)
-    model, tokenizer = load_model(args.source)
+    model, tokenizer = load_model(args.source, device="auto")
     say(args, f"{len(problems)} problems x {args.k} samples ...")
+    say_chat(args, [row["prompt"] for row in problems], tokenizer)
     return dict(
         temperature_sweep(
             model,
@@ -86,7 +97,7 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
             batch_size=args.batch_size,
             seed=args.seed,
             greedy=not args.no_greedy,
-            chat=True if args.chat else None,
+            chat=args.chat,
         )
     )
 
@@ -98,34 +109,6 @@ def read_problems(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.limit < 1:
         raise UserError(f"--limit must be at least 1, got {args.limit}")
     return load_problems(args.problems or DEFAULT_PROBLEMS, limit=args.limit, seed=args.seed, require_answer=True)
-
-
-def load_model(name: str) -> tuple[Any, Any]:
-    """Return model and tokenizer: a folder, a carried name, or a name OWNER/NAME of the hub."""
-    from autotelic.tasks import model_names, model_path
-
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} has no config.json: it is not a model folder")
-    elif name in model_names():
-        path = model_path(name)
-    elif name.count("/") != 1 or path.suffix in {".jsonl", ".json"}:
-        carried = ", ".join(model_names()) or "none"
-        hint = closest(name, model_names())
-        raise UserError(f"{name!r} is neither a file, a model folder nor a carried model ({carried}){hint}")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    where = name if not path.exists() else str(path)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True)  # a pickle runs what its author wrote
-        return model, AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
-        raise UserError(f"cannot load the model {where}: {reason}") from None
 
 
 def table(result: Any, temperature: float | None = None) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autotelic.cli.options import add_output, add_sampling, say, say_written
+from autotelic.cli.options import add_chat, add_output, add_sampling, say, say_chat, say_written
 from autotelic.errors import UserError
 
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", default="chain_sums:test", help="a data set or a file (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=50, help="at most this many prompts (default: %(default)s)")
     add_sampling(parser, k=4)
+    add_chat(parser)
     parser.add_argument("--temperature", type=float, default=1.0, help="of the text; 0: greedy (default: %(default)s)")
     parser.add_argument("--bin-width", type=float, default=0.25, help="of the histograms (default: %(default)s)")
     parser.add_argument("--compat", choices=("none", "official"), default="none", help="official: the published plot")
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return {"settings", "models": {name: statistics}}."""
-    from autotelic.cli.eval import load_model
     from autotelic.diagnostics.logit_shift import OFFICIAL, RAW, logit_shift
+    from autotelic.lm.load import load_model
     from autotelic.tasks import load_problems
 
     if len(set(args.models)) < len(args.models):
@@ -66,7 +67,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     official = args.compat == "official"
     prompts = [row["prompt"] for row in load_problems(args.prompts, limit=args.limit, seed=args.seed)]
     given = None if official else given_responses(args)
-    base, tokenizer = load_model(args.models[0])
+    base, tokenizer = load_model(args.models[0], device="auto")
+    say_chat(args, prompts, tokenizer)
     say(
         args, f"{len(prompts)} prompts, text of {'each model' if official else 'the file' if given else args.models[0]}"
     )
@@ -128,20 +130,24 @@ def given_sequences(pairs: list[tuple[str, str]], tokenizer: Any) -> list[tuple[
 
 def sample(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namespace) -> list:
     """Return the text that a model writes, as token ids."""
-    from autotelic.evaluation import sample_responses
+    from autotelic.lm.chat import prompt_texts
+    from autotelic.lm.sampling import encode
+    from autotelic.lm.sampling import sample as sampled
 
+    texts = prompt_texts(prompts, tokenizer, args.chat)
     k = args.k if args.temperature > 0 else 1
-    repeated = [prompt for prompt in prompts for _ in range(k)]
-    found = sample_responses(
+    found = sampled(
         model,
         tokenizer,
-        repeated,
+        texts,
+        k=k,
         temperature=args.temperature,
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
-        entropy=False,
+        statistics=(),
     )
-    return given_sequences(list(zip(repeated, found.texts, strict=True)), tokenizer)
+    asked = [encode(text, tokenizer) for text in texts for _ in range(k)]
+    return list(zip(asked, found.without_end(), strict=True))
 
 
 def table(result: Mapping[str, Any]) -> str:

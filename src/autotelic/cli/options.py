@@ -30,6 +30,18 @@ def add_sampling(parser: argparse.ArgumentParser, *, k: int, k_help: str = "samp
     parser.add_argument("--seed", type=int, default=0, help="of sampling and bootstrap (default: %(default)s)")
 
 
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    """Declare whether text prompts go through the model's chat template."""
+    parser.add_argument(
+        "--chat",
+        nargs="?",
+        choices=("auto", "on", "off"),
+        const="on",
+        default="auto",
+        help="chat template of the model; auto: where it has one and the prompts are plain questions (default)",
+    )
+
+
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
     """Declare how many sequences are generated at once."""
     parser.add_argument("--batch-size", type=int, default=256, help="sequences at once (default: %(default)s)")
@@ -39,6 +51,15 @@ def say(args: argparse.Namespace, text: str) -> None:
     """Print progress or a remark to stderr, where it is wanted."""
     if not args.quiet:
         print(text, file=sys.stderr, flush=True)
+
+
+def say_chat(args: argparse.Namespace, prompts: Sequence[Any], tokenizer: Any) -> None:
+    """Say once whether the prompts go through the chat template."""
+    from autotelic.lm.chat import chat_note
+
+    note = chat_note(prompts, tokenizer, args.chat)
+    if note:
+        say(args, note)
 
 
 def say_written(args: argparse.Namespace, *paths: Path | None) -> None:

@@ -19,7 +19,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotelic.cli.options import add_batch_size, add_output, add_sampling, read_samples, say, say_written
+from autotelic.cli.options import (
+    add_batch_size,
+    add_chat,
+    add_output,
+    add_sampling,
+    read_samples,
+    say,
+    say_chat,
+    say_written,
+)
 from autotelic.errors import UserError
 
 COLUMNS = ("mean", "variance", "majority_share", "majority_variance", "semantic_entropy", "token_entropy", "agreement")
@@ -34,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="at most this many prompts")
     add_sampling(parser, k=16, k_help="samples of each prompt and temperature")
     add_batch_size(parser)
+    add_chat(parser)
     parser.add_argument(
         "--temperatures",
         type=float,
@@ -96,16 +106,19 @@ def read(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Sample every prompt of a data set k times at each temperature."""
-    from autotelic.cli.eval import load_model
-    from autotelic.evaluation import prompt_text, sample_responses
+    from autotelic.lm.chat import prompt_texts
+    from autotelic.lm.load import load_model
+    from autotelic.lm.sampling import sample
     from autotelic.tasks import load_problems
 
     columns = {"prompt": args.prompt_column}
     if args.answer_column != "answer":
         columns["answer"] = args.answer_column
     problems = load_problems(args.source, limit=args.limit, columns=columns)
-    model, tokenizer = load_model(args.model)
-    prompts = [prompt_text(row["prompt"], tokenizer) for row in problems]
+    model, tokenizer = load_model(args.model, device="auto")
+    asked = [row["prompt"] for row in problems]
+    say_chat(args, asked, tokenizer)
+    prompts = prompt_texts(asked, tokenizer, args.chat)
     rows: list[dict[str, Any]] = [
         {**row, "id": str(row.get("id", number)), "responses": [], "temperatures": []}
         for number, row in enumerate(problems)
@@ -113,15 +126,16 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     temperatures = list(dict.fromkeys(args.temperatures))
     for index, temperature in enumerate(temperatures):
         say(args, f"{len(rows)} prompts x {args.k} samples at temperature {temperature} ...")
-        found = sample_responses(
+        found = sample(
             model,
             tokenizer,
-            [prompt for prompt in prompts for _ in range(args.k)],
+            prompts,
+            k=args.k,
             temperature=temperature,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             seed=args.seed,
-            entropy=index == 0,
+            statistics=("entropy",) if index == 0 else (),
         )
         for p, row in enumerate(rows):
             own = slice(p * args.k, (p + 1) * args.k)

@@ -344,7 +344,7 @@ def build_probe(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     if not parse_rules(run_args.stop_rule):
         return None
     from autotelic.diagnostics.probing import make_probe
-    from autotelic.evaluation import prompt_text
+    from autotelic.lm.chat import prompt_text
     from autotelic.tasks import load_problems
 
     source = run_args.probe_dataset or run_args.dataset

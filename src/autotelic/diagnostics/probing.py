@@ -31,22 +31,23 @@ def make_probe(
         seed: of the sampling.
         measure_logits: also take token entropy and logit skewness, by one forward pass over the responses.
     """
-    from autotelic.evaluation import sample_responses
+    from autotelic.lm.sampling import encode, sample
 
     def probe(model: Any) -> ProbeStatistics:
-        found = sample_responses(
+        found = sample(
             model,
             tokenizer,
-            [prompt for prompt in prompts for _ in range(k)],
+            prompts,
+            k=k,
             temperature=temperature,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            entropy=False,
+            statistics=(),
         )
-        tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in found.texts]
+        tokens = found.without_end()
         entropy = skewness = None
         if measure_logits:
-            asked = [tokenizer(prompt)["input_ids"] for prompt in prompts for _ in range(k)]
+            asked = [encode(prompt, tokenizer) for prompt in prompts for _ in range(k)]
             entropy, skewness = entropy_and_skewness(model, list(zip(asked, tokens, strict=True)))
         groups = range(0, len(found.texts), k)
         return statistics_of(
@@ -93,7 +94,8 @@ def make_follower(
         max_new_tokens: longest response.
         seed: of the sampling.
     """
-    from autotelic.evaluation import generation_config, prompt_text
+    from autotelic.lm.chat import prompt_text
+    from autotelic.lm.sampling import sample
 
     if not 1 <= len(rows) <= MAX_FOLLOWED_PROMPTS or not 1 <= k <= MAX_FOLLOWED_RESPONSES:
         raise UserError(
@@ -103,22 +105,29 @@ def make_follower(
     texts = [prompt_text(row["prompt"], tokenizer) for row in rows]
 
     def follow(model: Any) -> list[dict[str, Any]]:
-        import torch
-
-        config = generation_config(model, tokenizer, temperature, 1.0, max_new_tokens)
-        repeated = [text for text in texts for _ in range(k)]
-        responses: list[dict[str, Any]] = []
-        cuda = [model.device] if model.device.type == "cuda" else []
-        training = model.training
-        model.eval()
-        try:
-            with torch.random.fork_rng(devices=cuda), torch.no_grad():
-                torch.manual_seed(seed)
-                for start in range(0, len(repeated), ROWS_AT_ONCE):
-                    part = repeated[start : start + ROWS_AT_ONCE]
-                    responses += sampled_responses(model, tokenizer, part, config, temperature)
-        finally:
-            model.train(training)
+        found = sample(
+            model,
+            tokenizer,
+            texts,
+            k=k,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            batch_size=ROWS_AT_ONCE,
+            seed=seed,
+            statistics=("entropy", "surprisal"),
+            statistics_temperature=temperature,
+        )
+        responses = [
+            {
+                "text": text,
+                "tokens": [tokenizer.decode([token]) for token in ids],
+                "entropy": [round(float(value), 4) for value in entropies],
+                "surprisal": [round(float(value), 4) for value in surprisals],
+            }
+            for text, ids, entropies, surprisals in zip(
+                found.texts, found.tokens, found.entropy or (), found.surprisal or (), strict=True
+            )
+        ]
         return [
             {
                 "prompt_id": str(row.get("id", i)),
@@ -129,40 +138,6 @@ def make_follower(
         ]
 
     return follow
-
-
-def sampled_responses(
-    model: Any, tokenizer: Any, prompts: Sequence[str], config: Any, temperature: float | int
-) -> list[dict[str, Any]]:
-    """Continue every prompt once; return text, tokens, and each token's entropy and surprisal in nats."""
-    import torch
-
-    from autotelic.evaluation import left_padded, response_mask
-    from autotelic.functional import surprisal, token_entropy
-
-    ids, attention = (x.to(model.device) for x in left_padded(prompts, tokenizer))
-    output = model.generate(input_ids=ids, attention_mask=attention, generation_config=config)
-    completion = output[:, ids.shape[1] :]
-    mask = response_mask(completion, config.eos_token_id)
-    attention = torch.cat([attention, mask.to(attention.dtype)], dim=1)
-    positions = (attention.cumsum(-1) - 1).clamp(min=0)
-    keep = completion.shape[1] + 1
-    logits = model(
-        input_ids=output, attention_mask=attention, position_ids=positions, logits_to_keep=keep, use_cache=False
-    ).logits[:, :-1]
-    entropies, surprisals = token_entropy(logits, temperature), surprisal(logits, completion, temperature)
-    responses = []
-    for row, kept in enumerate(mask):
-        token_ids = completion[row][kept].tolist()
-        responses.append(
-            {
-                "text": tokenizer.decode(token_ids, skip_special_tokens=True),
-                "tokens": [tokenizer.decode([token]) for token in token_ids],
-                "entropy": [round(float(value), 4) for value in entropies[row][kept]],
-                "surprisal": [round(float(value), 4) for value in surprisals[row][kept]],
-            }
-        )
-    return responses
 
 
 def clustered(responses: list[dict[str, Any]]) -> list[dict[str, Any]]:
