@@ -215,7 +215,7 @@ def evaluate_model(
     from autotelic.lm.sampling import sample
 
     prompts = prompt_texts([row["prompt"] for row in problems], tokenizer, chat)
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
     sampled = sample(model, tokenizer, prompts, k=k, temperature=temperature, top_p=top_p, **options)
     decoded = sample(model, tokenizer, prompts, temperature=0, statistics=(), **options) if greedy else None
     tokens, entropy = sampled.num_tokens, sampled.entropy_sum

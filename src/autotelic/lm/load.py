@@ -76,7 +76,7 @@ def load_model(
             f"cannot load the model {str(name)!r}: {reason} (carried models: {', '.join(model_names())})"
         ) from error
     if device is not None:
-        model = model.to(("cuda" if gpu else "cpu") if device == "auto" else device)
+        model.to(("cuda" if gpu else "cpu") if device == "auto" else device)  # pyright: ignore[reportArgumentType]
     return model, tokenizer
 
 
