@@ -37,7 +37,7 @@ def rows_of(path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_writes_a_run_that_the_report_reads(folder, tmp_path, method):
-    from autotelic.report.load import load_run
+    from autotelic.report.run_folders import load_run
 
     result = train(replace(FAST, method=method), folder, tmp_path / "run")
     run = load_run(tmp_path / "run")

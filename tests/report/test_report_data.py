@@ -11,8 +11,8 @@ from autotelic.functional.entropy_law import fit_entropy_law
 from autotelic.report import data
 from autotelic.report import rollout_viewer as rollouts
 from autotelic.report.law_panel import laws
-from autotelic.report.load import find_runs, load_run
 from autotelic.report.page import build_payload
+from autotelic.report.run_folders import find_runs, load_run
 
 
 def grouped(*folders):

@@ -9,8 +9,8 @@ import synthetic_runs
 
 from autotelic.errors import UserError
 from autotelic.report import data, pictures
-from autotelic.report.load import find_json, find_runs, load_run
 from autotelic.report.page import build_payload
+from autotelic.report.run_folders import find_json, find_runs, load_run
 
 
 def write_run(folder, *, temperature, seed=0, rows=(), evaluation=None, method="one_shot_em"):

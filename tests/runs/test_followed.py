@@ -131,7 +131,7 @@ def test_the_command_follows_its_first_prompts(tmp_path, make_model, tokenizer):
 
 
 def test_overwriting_a_run_leaves_nothing_that_the_report_would_take_for_its_own(tmp_path):
-    from autotelic.report.load import RUN_FILES
+    from autotelic.report.run_folders import RUN_FILES
     from autotelic.trl.arguments import RunArguments
     from autotelic.trl.build import prepare_folder
 

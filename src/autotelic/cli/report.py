@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def fingerprint(runs: list[Path]) -> tuple[tuple[str, int, int], ...]:
     """Return size and time of every file that the page is made of."""
-    from autotelic.report.load import BELOW, RUN_FILES
+    from autotelic.report.run_folders import BELOW, RUN_FILES
 
     found = []
     for folder in runs:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from autotelic.report.load import Run
 from autotelic.report.methods import settings_of, style_of, styles
+from autotelic.report.run_folders import Run
 from autotelic.runs.logs import as_number
 
 MAX_POINTS = 500

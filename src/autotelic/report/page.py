@@ -16,8 +16,8 @@ from typing import Any
 from autotelic.errors import UserError
 from autotelic.report import data, pictures
 from autotelic.report import law_panel as law
-from autotelic.report.load import Run, find_json, find_runs, load_run
 from autotelic.report.rollout_viewer import rollouts
+from autotelic.report.run_folders import Run, find_json, find_runs, load_run
 from autotelic.runs.files import write_output
 
 PACKAGES = ("autotelic", "torch", "transformers", "trl")

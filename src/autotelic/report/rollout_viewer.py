@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autotelic.report.data import Group, short
-from autotelic.report.load import RolloutRow, Run, read_rollout
+from autotelic.report.run_folders import RolloutRow, Run, read_rollout
 
 MAX_RUNS = 12
 MAX_PROMPTS = 12
