@@ -36,7 +36,7 @@ def make_update(pairs: int, ppl: bool) -> Any:
         mean, log_std = network(observations).chunk(2, -1)
         logprobs = F.tanh_gaussian_logprob(pre_tanh, mean, log_std)
         if ppl:
-            weights = F.lookahead_weights(mask, 0.99, average=True)
+            weights = F.lookahead_weights(mask, 0.99)
             kl = F.tanh_gaussian_kl(label_mean, label_log_std, mean, log_std)
             loss = F.ppl_loss(*F.ppl_score(logprobs, kl, weights, mask).chunk(2), label, 0.5, 0.1).mean()
         else:

@@ -51,7 +51,7 @@ def ragged(n, s, seed=0):
     return torch.arange(s) < lengths[:, None]
 
 
-def slow_windows(d, mask, gamma, horizon, start, average, end=None, holes="cut"):
+def slow_windows(d, mask, gamma, horizon, start, weights, end=None, holes="cut"):
     """W_t by loops over steps and lags, stopping at padding, holes and episode ends."""
     out = np.zeros(d.shape)
     for n, row in enumerate(d):
@@ -66,7 +66,7 @@ def slow_windows(d, mask, gamma, horizon, start, average, end=None, holes="cut")
                 if lag >= start:
                     terms.append(gamma**lag * row[steps[i + lag]])
             if mask[n, t] and terms and horizon != 0:
-                out[n, t] = sum(terms) / (len(terms) if average else 1)
+                out[n, t] = sum(terms) / (len(terms) if weights == "mean" else 1)
     return out
 
 
@@ -75,7 +75,7 @@ windows = {
     "gamma": st.sampled_from([1.0, 0.9, 0.5]),
     "horizon": st.sampled_from([None, 0, 1, 2, 50]),
     "start": st.sampled_from([0, 1]),
-    "average": st.booleans(),
+    "weights": st.sampled_from(["regret", "mean"]),
     "holes": st.sampled_from(["cut", "skip"]),
     "with_end": st.booleans(),
 }
@@ -83,28 +83,50 @@ windows = {
 
 @settings(max_examples=80, deadline=None)
 @given(**windows)
-def test_windows_match_the_oracle_and_their_weights(seed, gamma, horizon, start, average, holes, with_end):
+def test_windows_match_the_oracle_and_their_weights(seed, gamma, horizon, start, weights, holes, with_end):
     generator = np.random.default_rng(seed)
     shape = (3, int(generator.integers(1, 8)))
     d, mask = generator.standard_normal(shape), generator.random(shape) < 0.8
     end = generator.random(shape) < 0.2 if with_end else None
     tensors = {"episode_end": None if end is None else torch.tensor(end), "holes": holes}
-    args = (torch.tensor(mask), gamma, horizon, start, average)
-    expected = slow_windows(d, mask, gamma, horizon, start, average, end, holes)
+    args = (torch.tensor(mask), gamma, horizon, start, weights)
+    expected = slow_windows(d, mask, gamma, horizon, start, weights, end, holes)
     np.testing.assert_allclose(lookahead_sum(torch.tensor(d), *args, **tensors), expected, atol=1e-12)
-    weights = lookahead_weights(*args, **tensors, dtype=F64).numpy()
-    np.testing.assert_allclose((weights * d).sum(-1), expected.sum(-1), atol=1e-12)
+    counts = lookahead_weights(*args, **tensors, dtype=F64).numpy()
+    np.testing.assert_allclose((counts * d).sum(-1), expected.sum(-1), atol=1e-12)
 
 
 def test_windows_by_hand():
-    """d = (1, 2, 4), gamma 1/2: W = (2/2 + 4/4, 4/2, 0) = (2, 2, 0); averaged (1, 2, 0); L = 1: (1, 2, 0)."""
+    """d = (1, 2, 4), gamma 1/2: W = (2/2 + 4/4, 4/2, 0) = (2, 2, 0); mean (1, 2, 0); L = 1: (1, 2, 0)."""
     d, mask = torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(1, 3, dtype=torch.bool)
     assert lookahead_sum(d, mask, 0.5).tolist() == [[2.0, 2.0, 0.0]]
-    assert lookahead_sum(d, mask, 0.5, average=True).tolist() == [[1.0, 2.0, 0.0]]
+    assert lookahead_sum(d, mask, 0.5, weights="mean").tolist() == [[1.0, 2.0, 0.0]]
     assert lookahead_sum(d, mask, 0.5, horizon=1).tolist() == [[1.0, 2.0, 0.0]]
     assert lookahead_weights(mask).tolist() == [[0.0, 1.0, 2.0]]
     end = torch.tensor([[True, False, False]])
     assert lookahead_sum(d, mask, 0.5, episode_end=end).tolist() == [[0.0, 2.0, 0.0]]
+
+
+def test_weights_by_hand():
+    """Five steps, gamma 1/2, the first two are the segment.
+
+    regret: step l is the future of t = 0 and 1 as far as t < l: 0, 1/2, 1/4 + 1/2, 1/8 + 1/4, 1/16 + 1/8.
+    mean: t = 0 has four later steps, t = 1 three: 1/8, (1/4) / 4 + (1/2) / 3, ...
+    tail: after the segment gamma^l from its start: 1/4, 1/8, 1/16; two steps at most with L = 2.
+    """
+    mask, segment = torch.ones(1, 5, dtype=torch.bool), torch.tensor([[True, True, False, False, False]])
+
+    def weigh(kind, **window):
+        return lookahead_weights(mask, 0.5, weights=kind, score_mask=segment, dtype=F64, **window)[0].tolist()
+
+    assert weigh("regret") == [0, 0.5, 0.75, 0.375, 0.1875]
+    assert weigh("mean") == pytest.approx([0, 1 / 8, 1 / 16 + 1 / 6, 1 / 32 + 1 / 12, 1 / 64 + 1 / 24])
+    assert weigh("tail") == [0, 0, 0.25, 0.125, 0.0625]
+    assert weigh("tail", horizon=2) == [0, 0, 0.25, 0.125, 0]
+    end = torch.tensor([[False, False, True, False, False]])
+    assert weigh("tail", episode_end=end) == [0, 0, 0.25, 0, 0]
+    nothing_judged = torch.zeros(1, 5, dtype=torch.bool)
+    assert not lookahead_weights(mask, weights="tail", score_mask=nothing_judged).any()
 
 
 def test_observed_rollouts_reach_beyond_the_segment_and_in_segment_ones_do_not():
@@ -157,11 +179,11 @@ def test_no_lookahead_is_cpl_bit_for_bit(bias):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 99), gamma=st.sampled_from([1.0, 0.9]), average=st.booleans())
-def test_dirac_labels_are_step_weighted_cpl(seed, gamma, average):
+@given(seed=st.integers(0, 99), gamma=st.sampled_from([1.0, 0.9]), kind=st.sampled_from(["regret", "mean"]))
+def test_dirac_labels_are_step_weighted_cpl(seed, gamma, kind):
     """-KL becomes + log pi, so that the score is sum_t (1 + W_t) log pi_t with W the look-ahead weights."""
     logprobs, mask = draw(4, 7, seed=seed), ragged(4, 7, seed)
-    weights = lookahead_weights(mask, gamma, average=average, dtype=F64)
+    weights = lookahead_weights(mask, gamma, weights=kind, dtype=F64)
     step_weighted = cpl_score((1 + weights) * logprobs, mask)
     torch.testing.assert_close(ppl_score(logprobs, dirac_divergence(logprobs), weights, mask), step_weighted)
 
@@ -181,7 +203,7 @@ def test_language_form_is_dpo_without_lookahead():
 def test_language_form_in_repo_settings_is_repo(start):
     """Averaged window, mean over tokens, single-sample divergence; RePO_det is the Dirac label."""
     logprobs, mu, mask = draw(5, 8), draw(5, 8, seed=3), ragged(5, 8)
-    weights = lookahead_weights(mask, start=start, average=True, dtype=F64)
+    weights = lookahead_weights(mask, start=start, weights="mean", dtype=F64)
     repo = ppl_score(logprobs, single_sample_divergence(mu, logprobs), weights, mask, normalize="mean")
     torch.testing.assert_close(repo, repo_score(logprobs, mask, mu, start))
     det = ppl_score(logprobs, dirac_divergence(logprobs), weights, mask, normalize="mean")
@@ -197,7 +219,7 @@ def test_padding_order_and_micro_batches_change_nothing():
     logprobs, d, mask = draw(8, 5), draw(8, 5, seed=1), ragged(8, 5)
 
     def score(lp, div, m):
-        return ppl_score(lp, div, lookahead_weights(m, 0.9, average=True, dtype=F64), m)
+        return ppl_score(lp, div, lookahead_weights(m, 0.9, weights="mean", dtype=F64), m)
 
     plain = score(logprobs, d, mask)
     wide = [torch.cat([x, torch.full((8, 3), fill)], 1) for x, fill in ((logprobs, math.nan), (d, math.inf))]
@@ -322,7 +344,10 @@ def test_behavior_cloning_averages_over_real_steps():
         ({"horizon": -1}, "horizon"),
         ({"start": 2}, "start"),
         ({"coef": -1.0}, "coef"),
-        ({"future": "exact", "average": True}, "exact"),
+        ({"future": "exact", "weights": "mean"}, "exact"),
+        ({"future": "expected", "weights": "mean"}, "expected"),
+        ({"future": "expected", "divergence": "single_sample"}, "expected"),
+        ({"future": "in_segment", "weights": "tail"}, "tail"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings_, words):
@@ -330,11 +355,19 @@ def test_settings_that_mean_nothing_are_refused(settings_, words):
         Lookahead(**settings_)
 
 
-def test_observed_lookahead_warns_under_stochastic_dynamics_only():
+def test_a_misspelt_choice_is_named():
+    wrong = Lookahead()
+    object.__setattr__(wrong, "future", "obseved")  # the type check of the tests would refuse it first
+    with pytest.raises(UserError, match="did you mean 'observed'"):
+        wrong.__post_init__()
+
+
+def test_an_observed_future_warns_where_futures_are_random():
     with pytest.warns(BiasedLookaheadWarning, match="biased"):
-        Lookahead(future="observed").warn_if_biased(stochastic_dynamics=True)
+        Lookahead(future="observed").warn_if_biased(stochastic=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Lookahead(future="observed").warn_if_biased(stochastic_dynamics=False)
-        Lookahead(future="exact").warn_if_biased(stochastic_dynamics=True)
-        Lookahead(future="observed", horizon=0).warn_if_biased(stochastic_dynamics=True)
+        Lookahead(future="observed").warn_if_biased(stochastic=False)
+        Lookahead(future="expected").warn_if_biased(stochastic=True)
+        Lookahead(future="exact").warn_if_biased(stochastic=True)
+        Lookahead(future="observed", horizon=0).warn_if_biased(stochastic=True)

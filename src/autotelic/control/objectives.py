@@ -64,7 +64,7 @@ class PairData:
     def with_lookahead(self, lookahead: Lookahead) -> "PairData":
         """Cache the look-ahead's weights: they depend on the masks alone."""
         steps = self.valid if lookahead.future == "observed" else self.mask
-        window = (lookahead.gamma, lookahead.horizon, lookahead.start, lookahead.average)
+        window = (lookahead.gamma, lookahead.horizon, lookahead.start, lookahead.weights)
         return replace(self, weights=lookahead_weights(steps, *window, score_mask=self.mask))
 
     def take(self, pairs: Int[Tensor, " K"]) -> "PairData":

@@ -120,7 +120,7 @@ class TrainSettings:
             divergence="dirac" if method == "ppl_d" or self.labels == "deterministic" else "kl",
             gamma=self.gamma,
             horizon=self.lookahead_horizon or None,
-            average=self.average,
+            weights="mean" if self.average else "regret",
             coef=self.lookahead_coef,
             label_entropy="drop" if self.label_entropy == "drop" else "include",
         )

@@ -10,7 +10,9 @@ futures         needs                                      biased when
 ==============  =========================================  ======================================================
 ``none``        nothing (CPL)                              preferences follow regret and the label is not pi*
 ``exact``       the transition probabilities               never
-``observed``    the rollout beyond the segment's end       dynamics or label are random: the logistic loss needs
+``expected``    the behaviour: a regression on its data    with little data or few rollouts: the loss is not linear in
+                (control), fresh rollouts (language)       the look-ahead; the bias falls as they grow
+``observed``    the rollout beyond the segment's end       dynamics or the label's actions are random: the loss needs
                                                            the expectation, and one rollout is a noisy guess of it
 ``in_segment``  the segment alone                          as ``observed``, and futures beyond the segment count 0
 ==============  =========================================  ======================================================
@@ -23,31 +25,44 @@ divergence          needs                                            biased when
 ``dirac``           the taken action alone (PPL-d)                   the label is not deterministic
 ==================  ===============================================  =============================================
 
+==========  ==========================================================  ==============================================
+weights     of the divergence at step l, n steps in the segment         for a judge who
+==========  ==========================================================  ==============================================
+``regret``  sum_{t<l} gamma^(l-t), t over the segment                   sums the regret of every step (the paper)
+``mean``    the same with every step's sum divided by its terms         nobody: lower variance, no longer the regret
+``tail``    gamma^l after the segment, 0 inside it (t = 0 begins it)    counts the future once, from the segment's end
+==========  ==========================================================  ==============================================
+
 Reference: Policy-labeled Preference Learning, arXiv:2505.06273, Fig. 1 (the score).
-Deviations: gamma, the window's length and averaging are not given in the paper; they are arguments here.
+Deviations: gamma and the window's length are not given in the paper; they are arguments here. `mean` and `tail` are
+ours: the paper's score sums over every step of the segment (`regret`).
 """
 
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from autotelic.errors import UserError
+from autotelic.errors import UserError, closest
 
 Number = float | int
-Future = Literal["none", "exact", "observed", "in_segment"]
+Future = Literal["none", "exact", "expected", "observed", "in_segment"]
+Weights = Literal["regret", "mean", "tail"]
 Divergence = Literal["kl", "single_sample", "dirac"]
 LabelEntropy = Literal["include", "drop"]
 Holes = Literal["cut", "skip"]
 
 
+CHOICES = {"future": Future, "divergence": Divergence, "weights": Weights, "label_entropy": LabelEntropy}
+
+
 class BiasedLookaheadWarning(UserWarning):
-    """An observed look-ahead is used under stochastic dynamics: the fit converges to the wrong policy."""
+    """One observed future stands for the expectation over futures: the fit converges to the wrong policy."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class Lookahead:
         gamma: discount in (0, 1].
         horizon: largest lag, in steps; None is no limit, 0 is CPL.
         start: first lag: 1 as in the score, 0 as in RePO's live window.
-        average: divide each step's sum by its number of terms. Lower variance; no longer the regret of the identity.
+        weights: how often a later step counts: `regret`, `mean` or `tail`; see the module's docstring.
         coef: multiplier of the look-ahead, c_L in the notes.
         label_entropy: `include` keeps the label's entropy in the divergence: KL(mu || pi) = -H(mu) - E_mu log pi.
             `drop` keeps the cross-entropy alone. Both have the same gradient per score, but the entropy shifts the
@@ -72,26 +87,56 @@ class Lookahead:
     gamma: Number = 1.0
     horizon: int | None = None
     start: int = 1
-    average: bool = False
+    weights: Weights = "regret"
     coef: Number = 1.0
     label_entropy: LabelEntropy = "include"
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
+        for name, kind in CHOICES.items():
+            value, allowed = getattr(self, name), get_args(kind)
+            if value not in allowed:
+                raise UserError(f"unknown {name} {value!r}{closest(str(value), allowed)}; one of {', '.join(allowed)}")
         _check_window(self.gamma, self.horizon, self.start)
         if self.coef < 0:
             raise UserError(f"coef is {self.coef}: a negative look-ahead rewards bad behaviour. Use 0 (CPL) or more.")
-        if self.future == "exact" and (self.divergence != "kl" or self.start != 1 or self.average):
+        if self.future == "exact" and (self.divergence != "kl" or self.start != 1 or self.weights != "regret"):
             raise UserError(
-                "the exact look-ahead is a sum of KL from t + 1: use divergence='kl', start=1, average=False."
+                "the exact look-ahead is a sum of KL from t + 1: use divergence='kl', start=1, weights='regret'."
+            )
+        if self.future == "expected" and (self.divergence == "single_sample" or self.weights == "mean"):
+            raise UserError(
+                "future='expected' needs divergence 'kl' or 'dirac' and weights 'regret' or 'tail': a mean of windows "
+                "is no regret, and one sample of a divergence is no expectation."
+            )
+        if self.weights == "tail" and (self.start != 1 or self.future == "in_segment"):
+            raise UserError(
+                "weights='tail' counts the steps after the segment alone: use start=1, future='observed' or 'expected'."
             )
 
-    def warn_if_biased(self, stochastic_dynamics: bool) -> None:
-        """Warn when futures are observed although the same action may lead to different states."""
-        if stochastic_dynamics and self.future in ("observed", "in_segment") and self.horizon != 0 and self.coef > 0:
+    @property
+    def active(self) -> bool:
+        """Whether the score has a look-ahead at all."""
+        return self.future != "none" and self.coef > 0 and self.horizon != 0
+
+    @property
+    def reads_label(self) -> bool:
+        """Whether the divergence reads mu: the actions taken suffice for `dirac`, and without the label's entropy."""
+        single = self.divergence == "single_sample" and self.label_entropy == "include"
+        return self.active and (single or self.divergence == "kl")
+
+    def warn_if_biased(self, stochastic: bool) -> None:
+        """Warn when one observed future stands for an expectation.
+
+        Args:
+            stochastic: whether the dynamics or the label's actions are random; with either, the same action may be
+                followed by different futures. Sampled language models and Gaussian policies are.
+        """
+        if stochastic and self.future in ("observed", "in_segment") and self.active:
             warnings.warn(
-                f"look-ahead {self.future!r} under stochastic dynamics is biased, and more data does not help: the "
-                "logistic loss needs the expectation over futures. Use future='exact' where transitions are known.",
+                f"the look-ahead {self.future!r} is biased where dynamics or the label's actions are random, and more "
+                "data does not help: the logistic loss needs the expectation over futures. Use future='expected', or "
+                "'exact' where transitions are known.",
                 BiasedLookaheadWarning,
                 stacklevel=2,
             )
@@ -111,7 +156,7 @@ def lookahead_weights(
     gamma: Number = 1.0,
     horizon: int | None = None,
     start: int = 1,
-    average: bool = False,
+    weights: Weights = "regret",
     score_mask: Bool[Tensor, "N S"] | None = None,
     episode_end: Bool[Tensor, "N S"] | None = None,
     holes: Holes = "cut",
@@ -119,7 +164,9 @@ def lookahead_weights(
 ) -> Float[Tensor, "N S"]:
     """How often, discounted, the divergence at each step enters the segment's score.
 
-        w_l = sum_{t: start <= l - t <= L} gamma^(l - t) [/ m_t]
+        regret  w_l = sum_{t: start <= l - t <= L} gamma^(l - t), t over the scored steps
+        mean    the same, each t's term divided by m_t, the number of steps in its window
+        tail    w_l = gamma^(l - t_0) for the L steps after the last scored one, t_0 the first scored step
 
     so that `(w * d).sum(-1)` is the sum of all look-aheads of a segment. It depends on the mask only: cache it.
 
@@ -128,7 +175,7 @@ def lookahead_weights(
         gamma: discount in (0, 1].
         horizon: largest lag L, or None.
         start: first lag, 0 or 1.
-        average: divide by m_t, the number of terms in the window of step t.
+        weights: `regret`, `mean` or `tail`.
         score_mask: steps whose look-ahead counts: the segment, where `mask` spans the rollout beyond; default `mask`.
         episode_end: true on the last step of an episode: no window crosses it.
         holes: `cut` ends a window at a masked step; `skip` closes interior gaps (tool output between a model's tokens).
@@ -136,16 +183,27 @@ def lookahead_weights(
     """
     _check_window(gamma, horizon, start)
     runs, order = _runs(mask, episode_end, holes)
-    scored = mask if score_mask is None else mask & score_mask
-    lags = _lags(runs, horizon, start)
-    share = _take(scored, order).to(dtype)
-    if average:
+    scored = _take(mask if score_mask is None else mask & score_mask, order)
+    if weights == "tail":
+        return _put_back(_tail_weights(runs, scored, gamma, horizon).to(dtype), order)
+    lags, share = _lags(runs, horizon, start), scored.to(dtype)
+    if weights == "mean":
         share = share / _window_counts(runs, lags, dtype).clamp(min=1)
-    weights = torch.zeros_like(share)
+    total = torch.zeros_like(share)
     for lag in lags:
         width = runs.shape[1] - lag
-        weights[:, lag:] += gamma**lag * share[:, :width] * _same_run(runs, lag)
-    return _put_back(weights, order)
+        total[:, lag:] += gamma**lag * share[:, :width] * _same_run(runs, lag)
+    return _put_back(total, order)
+
+
+def _tail_weights(runs: Tensor, scored: Tensor, gamma: Number, horizon: int | None) -> Tensor:
+    column = torch.arange(runs.shape[1], device=runs.device)
+    first = scored.to(torch.uint8).argmax(-1, keepdim=True)
+    last = torch.where(scored, column, -1).amax(-1, keepdim=True)
+    after = (column > last) & (last >= 0) & (runs == runs.gather(-1, last.clamp(min=0)))
+    if horizon is not None:
+        after &= column <= last + horizon
+    return torch.where(after, torch.as_tensor(float(gamma), dtype=torch.float64) ** (column - first), 0.0)
 
 
 def lookahead_sum(
@@ -154,13 +212,14 @@ def lookahead_sum(
     gamma: Number = 1.0,
     horizon: int | None = None,
     start: int = 1,
-    average: bool = False,
+    weights: Literal["regret", "mean"] = "regret",
     episode_end: Bool[Tensor, "N S"] | None = None,
     holes: Holes = "cut",
 ) -> Float[Tensor, "N S"]:
     """The look-ahead of every step: W_t = sum_{l=start..L} gamma^l d_{t+l} [/ m_t]; 0 where the window is empty.
 
-    The arguments are those of `lookahead_weights`; values of `divergences` outside the mask are never read.
+    The arguments are those of `lookahead_weights` (`mean` divides by m_t); values of `divergences` outside the mask are
+    never read.
     """
     _check_window(gamma, horizon, start)
     runs, order = _runs(mask, episode_end, holes)
@@ -171,7 +230,7 @@ def lookahead_sum(
         width = runs.shape[1] - lag
         term = gamma**lag * values[:, lag:] * _same_run(runs, lag)
         total = total + torch.nn.functional.pad(term, (0, runs.shape[1] - width))
-    if average:
+    if weights == "mean":
         total = total / _window_counts(runs, lags, values.dtype).clamp(min=1)
     return _put_back(total, order)
 

@@ -150,7 +150,7 @@ def ppl_score(
 
         S(zeta; mu) = sum_t [ log pi(a_t|s_t) (- log pi_ref) - coef sum_{l>=1} gamma^l d_{t+l} ]
 
-    Over a response with `normalize="mean"` and averaged weights, this is the language form
+    Over a response with `normalize="mean"` and `mean` weights, this is the language form
     S(y; mu) = (1/T) sum_t [ log pi/pi_ref (y_t) - 1/(T-t) sum_{l>t} gamma^(l-t) d_l ].
 
     Reference: arXiv:2505.06273, Fig. 1. Deviations: the window is an argument; the paper does not state it.
@@ -210,7 +210,7 @@ def repo_step_score(
         start: 0 is the live window l >= t, 1 the one that is commented out there, l >= t + 1.
     """
     gap = -logprobs if label_logprobs is None else label_logprobs - logprobs
-    ahead = lookahead_sum(gap, mask, start=start, average=True, holes="skip")
+    ahead = lookahead_sum(gap, mask, start=start, weights="mean", holes="skip")
     return logprobs.masked_fill(~mask, 0.0) - ahead
 
 
@@ -222,7 +222,7 @@ def repo_score(
 ) -> Float[Tensor, " N"]:
     """Mean of `repo_step_score` over a response's tokens, in one pass (no T x T window)."""
     gap = -logprobs if label_logprobs is None else label_logprobs - logprobs
-    weights = lookahead_weights(mask, start=start, average=True, holes="skip", dtype=logprobs.dtype)
+    weights = lookahead_weights(mask, start=start, weights="mean", holes="skip", dtype=logprobs.dtype)
     return ppl_score(logprobs, gap, weights, mask, normalize="mean")
 
 

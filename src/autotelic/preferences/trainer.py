@@ -153,7 +153,7 @@ class PPL:
             score = cpl_score(logprobs, segment, normalize=self.normalize)
         else:
             futures = response if self.future == "observed" else segment
-            window = (self.gamma, self.horizon, self.start, self.average, segment)
+            window = (self.gamma, self.horizon, self.start, "mean" if self.average else "regret", segment)
             weights = lookahead_weights(futures, *window, holes="skip", dtype=logprobs.dtype)
             score = ppl_score(logprobs, divergences, weights, segment, coef=self.coef, normalize=self.normalize)
         if ref_sum is None or self.ref_coef == 0:

@@ -93,24 +93,24 @@ def random_segments(generator, num_policies=2):
     return Segments(states, actions, valid, scored, generator.integers(num_policies, size=6))
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("weights", ["regret", "mean"])
 @pytest.mark.parametrize("future", ["observed", "in_segment"])
-def test_tabular_features_are_the_score_of_the_functional_module(future, average):
+def test_tabular_features_are_the_score_of_the_functional_module(future, weights):
     """counts . log pi + constant is ppl_score with categorical KL on the same windows."""
     generator = np.random.default_rng(4)
     mdp = random_mdp(generator, branching=1)
     segments = random_segments(generator)
     policies = np.stack([random_policy(generator, mdp.rewards.shape) for _ in range(2)])
     log_pi = np.log(random_policy(generator, mdp.rewards.shape))
-    features = score_features(mdp, segments, policies, Lookahead(future=future, gamma=0.9, average=average))
+    features = score_features(mdp, segments, policies, Lookahead(future=future, gamma=0.9, weights=weights))
     mask = torch.tensor(segments.valid if future == "observed" else segments.scored)
-    weights = lookahead_weights(
-        mask, 0.9, average=average, score_mask=torch.tensor(segments.scored), dtype=torch.float64
+    counts = lookahead_weights(
+        mask, 0.9, weights=weights, score_mask=torch.tensor(segments.scored), dtype=torch.float64
     )
     table = torch.tensor(log_pi)[torch.tensor(segments.states)]
     taken = table.gather(-1, torch.tensor(segments.actions)[..., None])[..., 0]
     label = torch.tensor(policies[segments.policy[:, None], segments.states])
-    slow = ppl_score(taken, categorical_kl(label, table), weights, torch.tensor(segments.scored))
+    slow = ppl_score(taken, categorical_kl(label, table), counts, torch.tensor(segments.scored))
     np.testing.assert_allclose(features.scores(log_pi), slow, atol=1e-12)
 
 

@@ -92,7 +92,7 @@ def score_features(
 ) -> ScoreFeatures:
     """Write each segment's score as a linear function of log pi; its policy label is `policies[segments.policy]`.
 
-    Warns (`BiasedLookaheadWarning`) where futures are observed under stochastic dynamics.
+    Warns (`BiasedLookaheadWarning`) where one observed future stands for an expectation.
     """
     lookahead.warn_if_biased(mdp.stochastic)
     counts = np.zeros((len(segments.policy), *mdp.rewards.shape))
@@ -144,7 +144,7 @@ def _observed(base: ScoreFeatures, segments: Segments, policies: ndarray, lookah
             lookahead.gamma,
             lookahead.horizon,
             lookahead.start,
-            lookahead.average,
+            lookahead.weights,
             score_mask=torch.from_numpy(scored),
             dtype=torch.float64,
         ).numpy()

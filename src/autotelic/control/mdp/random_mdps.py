@@ -97,9 +97,9 @@ def methods(gamma: Number) -> dict[str, tuple[Lookahead, LabelKind]]:
         "ppl_shuffled": (exact, "shuffled"),
         "ppl_wrong": (exact, "wrong"),
         "ppl_in_segment": (ahead(future="in_segment"), "known"),
-        "ppl_in_segment_mean": (ahead(future="in_segment", average=True), "known"),
+        "ppl_in_segment_mean": (ahead(future="in_segment", weights="mean"), "known"),
         "ppl_observed": (ahead(future="observed"), "known"),
-        "ppl_observed_mean": (ahead(future="observed", average=True), "known"),
+        "ppl_observed_mean": (ahead(future="observed", weights="mean"), "known"),
         "ppl_single_sample": (ahead(future="observed", divergence="single_sample"), "known"),
         "ppl_d": (ahead(future="in_segment", divergence="dirac"), "deterministic"),
     }
