@@ -1,146 +1,178 @@
 """What a label-free reward needs of the trainer beyond TRL's reward protocol.
 
-* Prompts that it leaves out (EMPO's entropy thresholds): zero advantage, and out of the loss's denominator. Its rewards
-  in a masked group are equal, so TRL's advantage is zero already; their tokens are also taken out of
-  `num_items_in_batch`, the denominator of TRL's token-mean losses (`dapo`, `cispo`, `vespo`).
+* Prompts that it leaves out (EMPO's entropy thresholds) leave the objective: their advantage is zero, and the policy
+  term is a mean over what remains: over the rows, where TRL's loss is a mean over responses (`grpo`, `sapo`, `dr_grpo`,
+  `luspo`, RLOO), over the tokens, where it is one over tokens (`dapo`, `bnpo`, `cispo`, `vespo`). TRL's denominator
+  counts all of them, so advantages are multiplied by all / remaining while the loss is computed; every loss of TRL is
+  proportional to them. The reference KL and the entropy bonus stay TRL's, over everything that was sampled.
 * Token statistics of the sampling policy (self-certainty, token entropy, log-probabilities): one forward pass, only for
-  rewards that ask for them.
+  rewards that ask for them, over the tokens that the model wrote.
 * A factor on a prompt's advantages (SEED-GRPO).
 
-`with_surplus_votes` adds TTRL's economy for any reward: judge all G responses, train on fewer of them.
+`SurplusVotes` adds TTRL's economy for any reward: judge all G responses, train on fewer of them.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from autotelic import functional as F
 from autotelic.errors import UserError
-from autotelic.lm.head import statistics
+from autotelic.lm.token_pass import padded, token_pass
 from autotelic.rewards.base import LabelFreeReward, TokenStats
-from autotelic.rewards.formulas import self_certainty
-from autotelic.runs.trainer_base import TrainerBase
-from autotelic.trl.mixin import response_mask
-from autotelic.trl.passes import FusedHeadMixin
+from autotelic.trl.fast_passes import fast_passes, fused_statistics
+from autotelic.trl.seam import LossInputs, Micro, Part, Rollout, response_mask, with_parts
 
 IN_LOSS = "row_in_loss"
-"""Rows whose tokens count in the denominator, (B,)."""
+"""Rows whose prompt trains, (B,)."""
+POLICY_SCALE = "policy_scale"
+"""All over remaining, a number."""
+TOKEN_LOSSES = ("dapo", "cispo", "vespo")
+STATISTICS = ("logprobs", "entropy", "self_certainty")
+
+TrainerT = TypeVar("TrainerT")
 
 
-class LabelFreeMixin(FusedHeadMixin):
+class LabelFree(Part):
     """Serves the rewards of `autotelic.rewards`; other reward functions are left as TRL treats them."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._token_ids: tuple[list[list[int]], list[list[int]]] = ([], [])
-        super().__init__(*args, **kwargs)
-
-    def _generate(self, prompts: list[Any]) -> Any:
-        """Remember prompt and response tokens, for the statistics."""
-        generated = super()._generate(prompts)
-        self._token_ids = (generated[0], generated[1])
-        return generated
-
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Hand token statistics to the rewards that need them, then let TRL call every reward."""
-        asking = [reward for reward in self._label_free_rewards() if reward.needs]
-        if asking:
-            statistics = token_statistics(
-                self.model,
-                *self._token_ids,
-                pad_id=self.processing_class.pad_token_id,
-                temperature=self.temperature,
-                batch_size=self.args.per_device_train_batch_size,
-                fused=self._fused_statistics(),
+    def check(self) -> None:
+        """Refuse rewards whose share in the loss could not be told from that of another reward."""
+        own = self.rewards()
+        if len(self.trainer.reward_funcs) == 1 or not own:
+            return
+        for reward in own:
+            if type(reward).advantage_scale is not LabelFreeReward.advantage_scale:
+                raise UserError(
+                    f"{reward.name} scales the advantages of a prompt, which has no meaning beside a second reward: "
+                    "use it alone"
+                )
+        if getattr(self.trainer, "multi_objective_aggregation", "") == "normalize_then_sum":
+            raise UserError(
+                f"{own[0].name} may leave prompts out, and multi_objective_aggregation='normalize_then_sum' takes its "
+                "means over all of them: use 'sum_then_normalize'"
             )
-            for reward in asking:
-                reward.token_stats = statistics
-        return super()._calculate_rewards(*args, **kwargs)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Apply the reward's prompt mask and advantage scale."""
-        output = super()._generate_and_score_completions(inputs)
-        rewards = self._label_free_rewards()
-        if len(self.reward_funcs) == 1 and rewards and rewards[0].last_result is not None:
-            self._apply(output, rewards[0])
-        return output
+    def rewards(self) -> list[LabelFreeReward]:
+        """Return the trainer's label-free rewards."""
+        return [reward for reward in self.trainer.reward_funcs if isinstance(reward, LabelFreeReward)]
 
-    def _label_free_rewards(self) -> list[LabelFreeReward]:
-        return [reward for reward in self.reward_funcs if isinstance(reward, LabelFreeReward)]
+    def on_responses(self, rollout: Rollout) -> None:
+        """Hand token statistics to the rewards that need them."""
+        asking = [reward for reward in self.rewards() if reward.needs]
+        if not asking:
+            return
+        if rollout.has_images:
+            raise UserError(f"{asking[0].name} reads token statistics, which are for text-only prompts")
+        found = token_statistics(
+            self.trainer.model,
+            rollout.prompt_ids,
+            rollout.response_ids,
+            rollout.tool_mask,
+            pad_id=self.trainer.processing_class.pad_token_id,
+            temperature=self.trainer.temperature,
+            batch_size=self.trainer.args.per_device_train_batch_size,
+            fused=fused_statistics(self.trainer),
+        )
+        for reward in asking:
+            reward.token_stats = found
 
-    def _apply(self, output: dict[str, Any], reward: LabelFreeReward) -> None:
-        """Scale advantages, and count the response tokens of the prompts that train."""
-        result, advantages = reward.last_result, output["advantages"]
-        assert result is not None  # the caller has looked
-        groups = torch.tensor([group for group, _ in reward.last_places])
-        keep = result.prompt_mask[groups].to(advantages.device)
-        advantages = advantages * keep
-        if self.scale_rewards == "group":  # elsewhere the factor, which the rewards carry, survives TRL's normalisation
-            advantages = advantages * result.advantage_scale[groups].to(advantages)
-        mask = response_mask(output)
-        output["advantages"] = advantages
-        output["num_items_in_batch"] = self.accelerator.gather((mask * keep.unsqueeze(1)).sum()).sum()
-        output[IN_LOSS] = keep
+    def on_rollout(self, rollout: Rollout) -> None:
+        """Take the advantages of prompts that are left out, and scale those of the others."""
+        output = rollout.output
+        keep = torch.ones(len(output["completion_ids"]), dtype=torch.bool, device=output["completion_ids"].device)
+        for reward in self.rewards():
+            result = reward.last_result
+            if result is None:
+                continue
+            groups = torch.tensor([group for group, _ in reward.last_places])
+            keep &= result.prompt_mask[groups].to(keep.device)
+            if getattr(self.trainer, "scale_rewards", "none") == "group":
+                # elsewhere the factor, which the rewards carry, survives TRL's normalisation
+                output["advantages"] = output["advantages"] * result.advantage_scale[groups].to(output["advantages"])
+        if self.rewards():
+            output["advantages"] = output["advantages"] * keep * self._batch_scale(rollout, keep)
+            output[IN_LOSS] = keep
+
+    def _batch_scale(self, rollout: Rollout, keep: Tensor) -> float:
+        """Return what makes advantages normalised by the batch's deviation so by that of the prompts that remain."""
+        if getattr(self.trainer, "scale_rewards", "none") != "batch" or rollout.rewards is None:
+            return 1.0
+        kept = self.trainer.accelerator.gather(keep)
+        total = (rollout.rewards * self.trainer.reward_weights.to(rollout.rewards.device)).nansum(dim=1)
+        total = total.masked_fill(rollout.rewards.isnan().all(dim=1), torch.nan)
+        everyone, remaining = deviation(total), deviation(total[kept])
+        return (everyone + 1e-4) / (remaining + 1e-4)
+
+    def on_generation(self, micro_batches: list[Micro]) -> list[Micro]:
+        """Work out all over remaining, on all ranks, after every row has left that will leave."""
+        if IN_LOSS not in micro_batches[0]:
+            return micro_batches
+        counts = torch.stack([self._counts(micro) for micro in micro_batches])
+        if getattr(self.trainer, "loss_type", "rloo") == "bnpo":  # TRL divides by each micro-batch's own tokens
+            scales = [everyone / remaining.clamp(min=1) for everyone, remaining in counts]
+        else:
+            everyone, remaining = self.trainer.accelerator.gather(counts.sum(0, keepdim=True)).sum(0)
+            scales = [everyone / remaining.clamp(min=1)] * len(micro_batches)
+        for micro, scale in zip(micro_batches, scales, strict=True):
+            micro[POLICY_SCALE] = scale
+        return micro_batches
+
+    def _counts(self, micro: Micro) -> Tensor:
+        """Return how much there is, and how much of it remains: tokens or rows, as TRL's loss counts."""
+        mask, keep = response_mask(micro), micro[IN_LOSS]
+        if getattr(self.trainer, "loss_type", "rloo") in (*TOKEN_LOSSES, "bnpo"):
+            return torch.stack([mask.sum(), (mask & keep.unsqueeze(1)).sum()])
+        return torch.stack([torch.ones_like(keep).sum(), keep.sum()])
+
+    def on_token_stats(self, loss: LossInputs) -> None:
+        """Let the policy term be a mean over what remains."""
+        if POLICY_SCALE in loss.micro:
+            loss.policy_scale = loss.policy_scale * loss.micro[POLICY_SCALE]
 
 
-@torch.no_grad()
+def deviation(values: Tensor) -> float:
+    """Return the standard deviation as TRL takes it, of the values that are numbers; 0 of fewer than two."""
+    known = values[~values.isnan()]
+    return float(known.std()) if len(known) > 1 else 0.0
+
+
 def token_statistics(
     model: Any,
     prompt_ids: list[list[int]],
     response_ids: list[list[int]],
+    tool_mask: list[list[int]] | None = None,
     *,
     pad_id: int,
     temperature: float | int,
     batch_size: int,
     fused: bool = False,
 ) -> TokenStats:
-    """Return log-probabilities, entropy and self-certainty of each response token, in micro-batches of rows.
+    """Return log-probabilities, entropy and self-certainty of each token that the model wrote.
 
-    With `fused` no logits are held, and padding has zeros (`autotelic.lm.head`).
+    Args:
+        model: the policy that has sampled.
+        prompt_ids: tokens of each prompt.
+        response_ids: tokens of each response, a tool's among them.
+        tool_mask: 1 where the model wrote the token; all of them, where None.
+        pad_id: what padding holds.
+        temperature: of the sampling.
+        batch_size: rows of a forward pass.
+        fused: see `token_pass`.
     """
-    width = max(map(len, response_ids))
-    pieces: list[list[Tensor]] = []
-    for start in range(0, len(prompt_ids), batch_size):
-        prompts, responses = prompt_ids[start : start + batch_size], response_ids[start : start + batch_size]
-        pad = max(map(len, prompts))
-        rows = [
-            [pad_id] * (pad - len(prompt)) + list(prompt) + list(response) + [pad_id] * (width - len(response))
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        attention = [
-            [0] * (pad - len(prompt)) + [1] * (len(prompt) + len(response)) + [0] * (width - len(response))
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        ids, mask = torch.tensor(rows, device=model.device), torch.tensor(attention, device=model.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        if fused:
-            labels = ids.masked_fill(mask == 0, -100)
-            labels[:, :pad] = -100
-            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-            found = statistics(model, labels, temperature=temperature, **inputs)
-            kept = (found[name][:, pad - 1 :] for name in ("logprobs", "entropy", "self_certainty"))
-            pieces.append([mask[:, pad:].bool(), *kept])
-            continue
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, pad - 1 : -1]
-        logits = logits.float() / temperature
-        pieces.append(
-            [
-                mask[:, pad:].bool(),
-                F.token_logprobs(logits, ids[:, pad:]),
-                F.token_entropy(logits),
-                self_certainty(logits),
-            ]
-        )
-    mask, logprobs, entropy, certainty = (torch.cat(column).cpu() for column in zip(*pieces, strict=True))
-    return TokenStats(mask=mask, logprobs=logprobs, entropy=entropy, self_certainty=certainty)
+    ids, attention, width = padded(prompt_ids, response_ids, pad_id, model.device)
+    positions = (attention.cumsum(-1) - 1).clamp(min=0)
+    options = {"temperature": temperature, "batch_size": batch_size, "fused": fused, "position_ids": positions}
+    found = token_pass(model, ids, attention, width, STATISTICS, **options)
+    mask = attention[:, -width:].bool()
+    if tool_mask is not None:
+        written = torch.tensor([list(row) + [0] * (width - len(row)) for row in tool_mask], device=mask.device)
+        mask = mask & written.bool()
+    values = {name: value.cpu() for name in STATISTICS if (value := getattr(found, name)) is not None}
+    return TokenStats(mask=mask.cpu(), **values)
 
 
-def with_label_free_rewards(trainer_class: type) -> type:
-    """Return a subclass of GRPOTrainer that serves `autotelic.rewards` fully."""
-    return type(f"LabelFree{trainer_class.__name__}", (LabelFreeMixin, trainer_class), {})
-
-
-class SurplusVotesMixin(TrainerBase):
+class SurplusVotes(Part):
     """Rewards and advantages from all G responses of a prompt, gradients from `train_generations` of them.
 
     Responses are exchangeable, so every (G / n)-th is kept; each rank keeps its share also where a group spans ranks.
@@ -149,45 +181,60 @@ class SurplusVotesMixin(TrainerBase):
     Reference: Zuo et al. 2025, arXiv:2504.16084 (vote on 64, train on 32).
     Deviations: advantages are normalised over all votes, whose mean estimates the baseline better.
 
-    Keyword Args:
-        train_generations: n, a divisor of `num_generations`; None trains on all.
+    Args:
+        train_generations: n, a divisor of `num_generations`.
     """
 
-    def __init__(self, *args: Any, train_generations: int | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._vote_stride = 1
-        if train_generations is not None:
-            votes = self.num_generations
-            if train_generations < 1 or votes % train_generations:
-                raise UserError(
-                    f"train_generations={train_generations} must divide num_generations={votes}: "
-                    f"use {max(n for n in range(1, votes + 1) if votes % n == 0 and n <= max(train_generations, 1))}"
-                )
-            self._vote_stride = votes // train_generations
-            if self.args.per_device_train_batch_size % self._vote_stride:
-                raise UserError(
-                    f"per_device_train_batch_size={self.args.per_device_train_batch_size} must be a multiple of "
-                    f"num_generations / train_generations = {self._vote_stride}: micro-batches shrink by that factor"
-                )
+    order = 1
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def __init__(self, train_generations: int):
+        self.train_generations, self.stride = train_generations, 1
+
+    def check(self) -> None:
+        """Refuse a number that does not divide the group, or whose factor does not divide the micro-batch."""
+        votes, trained, args = self.trainer.num_generations, self.train_generations, self.trainer.args
+        if trained < 1 or votes % trained:
+            raise UserError(
+                f"train_generations={trained} must divide num_generations={votes}: "
+                f"use {max(n for n in range(1, votes + 1) if votes % n == 0 and n <= max(trained, 1))}"
+            )
+        self.stride = votes // trained
+        if args.per_device_train_batch_size % self.stride:
+            raise UserError(
+                f"per_device_train_batch_size={args.per_device_train_batch_size} must be a multiple of "
+                f"num_generations / train_generations = {self.stride}: micro-batches shrink by that factor"
+            )
+
+    def on_rollout(self, rollout: Rollout) -> None:
         """Drop the responses that only vote, after everything has been computed from all of them."""
-        output = super()._generate_and_score_completions(inputs)
-        if self._vote_stride == 1 or not self.model.training:
-            return output
-        rows = output["completion_ids"].shape[0]
-        output = {
-            key: value[:: self._vote_stride]
-            if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows
-            else value
-            for key, value in output.items()
-        }
-        mask = response_mask(output)
-        counted = mask * output[IN_LOSS].unsqueeze(1) if IN_LOSS in output else mask
-        output["num_items_in_batch"] = self.accelerator.gather(counted.sum()).sum()
-        return output
+        if self.stride == 1 or not rollout.training:
+            return
+        if "pixel_values" in rollout.output:
+            raise UserError("train_generations is for text-only prompts: images are not stored row by row")
+        rows = rollout.output["completion_ids"].shape[0]
+        for key, value in rollout.output.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows:
+                rollout.output[key] = value[:: self.stride]
+        if "num_items_in_batch" in rollout.output:
+            tokens = response_mask(rollout.output).sum()
+            rollout.output["num_items_in_batch"] = self.trainer.accelerator.gather(tokens).sum()
 
 
-def with_surplus_votes(trainer_class: type) -> type:
-    """Return a subclass of GRPOTrainer that takes `train_generations`; put it outermost."""
-    return type(f"SurplusVotes{trainer_class.__name__}", (SurplusVotesMixin, trainer_class), {})
+def label_free_parts() -> list[Part]:
+    """Return the part that serves label-free rewards."""
+    return [LabelFree()]
+
+
+def surplus_parts(train_generations: int | None = None) -> list[Part]:
+    """Return the part that trains on fewer responses than vote; none without their number."""
+    return [] if train_generations is None else [SurplusVotes(train_generations)]
+
+
+def with_label_free_rewards(trainer_class: type[TrainerT], **settings: Any) -> type[TrainerT]:
+    """Return a subclass of a GRPOTrainer or RLOOTrainer that serves `autotelic.rewards` fully."""
+    return with_parts(trainer_class, label_free_parts, fast_passes, **settings)
+
+
+def with_surplus_votes(trainer_class: type[TrainerT], **settings: Any) -> type[TrainerT]:
+    """Return a subclass of a GRPOTrainer that takes `train_generations=`; see `SurplusVotes`."""
+    return with_parts(trainer_class, surplus_parts, **settings)

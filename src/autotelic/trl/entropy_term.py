@@ -12,7 +12,7 @@ draws its own rollouts, no repetition penalty, no top-p or top-k. See docs/paper
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.errors import UserError
-from autotelic.runs.processes import stop_if_not_finite
-from autotelic.trl.mixin import check_entropy_gradient, response_mask
-from autotelic.trl.passes import FusedHeadMixin
+from autotelic.trl.control_part import check_entropy_gradient
+from autotelic.trl.fast_passes import fast_passes
+from autotelic.trl.seam import LossInputs, Micro, Part, Rollout, forward_inputs, response_mask, with_parts
+
+TrainerT = TypeVar("TrainerT")
 
 
 @dataclass(frozen=True)
@@ -79,100 +81,81 @@ class EntropyMinimization:
         return mask & (rank < self.position_counts(mask).unsqueeze(-1))
 
 
-class EntropyMinimizationMixin(FusedHeadMixin):
-    """Adds the entropy term to a GRPOTrainer's loss (`with_entropy_minimization`).
+class EntropyTerm(Part):
+    """Adds the entropy term to a GRPOTrainer's loss.
 
     With a reward that never differs within a group, such as `autotelic.rewards.constant`, the term is the whole loss.
-
-    Keyword Args:
-        entropy_minimization: an `EntropyMinimization`, or None to train as the base class does.
-        fused_head, shared_prefix: auto, on or off; see `autotelic.trl.passes`.
     """
 
-    def __init__(self, *args: Any, entropy_minimization: EntropyMinimization | None = None, **kwargs: Any):
-        self.entropy_minimization: Any = entropy_minimization
-        self._captured: Tensor | None = None
-        self._capturing = False
-        super().__init__(*args, **kwargs)
+    def __init__(self, minimization: EntropyMinimization):
+        self.minimization = minimization
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Count the tokens that the term runs over, on all ranks, before anything is split."""
-        output = super()._generate_and_score_completions(inputs)
-        if self.entropy_minimization is not None:
-            count = self.entropy_minimization.position_counts(response_mask(output)).sum()
-            output["num_em_tokens"] = self.accelerator.gather(count).sum()
-        return output
+    def check(self) -> None:
+        """Refuse a trainer whose loss is scaled in another way."""
+        if not hasattr(self.trainer, "loss_type"):
+            raise UserError("entropy minimisation works on trl.GRPOTrainer and its subclasses only")
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Return TRL's loss plus the entropy term, from the same forward pass."""
-        if self.entropy_minimization is None:
-            return super()._compute_loss(model, inputs)
-        if self.entropy_minimization.compat == "official":
-            term = self._official_loss(model, inputs)
-            loss = super()._compute_loss(model, inputs)
-        else:
-            self._capturing, self._captured = True, None
-            try:
-                loss = super()._compute_loss(model, inputs)
-            finally:
-                self._capturing = False
-            term = self._entropy_loss(inputs)
-        loss = loss + self.entropy_minimization.coef * term
-        stop_if_not_finite(self, "loss", loss, inputs["prompt_ids"])
-        return loss
+    @property
+    def split_matters(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the loss is the official script's, a mean of micro-batch means."""
+        return self.minimization.compat == "official"
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
-        """Keep the entropies of the pass that computes the loss."""
-        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if self._capturing and self._captured is None:
-            self._captured = result[1]
-        return result
+    def on_rollout(self, rollout: Rollout) -> None:
+        """Count the tokens of an evaluation batch, which is not split."""
+        if not rollout.training:
+            self._count([rollout.output])
 
-    def _split_matters(self) -> bool:
-        """Also in the official script's loss, a mean of micro-batch means."""
-        official = self.entropy_minimization is not None and self.entropy_minimization.compat == "official"
-        return official or super()._split_matters()
+    def on_generation(self, micro_batches: list[Micro]) -> list[Micro]:
+        """Count the tokens that the term runs over, on all ranks, after every row has left that will leave."""
+        self._count(micro_batches)
+        return micro_batches
 
-    def _official_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def _count(self, micro_batches: list[Micro]) -> None:
+        counts = [self.minimization.position_counts(response_mask(micro)).sum() for micro in micro_batches]
+        total = self.trainer.accelerator.gather(torch.stack(counts).sum()).sum()
+        for micro in micro_batches:
+            micro["num_em_tokens"] = total
+
+    def loss_term(self, loss: LossInputs) -> Tensor:
+        """Return this micro-batch's part of the term, from TRL's forward pass."""
+        official = self.minimization.compat == "official"
+        return self.minimization.coef * (self._official(loss) if official else self._entropy(loss))
+
+    def _official(self, loss: LossInputs) -> Tensor:
         """Return this micro-batch's part of the official script's loss: a mean of micro-batch means."""
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        loss = F.entropy_minimization_official(
-            model(input_ids=ids, attention_mask=attention).logits,
+        ids, attention, _ = forward_inputs(loss.micro)
+        found = F.entropy_minimization_official(
+            loss.model(input_ids=ids, attention_mask=attention).logits,
             ids,
-            inputs["prompt_mask"].sum(-1),
-            pad_id=self.processing_class.pad_token_id,
-            temperature=self.temperature,
+            loss.micro["prompt_mask"].sum(-1),
+            pad_id=self.trainer.processing_class.pad_token_id,
+            temperature=self.trainer.temperature,
         )
-        self._log_loss(loss)
-        return loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
+        self._log(found, loss.training)
+        return found / (self.trainer.current_gradient_accumulation_steps if loss.training else 1)
 
-    def _entropy_loss(self, inputs: dict[str, Any]) -> Tensor:
-        settings, entropy, mask = self.entropy_minimization, self._captured, response_mask(inputs)
-        self._captured = None
+    def _entropy(self, loss: LossInputs) -> Tensor:
+        settings, entropy, mask, trainer = self.minimization, loss.entropies, loss.mask, self.trainer
         check_entropy_gradient(entropy)
-        assert entropy is not None
-        chosen = settings.position_mask(entropy, mask)
         floored = entropy.clamp(min=settings.floor) if settings.floor else entropy
-        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
-        loss = reduce_entropy(
+        accumulation = trainer.current_gradient_accumulation_steps if loss.training else 1
+        found = reduce_entropy(
             floored,
-            chosen,
+            settings.position_mask(entropy, mask),
             settings.reduction,
-            tokens=inputs["num_em_tokens"].clamp(min=1)
-            / self.accelerator.num_processes
-            * (accumulation / self.args.steps_per_generation if self.model.training else 1.0),
+            tokens=loss.micro["num_em_tokens"].clamp(min=1)
+            / trainer.accelerator.num_processes
+            * (accumulation / trainer.args.steps_per_generation if loss.training else 1.0),
             responses=mask.shape[0] * accumulation,
-            num_processes=self.accelerator.num_processes,
+            num_processes=trainer.accelerator.num_processes,
         )
-        self._log_loss(loss * accumulation)
-        return loss
+        self._log(found * accumulation, loss.training)
+        return found
 
-    def _log_loss(self, loss: Tensor) -> None:
+    def _log(self, value: Tensor, training: bool) -> None:
         """Record the mean over processes, which is how data parallelism takes it."""
-        mode = "train" if self.model.training else "eval"
-        mean = F.global_sum(loss.detach()) / self.accelerator.num_processes
-        self._metrics[mode]["train/em_loss"].append(float(mean))
+        mean = F.global_sum(value.detach()) / self.trainer.accelerator.num_processes
+        self.trainer._metrics["train" if training else "eval"]["train/em_loss"].append(float(mean))
 
 
 def reduce_entropy(
@@ -201,8 +184,19 @@ def reduce_entropy(
     return F.masked_sum(entropy, mask) * num_processes
 
 
-def with_entropy_minimization(trainer_class: type) -> type:
-    """Return a subclass of `trainer_class` (GRPOTrainer or a subclass) that takes `entropy_minimization=`."""
-    if issubclass(trainer_class, EntropyMinimizationMixin):
-        return trainer_class
-    return type(f"EntropyMinimizing{trainer_class.__name__}", (EntropyMinimizationMixin, trainer_class), {})
+def minimization_parts(entropy_minimization: EntropyMinimization | None = None) -> list[Part]:
+    """Return the part of entropy minimisation; none without settings."""
+    return [] if entropy_minimization is None else [EntropyTerm(entropy_minimization)]
+
+
+def with_entropy_minimization(trainer_class: type[TrainerT], **settings: Any) -> type[TrainerT]:
+    """Return a subclass of a GRPOTrainer that takes `entropy_minimization=`.
+
+    It also takes `fused_head` and `shared_prefix` (see `autotelic.trl.fast_passes`); without settings it trains as the
+    base class does.
+
+    Args:
+        trainer_class: TRL's class or a subclass.
+        settings: values of these keywords; the class that is returned then has the base class's signature.
+    """
+    return with_parts(trainer_class, minimization_parts, fast_passes, **settings)

@@ -1,0 +1,429 @@
+"""Entropy control in one line for any GRPOTrainer or RLOOTrainer.
+
+    trainer = with_entropy_control(GRPOTrainer)(..., entropy_control=KLCov(fraction=2e-3))
+
+The control chooses tokens once for each update, over all micro-batches and ranks. How a choice then reaches the
+gradient depends on TRL's ratio:
+
+    one ratio per token      the rewritten advantages, (B, T), take the place of TRL's
+    one ratio per response   a silenced token is detached in the ratio; the advantages stay, and so does the gradient
+    (GSPO, RLOO)             of the reference KL. Controls that weigh single tokens are refused
+
+`docs/papers/entropy_mechanism.md` says for each loss of TRL what is exact, and a test holds it against float64.
+
+While a control is active, values outside the response mask are never read, and log-ratios are held in [-20, 20] at the
+token level (beyond, the gradient is zero), so that neither padding nor an overflowing ratio can spoil the gradient.
+"""
+
+import functools
+import logging
+import math
+import warnings
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from autotelic import functional as F
+from autotelic.controls.base import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
+from autotelic.controls.entropy_change import EntropyChange
+from autotelic.controls.metrics import control_metrics, drift_metrics, drift_sums, jaccard
+from autotelic.errors import UserError
+from autotelic.functional.gradient_weights import CLIPPED, GradientWeights, gradient_weights
+from autotelic.functional.masking import fill_outside
+from autotelic.functional.surrogate import ratio_clipped
+from autotelic.lm.token_pass import TokenStatistics, token_pass
+from autotelic.trl.fast_passes import fast_passes, fused_statistics
+from autotelic.trl.label_free import IN_LOSS, POLICY_SCALE
+from autotelic.trl.seam import (
+    ROW_IDS,
+    LossInputs,
+    Micro,
+    Part,
+    Rollout,
+    Update,
+    forward_extras,
+    forward_inputs,
+    is_whole,
+    per_token,
+    response_mask,
+    score,
+    updates_per_rollout,
+    with_parts,
+)
+
+PER_TOKEN_KEYS = (
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "importance_sampling_ratio",
+)
+ROLLOUT_KEYS = {"logprobs": "rollout_logprobs", "entropy": "rollout_entropy", "expected": "rollout_expected"}
+MAX_LOG_RATIO = 20.0
+
+TrainerT = TypeVar("TrainerT")
+
+
+class Control(Part):
+    """Chooses tokens before each update, and rewrites what TRL computes its loss from.
+
+    Args:
+        control: a `ClipCov`, a `KLCov` or another of `autotelic.controls`.
+        entropy_change_rows: follow the entropy of so many responses of each update and rank to the next update, and log
+            its change beside the predicted one; 0 is off (`autotelic.controls.entropy_change` says what it costs).
+    """
+
+    def __init__(self, control: EntropyControl, entropy_change_rows: int = 0):
+        self.control, self.state = control, {}
+        self.entropy_change = EntropyChange(entropy_change_rows, self.statistics) if entropy_change_rows else None
+        self._drift: Any = None
+        self._warned = False
+
+    def check(self) -> None:
+        """Refuse what this control cannot do under the trainer's loss and schedule."""
+        trainer, control = self.trainer, self.control
+        if not is_whole(trainer.args):
+            raise UserError(
+                f"entropy control needs steps_per_generation ({trainer.args.steps_per_generation}) to be a multiple of "
+                f"gradient_accumulation_steps ({trainer.args.gradient_accumulation_steps}): tokens are chosen over the "
+                "whole update, so its rollouts must all exist when it begins."
+            )
+        self.sequence = getattr(trainer, "importance_sampling_level", "sequence") == "sequence"
+        self.loss_type = getattr(trainer, "loss_type", "rloo")
+        control.check(updates_per_rollout(trainer.args), "sequence" if self.sequence else "token")
+        if control.name == "kl_cov":
+            for name, value in (("delta", trainer.args.delta), ("off_policy_mask_threshold", self._threshold())):
+                if value is not None:
+                    raise UserError(
+                        f"kl_cov cannot be used with {name}={value:g}: TRL would drop its penalty together with the "
+                        f"advantage. Leave {name} out, or use clip_cov"
+                    )
+        corrected = getattr(trainer.args, "use_bias_correction_kl", False) and getattr(trainer, "beta", 0)
+        if self.sequence and corrected and control.name != "observe":
+            raise UserError(
+                f"{control.name} cannot be used with use_bias_correction_kl under a ratio per response: the ratio that "
+                "it changes also multiplies the reference KL. Set use_bias_correction_kl=False"
+            )
+
+    def _threshold(self) -> float | None:
+        return getattr(self.trainer, "off_policy_mask_threshold", None)
+
+    @property
+    def wants_entropies(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the control decides on entropies of the rollout."""
+        return "entropy" in self.control.needs and self.trainer.model.training
+
+    @property
+    def split_matters(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the control chooses per micro-batch, or the first micro-batch is followed."""
+        return self.control.per_micro_batch or self.entropy_change is not None
+
+    def on_rollout(self, rollout: Rollout) -> None:
+        """Store what the control decides on beside the rollout: it is shuffled and split with it."""
+        output = rollout.output
+        accuracy = group_accuracy(self.trainer, rollout)
+        if accuracy is not None:
+            output["accuracy"] = accuracy
+        if not rollout.training:
+            return
+        needs, logprobs = self.control.needs, None if rollout.scored is None else rollout.scored[0]
+        ours = logprobs is not None and logprobs is output.get("old_per_token_logps")
+        if "old_logps" in output and logprobs is not None:  # RLOO keeps the sum over each response only
+            output["rollout_logprobs"], ours = logprobs, True
+        if not needs:
+            return
+        if ours and "expected" not in needs and rollout.scored is not None and rollout.scored[1] is not None:
+            output["rollout_entropy"] = rollout.scored[1]  # TRL made this pass for the old log-probabilities
+        else:
+            output |= {ROLLOUT_KEYS[key]: value for key, value in self.measure(output, needs).items()}
+
+    def on_update(self, update: Update) -> None:
+        """Choose the tokens of the whole optimizer step."""
+        control, micro_batches = self.control, update.micro_batches
+        batches = [self.batch(micro) for micro in micro_batches]
+        whole = concatenate(batches)
+        if control.per_micro_batch:
+            plans = [control.plan(batch) for batch in batches]
+        else:
+            plans = split_plan(control.plan(whole), [batch.mask.shape[0] for batch in batches])
+        chosen = join_plans(plans, control.per_micro_batch)
+        self.state = dict(chosen.state)
+        metrics = control_metrics(chosen, whole)
+        if control.refresh:
+            stale = concatenate([self.batch(micro, refresh=False) for micro in micro_batches])
+            metrics["selected/jaccard"] = jaccard(chosen.selected, control.plan(stale).selected)
+        if self.entropy_change is not None:
+            first = batches[0]
+            metrics |= self.entropy_change.observe(micro_batches[0], first.advantages, plans[0].covariance, first.mask)
+        self.record(metrics)
+        self._warn_if_empty(chosen)
+        for micro, plan in zip(micro_batches, plans, strict=True):
+            micro["plan"] = plan
+
+    def batch(self, micro: Micro, refresh: bool | None = None) -> UpdateBatch:
+        """Return a micro-batch as a control sees it; rows that have left the loss are outside its mask."""
+        control, mask = self.control, response_mask(micro)
+        refresh = control.refresh if refresh is None else refresh
+        old = self.rollout_logprobs(micro)
+        known = {"logprobs": old} | {key: micro.get(name) for key, name in ROLLOUT_KEYS.items() if name in micro}
+        if refresh or known["logprobs"] is None:  # on-policy, TRL keeps no log-probabilities: one forward pass
+            known |= self.measure(micro, control.needs if refresh else frozenset())
+        assert known["logprobs"] is not None
+        logprobs = known["logprobs"].float()
+        advantages = per_token(micro["advantages"], mask)
+        mask = mask & logprobs.isfinite()  # a sampler may give no log-probability for a token: it cannot be ranked
+        mask = mask & micro[IN_LOSS].unsqueeze(1) if IN_LOSS in micro else mask
+        clipped = None
+        if refresh and old is not None and self.loss_type in CLIPPED:
+            bounds = {"clip_low": self.trainer.epsilon_low, "clip_high": self.trainer.epsilon_high}
+            clipped = ratio_clipped(logprobs, old.float(), advantages, mask, **bounds)
+        return UpdateBatch(
+            logprobs=logprobs,
+            advantages=advantages,
+            mask=mask,
+            row_ids=micro[ROW_IDS],
+            step=self.trainer.state.global_step,
+            seed=control.seed,
+            across_ranks=not control.per_micro_batch,
+            old_logprobs=None if old is None else old.float(),
+            entropy=known.get("entropy"),
+            expected=known.get("expected"),
+            clipped=clipped,
+            accuracy=micro.get("accuracy"),
+            state=self.state,
+        )
+
+    def rollout_logprobs(self, micro: Micro) -> Float[Tensor, "B T"] | None:
+        """Return ln pi_old as TRL recomputed it, else the sampler's own (vLLM), else None."""
+        for name in ("old_per_token_logps", "rollout_logprobs"):
+            if name in micro:
+                return micro[name]
+        found = micro.get("sampling_per_token_logps")
+        if found is not None:
+            warn_if_truncated(self.trainer)
+        return found
+
+    def measure(self, micro: Micro, needs: frozenset[str]) -> dict[str, Tensor]:
+        """Return log-probabilities under the present policy, and what else is needed, from one forward pass."""
+        if "expected" in needs:
+            found = self.statistics(micro)
+            return {"logprobs": found.logprobs, "entropy": found.entropy, "expected": found.expected_discriminator}
+        logprobs, entropy = score(self.trainer, micro, entropy="entropy" in needs)
+        return {"logprobs": logprobs} | ({} if entropy is None else {"entropy": entropy})
+
+    def statistics(self, micro: Micro) -> TokenStatistics:
+        """Return what the whole vocabulary says of each response token, under the present policy."""
+        return token_pass(
+            self.trainer.model,
+            *forward_inputs(micro),
+            ("logprobs", "entropy", "discriminator", "expected_discriminator"),
+            temperature=self.trainer.temperature,
+            batch_size=self.trainer.args.per_device_train_batch_size,
+            fused=fused_statistics(self.trainer),
+            **forward_extras(micro),
+        )
+
+    def on_token_stats(self, loss: LossInputs) -> None:
+        """Write the choice into TRL's inputs."""
+        plan = loss.micro.pop("plan", None)
+        if plan is None:  # evaluation
+            return
+        micro, mask = loss.micro, loss.mask
+        for key in PER_TOKEN_KEYS:
+            if key in micro and micro[key].shape == mask.shape:
+                micro[key] = fill_outside(micro[key], mask)
+        logprobs = fill_outside(loss.logprobs, mask)
+        loss.entropies = loss.entropies if loss.entropies is None else fill_outside(loss.entropies, mask)
+        old = micro.get("old_per_token_logps")
+        if old is None and "old_logps" in micro:
+            old = fill_outside(micro["rollout_logprobs"], mask)
+        log_ratio = torch.zeros_like(logprobs) if old is None else logprobs.detach() - old
+        self._follow_drift(loss, logprobs.detach(), log_ratio)
+        loss.logprobs = (
+            self._silence(micro, plan, logprobs)
+            if self.sequence
+            else self._rewrite(micro, plan, logprobs, old, log_ratio, mask)
+        )
+        self._plan = plan
+
+    def _silence(self, micro: Micro, plan: Plan, logprobs: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Return log-probabilities for the ratio without a gradient on selected tokens; the reference KL keeps its own.
+
+        TRL takes the KL from `ref - logprobs` as well: what the ratio's log-probabilities lose, the reference's carry.
+        """
+        held = torch.where(plan.selected, logprobs.detach(), logprobs)
+        if "ref_per_token_logps" in micro:
+            micro["ref_per_token_logps"] = micro["ref_per_token_logps"] - (logprobs - held)
+        return held
+
+    def _rewrite(
+        self,
+        micro: Micro,
+        plan: Plan,
+        logprobs: Float[Tensor, "B T"],
+        old: Float[Tensor, "B T"] | None,
+        log_ratio: Float[Tensor, "B T"],
+        mask: Tensor,
+    ) -> Float[Tensor, "B T"]:
+        """Replace the advantages; return log-probabilities whose ratio is bounded."""
+        bounded = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        weights = self.weights(micro, bounded.float(), mask)
+        advantages = per_token(micro["advantages"], mask)
+        micro["advantages"] = self.control.rewrite(advantages, log_ratio.float(), replace(plan, weights=weights))
+        if old is None:
+            return logprobs
+        return torch.where(log_ratio.abs() > MAX_LOG_RATIO, old + bounded, logprobs)
+
+    def weights(self, micro: Micro, log_ratio: Float[Tensor, "B T"], mask: Tensor) -> GradientWeights:
+        """Return what TRL's loss multiplies an advantage with, in the gradient."""
+        trainer, args = self.trainer, self.trainer.args
+        if self.loss_type == "vespo":
+            given = {"log_ratio_per_token": log_ratio, "mask": mask}
+            given["importance_sampling_ratio"] = micro.get("importance_sampling_ratio")
+            given |= {name: getattr(args, f"vespo_{name}") for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg")}
+            ones = torch.ones_like(log_ratio[:, :1])
+            signs = [trainer.get_gamma_weights(advantages=sign, **given) for sign in (ones, -ones)]
+            return GradientWeights(*(phi.expand(mask.shape) for phi in signs))
+        return gradient_weights(
+            log_ratio,
+            self.loss_type,
+            clip_low=trainer.epsilon_low,
+            clip_high=trainer.epsilon_high,
+            temperatures=(getattr(args, "sapo_temperature_pos", 1.0), getattr(args, "sapo_temperature_neg", 1.0)),
+        )
+
+    def _follow_drift(self, loss: LossInputs, logprobs: Tensor, log_ratio: Tensor) -> None:
+        """Record the drift of the whole update with its last micro-batch."""
+        entropies = None if loss.entropies is None else loss.entropies.detach()
+        sums = drift_sums(logprobs, log_ratio, entropies, loss.mask)
+        self._drift = sums if self._drift is None else self._drift + sums
+        if loss.is_last:
+            self.record(drift_metrics(self._drift))
+            self._drift = None
+
+    def loss_term(self, loss: LossInputs) -> Tensor | None:
+        """Return the entropy of the selected positions, negated: the on-policy form of a control, where it has one."""
+        coef = self.control.entropy_coef(updates_per_rollout(self.trainer.args))
+        if not coef or not loss.training:
+            return None
+        check_entropy_gradient(loss.entropies)
+        share = self.trainer.current_gradient_accumulation_steps / self.trainer.args.steps_per_generation
+        tokens = loss.micro["num_items_in_batch"].clamp(min=1.0) / self.trainer.accelerator.num_processes * share
+        term = F.reduce_tokens(loss.entropies, self._plan.selected, denominator=tokens)
+        return -coef * loss.micro.get(POLICY_SCALE, 1.0) * term
+
+    def _warn_if_empty(self, plan: Plan) -> None:
+        """Say once that the control does nothing, if its quota is below one token."""
+        if plan.requested != 0 or self._warned:
+            return
+        self._warned = True
+        fraction = self.control.fraction  # pyright: ignore[reportAttributeAccessIssue]
+        warnings.warn(
+            f"{self.control.name}: fraction={fraction:g} of this update's response tokens is less than one, so "
+            "nothing is selected and training runs as without a control. Take more tokens per update (at least "
+            f"{math.ceil(1 / fraction)}), or a larger fraction.",
+            EntropyControlWarning,
+            stacklevel=2,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the control remembers."""
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.state = state
+
+
+def control_parts(entropy_control: EntropyControl | None = None, entropy_change_rows: int = 0) -> list[Part]:
+    """Return the part of an entropy control; none without one."""
+    if entropy_control is not None:
+        return [Control(entropy_control, entropy_change_rows)]
+    if entropy_change_rows:
+        raise UserError("entropy_change_rows needs an entropy control; without one, take Observe()")
+    return []
+
+
+def with_entropy_control(trainer_class: type[TrainerT], **settings: Any) -> type[TrainerT]:
+    """Return a subclass of a GRPOTrainer or RLOOTrainer that takes `entropy_control=`.
+
+    It also takes `entropy_change_rows` (see `Control`), `fused_head` and `shared_prefix` (see
+    `autotelic.trl.fast_passes`); without a control it trains as the base class does.
+
+    Args:
+        trainer_class: TRL's class or a subclass.
+        settings: values of these keywords; the class that is returned then has the base class's signature.
+
+    Raises:
+        UserError: another class.
+    """
+    return with_parts(trainer_class, control_parts, fast_passes, **settings)
+
+
+def group_accuracy(trainer: Any, rollout: Rollout) -> Float[Tensor, " B"] | None:
+    """Return the share of right responses of each row's prompt, where all rewards are 0 or 1."""
+    if rollout.rewards is None:
+        return None
+    total = (rollout.rewards * trainer.reward_weights.to(rollout.rewards.device).unsqueeze(0)).nansum(dim=1)
+    group = trainer.num_generations if rollout.training else trainer.num_generations_eval
+    if not bool(((total == 0) | (total == 1)).all()) or total.numel() % group:
+        return None
+    ids = rollout.output[ROW_IDS]
+    return total.view(-1, group).mean(1).repeat_interleave(group).float().to(ids.device)[ids]
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a message the first time it is given."""
+    logging.getLogger(__name__).warning(message)
+
+
+def warn_if_truncated(trainer: Any) -> None:
+    """Say once that the sampler's log-probabilities are not those of the policy, where sampling cuts its tail off."""
+    found = {name: getattr(trainer, name, None) for name in ("top_p", "top_k", "min_p")}
+    cut = [name for name, off in (("top_p", (None, 1.0)), ("top_k", (None, 0)), ("min_p", (None, 0.0)))
+           if found[name] not in off]
+    if cut:
+        given = ", ".join(f"{name}={found[name]:g}" for name in cut)
+        warn_once(
+            f"{given}: the sampler's log-probabilities are those of the truncated distribution, so covariances read "
+            "from them are biased; set refresh=True, or sample without truncation"
+        )
+
+
+def check_entropy_gradient(entropy: Tensor | None) -> None:
+    """Refuse to train on entropies that TRL gives without a gradient."""
+    if entropy is None or (torch.is_grad_enabled() and not entropy.requires_grad):
+        raise UserError("this TRL gives entropies without a gradient, so an entropy term cannot train; use TRL >= 1.16")
+
+
+def concatenate(batches: list[UpdateBatch]) -> UpdateBatch:
+    """Join the micro-batches of one update; they come from one generation batch and share its width."""
+    names = ("logprobs", "advantages", "mask", "row_ids", "old_logprobs", "entropy", "expected", "clipped", "accuracy")
+    joined = {
+        name: torch.cat([getattr(batch, name) for batch in batches])
+        for name in names
+        if getattr(batches[0], name) is not None
+    }
+    return replace(batches[0], **joined)
+
+
+def split_plan(plan: Plan, counts: list[int]) -> list[Plan]:
+    """Cut a plan back into its micro-batches; the quota and the state stay those of the whole update."""
+    advantages = [None] * len(counts) if plan.advantages is None else plan.advantages.split(counts)
+    parts = zip(plan.selected.split(counts), plan.covariance.split(counts), advantages, strict=True)
+    return [
+        replace(plan, selected=selected, covariance=covariance, advantages=part) for selected, covariance, part in parts
+    ]
+
+
+def join_plans(plans: list[Plan], per_micro_batch: bool) -> Plan:
+    """Join the plans of one update; micro-batch quotas add up, the update's own is already whole."""
+    return Plan(
+        torch.cat([plan.selected for plan in plans]),
+        torch.cat([plan.covariance for plan in plans]),
+        sum(plan.requested or 0 for plan in plans) if per_micro_batch else plans[0].requested,
+        state=plans[0].state,
+    )
