@@ -141,6 +141,7 @@ def wide_vocabulary(args: Any) -> dict[str, Any]:
     from autotelic.controls.high_entropy import HighEntropy
     from autotelic.tasks.tokenizer import build_tokenizer
     from autotelic.trl import KLCov, with_entropy_control
+    from autotelic.trl.seam import score
 
     rows, width, hidden, inner, vocabulary = (4, 8, 64, 128, 997) if args.smoke else (4, 96, 896, 4864, 151_936)
     tokenizer = build_tokenizer()
@@ -156,7 +157,7 @@ def wide_vocabulary(args: Any) -> dict[str, Any]:
         trainer._buffered_inputs = [dict(part) for part in parts]
         if name.endswith("high_entropy"):
             for part in trainer._buffered_inputs:
-                part["rollout_entropy"] = trainer._measure(part, frozenset({"entropy"}))["entropy"]
+                part["rollout_entropy"] = score(trainer, part, entropy=True)[1]
     sides = {name: (lambda trainer=trainer: update(trainer)) for name, trainer in trainers.items()}
     seconds = interleave(sides, args.repeats)
     return case(

@@ -4,16 +4,24 @@ import types
 
 import pytest
 import torch
+from tiny_trainer import micro_batches
 from torch import nn
-from trainer_parts import micro_batches
 
 from autotelic.controls.high_entropy import HighEntropy
 from autotelic.errors import UserError
 from autotelic.kernels import rows
 from autotelic.lm import head as seam
 from autotelic.rewards import EMPO
-from autotelic.trl import ClipCov, EntropyMinimization, KLCov, with_entropy_control, with_entropy_minimization
+from autotelic.trl import (
+    ClipCov,
+    EntropyMinimization,
+    FastPasses,
+    KLCov,
+    with_entropy_control,
+    with_entropy_minimization,
+)
 from autotelic.trl.label_free import with_label_free_rewards
+from autotelic.trl.seam import score
 
 pytest.importorskip("trl.kernels", reason="this TRL has no fused head to replace")
 
@@ -67,7 +75,6 @@ def update(trainer, parts):
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     trainer._buffered_inputs = [dict(part) for part in parts]
     trainer._metrics["train"].clear()
-    trainer._plans = []
     total = 0.0
     for step in range(trainer.args.gradient_accumulation_steps):
         trainer._step = step + len(parts)  # not the first pass over the rollout: nothing is generated
@@ -98,7 +105,8 @@ def test_an_update_is_the_same_with_and_without(method, make_trainer, make_model
     wrap, keyword, make = METHODS[method]
     settings = {"num_iterations": 2, "temperature": 0.8, "per_device_train_batch_size": 8, keyword: make()}
     trainers = {mode: make_trainer(wrap, model=make_model(), fused_head=mode, **settings) for mode in ("off", "on")}
-    assert trainers["on"].fused_head_refusal is None and trainers["off"].fused_head_refusal
+    refusals = {mode: trainer.part(FastPasses).installed.head_refusal for mode, trainer in trainers.items()}
+    assert refusals["on"] is None and refusals["off"]
     parts = micro_batches(trainers["off"])
     generator = torch.Generator().manual_seed(0)
     for part in parts:  # a policy that has moved a little, so that ratios differ from 1
@@ -155,7 +163,7 @@ def test_zero_advantage_and_clipped_tokens_cost_no_backward(active, make_trainer
     part, mask = parts[0], parts[0]["completion_mask"].bool()
     rows = int(mask.sum())
     part["advantages"] = torch.linspace(1, 2, 8)
-    part["old_per_token_logps"] = trainer._measure(part, frozenset())["logprobs"]
+    part["old_per_token_logps"] = score(trainer, part)[0]
     assert silent_rows(trainer, parts, active) == (rows, rows)
     part["advantages"] = part["advantages"] * (torch.arange(8) % 2)
     assert silent_rows(trainer, parts, active) == (int(mask[1::2].sum()), rows)
@@ -397,8 +405,8 @@ def test_a_head_that_changes_later_falls_back(make_model):
 
 
 def test_small_vocabularies_stay_with_trl(make_trainer):
-    trainer = make_trainer(with_entropy_control)
-    assert "below" in trainer.fused_head_refusal
+    trainer = make_trainer(with_entropy_control, fused_head="auto")
+    assert "below" in trainer.part(FastPasses).installed.head_refusal
     with pytest.raises(UserError, match="unknown fused_head 'yes'"):
         make_trainer(with_entropy_control, fused_head="yes")
 
@@ -407,17 +415,17 @@ def test_small_vocabularies_stay_with_trl(make_trainer):
 
 
 def test_statistics_are_those_of_the_logits():
-    from autotelic.controls.entropy_change import vocabulary_statistics
+    from autotelic.lm.token_pass import STATISTICS, token_pass
     from autotelic.trl.label_free import token_statistics
 
     model = small("GraniteForCausalLM", logits_scaling=3.0).eval()
     attention = torch.ones_like(IDS)
     attention[1, -1] = 0
     given = {"temperature": 0.7, "batch_size": 1}
-    theirs = vocabulary_statistics(model, IDS, attention, 4, **given)
-    ours = vocabulary_statistics(model, IDS, attention, 4, fused=True, **given)
+    theirs = token_pass(model, IDS, attention, 4, STATISTICS, **given)
+    ours = token_pass(model, IDS, attention, 4, STATISTICS, fused=True, **given)
     mask = attention[:, -4:].bool()
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(ours.values(), theirs.values(), strict=True):
         assert a.shape == b.shape
         torch.testing.assert_close(a[mask], b[mask], rtol=1e-4, atol=1e-5)
     rows = ([[3, 5], [4]], [[7, 9, 11], [6, 8]])

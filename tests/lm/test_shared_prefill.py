@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer_parts import Counting, random_model
+from tiny_trainer import Counting, random_model
 
 from autotelic.errors import UserError
 from autotelic.lm import shared_prefill as seam
-from autotelic.trl import with_entropy_control
+from autotelic.trl import FastPasses, with_entropy_control
 
 pytest.importorskip("trl.kernels", reason="this TRL has no fused head to replace")
 
@@ -290,7 +290,7 @@ def test_a_rollout_is_the_same_with_and_without(make_trainer, prefills):
     found = []
     for mode in ("off", "on"):
         trainer = make_trainer(with_entropy_control, shared_prefix=mode)
-        assert (trainer.shared_prefill_refusal is None) is (mode == "on")
+        assert (trainer.part(FastPasses).installed.prefill_refusal is None) is (mode == "on")
         torch.manual_seed(3)
         trainer.model.train()
         prefills.clear()

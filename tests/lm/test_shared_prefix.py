@@ -2,14 +2,21 @@
 
 import pytest
 import torch
-from trainer_parts import Counting, micro_batches, random_model
+from tiny_trainer import Counting, micro_batches, random_model
 
 from autotelic.controls.observe import Observe
 from autotelic.errors import UserError
 from autotelic.lm import head as head_seam
 from autotelic.lm import shared_prefix as seam
 from autotelic.rewards import EMPO
-from autotelic.trl import ClipCov, EntropyMinimization, KLCov, with_entropy_control, with_entropy_minimization
+from autotelic.trl import (
+    ClipCov,
+    EntropyMinimization,
+    FastPasses,
+    KLCov,
+    with_entropy_control,
+    with_entropy_minimization,
+)
 from autotelic.trl.label_free import with_label_free_rewards
 
 pytest.importorskip("trl.kernels", reason="this TRL has no fused head to replace")
@@ -318,7 +325,6 @@ def update(trainer, parts):
     trainer.model.zero_grad()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     trainer._buffered_inputs = [dict(part) for part in parts]
-    trainer._plans = []
     total, chosen = 0.0, {}
     for step in range(trainer.args.gradient_accumulation_steps):
         trainer._step = step + len(parts)  # not the first pass over the rollout: nothing is generated
@@ -362,7 +368,8 @@ def test_an_update_is_the_same_with_and_without(method, make_trainer, make_model
         mode: make_trainer(wrap, model=make_model(), fused_head="on", shared_prefix=mode, **settings)
         for mode in ("off", "on")
     }
-    assert trainers["on"].shared_prefix_refusal is None and trainers["off"].shared_prefix_refusal
+    refusals = {mode: trainer.part(FastPasses).installed.prefix_refusal for mode, trainer in trainers.items()}
+    assert refusals["on"] is None and refusals["off"]
     parts = micro_batches(trainers["off"])
     packed_passes.clear()
     generator = torch.Generator().manual_seed(0)

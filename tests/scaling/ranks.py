@@ -159,9 +159,9 @@ def follow(run: dict, rank: int, seen: dict) -> None:
     import torch
     from trl import GRPOTrainer
 
-    from autotelic.trl.mixin import EntropyControlMixin
+    from autotelic.trl import Control
 
-    sample, compute, plan = GRPOTrainer._generate_single_turn, GRPOTrainer._compute_loss, EntropyControlMixin._on_plan
+    sample, compute, plan = GRPOTrainer._generate_single_turn, GRPOTrainer._compute_loss, Control.on_update
     fault = run.get("fault")
 
     def rollouts(self, prompt_ids, *args, **kwargs):
@@ -180,11 +180,12 @@ def follow(run: dict, rank: int, seen: dict) -> None:
         spoilt = fault == "nan" and rank == 1 and self.state.global_step == 2
         return value * float("nan") if spoilt else value
 
-    def planned(self, micro_batches, plans):
-        plan(self, micro_batches, plans)
+    def planned(self, update):
+        plan(self, update)
         ours = {}
-        for micro, part in zip(micro_batches, plans, strict=True):
-            for row, mask, selected in zip(micro["row_ids"], micro["completion_mask"], part.selected, strict=True):
+        for micro in update.micro_batches:
+            selections = zip(micro["row_ids"], micro["completion_mask"], micro["plan"].selected, strict=True)
+            for row, mask, selected in selections:
                 ours[int(row)] = selected[mask.bool()].tolist()
         seen["selected"].append(ours)
 
@@ -197,7 +198,7 @@ def follow(run: dict, rank: int, seen: dict) -> None:
         return [digits[i] for i in chosen] if row % 3 else [digits[1]]
 
     GRPOTrainer._generate_single_turn, GRPOTrainer._compute_loss = rollouts, loss
-    EntropyControlMixin._on_plan = planned
+    Control.on_update = planned
 
 
 def length_reward(prompts, completion_ids, **kwargs):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_trainer import micro_batches
 
 from autotelic.errors import UserError
 from autotelic.rewards import EMPO, SeedGRPO, SelfCertainty
@@ -40,11 +41,19 @@ def rollout(trainer):
 
 
 def test_masked_prompts_have_no_advantage_and_leave_the_denominator(make_trainer):
+    """The token mean runs over the 12 rows that remain; losses of every kind: tests/trl/test_exactness.py."""
     trainer = make_trainer(with_label_free_rewards, reward_funcs=Graded())
-    output = rollout(trainer)
-    advantages = output["advantages"].view(-1, 4)
-    assert bool((advantages[0] == 0).all()) and bool((advantages[2:].abs().sum(-1) > 0).all())
-    assert int(output["num_items_in_batch"]) == int(output["completion_mask"][4:].sum())
+    micro_batches(trainer)
+    output = {
+        name: torch.cat([part[name] for part in trainer._buffered_inputs])
+        for name in ("advantages", "row_ids", "completion_mask")
+    }
+    order = output["row_ids"].argsort()
+    advantages, mask = output["advantages"][order].view(-1, 4), output["completion_mask"][order]
+    left_out = advantages.abs().sum(-1) == 0
+    assert left_out.nonzero().flatten().tolist() == [0]
+    scale = trainer._buffered_inputs[0]["policy_scale"]
+    assert float(scale) == pytest.approx(int(mask.sum()) / int(mask[4:].sum()))
 
 
 @pytest.mark.parametrize(("scale_rewards", "factor"), [("group", 10.0), ("none", 10.0)])

@@ -28,8 +28,6 @@ def rollout_trainer(base, tokenizer):
     """A GRPOTrainer whose rollouts and selections are a matter of row numbers."""
 
     class Recorded(base):
-        selections: list
-
         def _generate_single_turn(self, prompt_ids, *args, **kwargs):
             first = self.accelerator.process_index * len(prompt_ids)
             responses = []
@@ -40,15 +38,28 @@ def rollout_trainer(base, tokenizer):
                 responses.append([token for token in ids if token != tokenizer.eos_token_id] or [5])
             return responses, None
 
-        def _on_plan(self, micro_batches, plans):
-            super()._on_plan(micro_batches, plans)
-            ours = {}
-            for micro, plan in zip(micro_batches, plans, strict=True):
-                for row, mask, selected in zip(micro["row_ids"], micro["completion_mask"], plan.selected, strict=True):
-                    ours[int(row)] = selected[mask.bool()].tolist()
-            self.selections.append(ours)
-
     return Recorded
+
+
+def recorder():
+    """A part that notes which tokens of each row every update selects."""
+    from autotelic.trl import Part
+
+    class Selections(Part):
+        def __init__(self):
+            self.updates = []
+
+        def on_update(self, update):
+            rows = [
+                (int(row), selected[mask.bool()].tolist())
+                for micro in update.micro_batches
+                for row, mask, selected in zip(
+                    micro["row_ids"], micro["completion_mask"], micro["plan"].selected, strict=True
+                )
+            ]
+            self.updates.append(dict(rows))
+
+    return Selections()
 
 
 def length_reward(prompts, completions, completion_ids, **kwargs):
@@ -63,7 +74,7 @@ def train(method, size, folder):
     from trl import GRPOConfig, GRPOTrainer
 
     from autotelic.tasks.tokenizer import build_tokenizer
-    from autotelic.trl import entropy_control, with_entropy_control
+    from autotelic.trl import Control, entropy_control, with_parts
 
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
@@ -79,7 +90,8 @@ def train(method, size, folder):
             **special,
         )
     )
-    trainer = rollout_trainer(with_entropy_control(GRPOTrainer), tokenizer)(
+    control, seen = Control(entropy_control(method, **METHODS[method])), recorder()
+    trainer = rollout_trainer(with_parts(GRPOTrainer), tokenizer)(
         model=model,
         reward_funcs=length_reward,
         args=GRPOConfig(
@@ -107,18 +119,17 @@ def train(method, size, folder):
         ),
         train_dataset=Dataset.from_list([{"prompt": p} for p in ("1+2=?", "3+4=?")]),
         processing_class=tokenizer,
-        entropy_control=entropy_control(method, **METHODS[method]),
+        parts=[control, seen],
     )
-    trainer.selections = []
     trainer.train()
     ours = ("covariance/", "selected/", "advantage/", "policy/", "reward")
     logs = [{k: v for k, v in row.items() if k.startswith(ours)} for row in trainer.state.log_history[:STEPS]]
     parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
     return {
-        "selections": trainer.selections,
+        "selections": seen.updates,
         "logs": logs,
         "parameters": parameters,
-        "state": dict(trainer.control_state),
+        "state": dict(control.state),
     }
 
 

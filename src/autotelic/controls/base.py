@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.errors import UserError
+from autotelic.functional.gradient_weights import GradientWeights
 from autotelic.functional.selection import Choice
 from autotelic.runs.method_settings import check_settings, setting
 
@@ -82,6 +83,8 @@ class Plan:
     """The rewritten advantages, where they are decided here."""
     state: Mapping[str, float] = field(default_factory=dict)
     """What the next update is to remember."""
+    weights: GradientWeights | None = None
+    """What the trainer's loss multiplies an advantage with in the gradient; known where `rewrite` is called."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Clip-Cov and KL-Cov: few tokens carry most of the covariance that takes entropy away.
 
 Reference: Cui et al. 2025, arXiv:2505.22617, Eq. 10-14.
-Deviations: listed in `autotelic.functional.token_advantages`. In the trainer, TRL's PPO clip stays as configured and
-acts on the *rewritten* advantage, so it never blocks the pull back towards the old policy; the paper's Clip-Cov and
+Deviations: listed in `autotelic.functional.token_advantages`. In the trainer, TRL's PPO clip stays as configured:
+it takes the advantage of a token away, never KL-Cov's penalty (`functional.gradient_weights`). The paper's Clip-Cov and
 KL-Cov switch the clip off (`epsilon` of 1 and of infinity), which the `entropy_*` recipes do too. Tokens that the PPO
 clip silences are no candidates of Clip-Cov, as in the authors' code, where the ratio is known at selection: with
 `refresh=True`. On the rollout's own log-probabilities, the default, every ratio is 1 and nothing is clipped.
@@ -153,13 +153,15 @@ class KLCov(CovarianceControl):
     def rewrite(
         self, advantages: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], plan: Plan
     ) -> Float[Tensor, "B T"]:
-        """Return A - coef k'(log r) / r on the selected tokens.
+        """Return advantages whose gradient in the trainer's loss is, on the selected tokens, that of A and the penalty.
 
         While the policies are equal, log r is what rounding leaves between two passes; its sign must not decide.
         """
         if self.scope == "update":
             log_ratio = torch.where(log_ratio.abs() < ROUNDING, 0.0, log_ratio)
-        return F.kl_penalised(advantages, log_ratio, plan.selected, coef=self.coef, form=self.form)
+        return F.kl_penalised(
+            advantages, log_ratio, plan.selected, coef=self.coef, form=self.form, weights=plan.weights
+        )
 
     def entropy_coef(self, updates_per_rollout: float | int) -> float:
         """Return `coef` where the penalty is replaced by the entropy of the selected positions."""

@@ -45,16 +45,18 @@ class EntropyChange:
         rows = slice(0, self.num_rows)
         kept = {key: x[rows] for key, x in micro.items() if isinstance(x, Tensor) and x.dim()}
         now, valid = self.measure(kept), mask[rows]
-        sampled = F.sampled_entropy_change(F.Discriminator(now.discriminator, now.expected_discriminator), advantages[rows].float())
+        sampled = F.sampled_entropy_change(
+            F.Discriminator(now["discriminator"], now["expected_discriminator"]), advantages[rows].float()
+        )
         predictions = [F.masked_sum(x.double(), valid) for x in (-covariance[rows], sampled)]
-        self.followed = (kept, now.entropy, valid, torch.stack([wide(valid.sum()), *map(wide, predictions)]))
+        self.followed = (kept, now["entropy"], valid, torch.stack([wide(valid.sum()), *map(wide, predictions)]))
         return metrics
 
     def _finish(self) -> dict[str, float]:
         if self.followed is None:
             return {}
         kept, before, valid, sums = self.followed
-        change = F.masked_sum((self.measure(kept).entropy - before).double(), valid)
+        change = F.masked_sum((self.measure(kept)["entropy"] - before).double(), valid)
         count, covariance, sampled, realised = F.global_sum(torch.cat([sums, wide(change).reshape(1)])).tolist()
         count = max(count, 1.0)
         return {

@@ -11,8 +11,9 @@ Deviations, against the authors' code: statistics, count and choice belong to th
 optimiser step, not to a micro-batch; a quota below 1 selects nothing (``at_least_one=False``); a token whose covariance
 is not positive is never penalised (``positive_only=True``); ties go to the lower token identity; 1 / r is bounded by
 exp(20); advantages outside the mask become 0; clip_cov may choose a token that the PPO clip has already silenced, which
-the authors leave out of the candidates (give such tokens the covariance -inf for that). Under a
-clipped surrogate a token that PPO clips loses the KL penalty along with its advantage; the authors' kl_cov has no clip.
+the authors leave out of the candidates (give such tokens the covariance -inf for that). The
+authors' kl_cov has no PPO clip; under one, ``kl_cov`` would lose a token's penalty together with its advantage;
+``kl_penalised`` with the loss's ``weights`` does not.
 """
 
 from typing import Unpack
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from autotelic.errors import UserError
 from autotelic.functional.divergence import KLForm, kl_gradient
+from autotelic.functional.gradient_weights import GradientWeights
 from autotelic.functional.masking import as_mask, compute_dtype, fill_outside
 from autotelic.functional.selection import Choice, random_values, select
 
@@ -115,12 +117,29 @@ def kl_penalised(
     coef: float | int,
     form: KLForm = "abs",
     max_log_ratio: float | int = 20.0,
+    weights: GradientWeights | None = None,
 ) -> Float[Tensor, "B T"]:
-    """Return A - coef k'(log r) / r on the selected tokens: ``kl_cov`` where the choice was made before.
+    """Return ``kl_cov``'s advantages where the choice was made before.
 
-    The choice belongs to the whole update batch, the ratio to the micro-batch in hand.
+    The choice belongs to the whole update batch, the ratio to the micro-batch in hand. The gradient with respect to
+    ln pi that is wanted is -g, g = w(sign A) A - coef k'(log r); the loss gives it to the advantage g / w(sign g).
+
+    Args:
+        advantages: per token.
+        log_ratio: see ``kl_cov``.
+        selected: the tokens that are penalised.
+        coef: beta.
+        form: see ``kl_cov``.
+        max_log_ratio: see ``kl_cov``.
+        weights: w of the loss that will be taken (``gradient_weights``); that of the surrogate without a clip, w = r,
+            where None: A' = A - coef k'(log r) / r.
     """
     dtype = torch.promote_types(compute_dtype(advantages), compute_dtype(log_ratio))
+    a = advantages.to(dtype)
     bounded = fill_outside(log_ratio.detach().to(dtype), selected).clamp(-max_log_ratio, max_log_ratio)
-    penalty = coef * kl_gradient(bounded, form) * (-bounded).exp()
-    return torch.where(selected, advantages.to(dtype) - penalty, advantages.to(dtype))
+    penalty = coef * kl_gradient(bounded, form)
+    if weights is None:
+        return torch.where(selected, a - penalty * (-bounded).exp(), a)
+    own = weights.of(a).to(dtype)
+    final = weights.of(own * a - penalty).to(dtype)
+    return torch.where(selected & (final > 0), a * (own / final) - penalty / final, a)

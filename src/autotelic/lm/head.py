@@ -66,7 +66,7 @@ def use_fused_head(
     Args:
         models: causal language models that TRL's `add_fused_lm_head` has prepared, or PEFT models around them.
         temperature: the logits are divided by it.
-        mode: see `FusedHeadMixin`.
+        mode: `auto` where it pays, `on` everywhere (refused where it cannot be exact), `off` nowhere.
         cast_to_fp32: hidden states go to float32 first, outside autocast (TRL's `cast_lm_head_to_fp32`).
         autocast: the trainer's mixed precision, entered in every call: accelerate has wrapped a reference's forward
             already, and ours stands outside its wrapper.

@@ -1,7 +1,7 @@
 """One forward pass over responses: what the policy's whole distribution says of each of their tokens."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,17 +14,11 @@ NOT_THE_MODELS = ("num_images", "num_tiles")
 """Counts that TRL keeps beside a multimodal model's inputs."""
 
 
-class TokenStatistics(NamedTuple):
-    """One value per response token, in nats and without gradient; None where it was not asked for."""
-
-    logprobs: Float[Tensor, "B T"] | None = None
-    entropy: Float[Tensor, "B T"] | None = None
-    self_certainty: Float[Tensor, "B T"] | None = None
-    """KL(U || p), U uniform over the vocabulary."""
-    discriminator: Float[Tensor, "B T"] | None = None
-    """S_a of the entropy discriminator, S = p (ln p + H)."""
-    expected_discriminator: Float[Tensor, "B T"] | None = None
-    """E_pi[S]."""
+STATISTICS = ("logprobs", "entropy", "self_certainty", "discriminator", "expected_discriminator")
+"""What can be asked for, in nats: ln p of the token; H; KL(U || p), U uniform over the vocabulary; S of the token, where
+S = p (ln p + H) is the entropy discriminator; E_p[S]."""
+TokenStatistics = dict[str, Tensor]
+"""One value per response token, (B, T), without gradient, by name."""
 
 
 @torch.no_grad()
@@ -51,7 +45,7 @@ def token_pass(
         ids: prompt and response.
         attention: 1 where there is a token.
         num_response: columns of the response; a prompt token stands before them.
-        names: which statistics, fields of `TokenStatistics`.
+        names: which statistics, of `STATISTICS`.
         temperature: logits are divided by it.
         batch_size: rows of a forward pass.
         fused: take our head, which `use_fused_head` has not refused.
@@ -74,8 +68,7 @@ def token_pass(
             logits = model(**inputs).logits[:, -num_response - 1 : -1].float()
             found = from_logits(logits, ids[rows, -num_response:], temperature, names)
             parts.append([found[name] for name in names])
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return TokenStatistics(**dict(zip(names, columns, strict=True)))
+    return dict(zip(names, (torch.cat(column) for column in zip(*parts, strict=True)), strict=True))
 
 
 def from_logits(

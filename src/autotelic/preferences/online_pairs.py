@@ -23,7 +23,7 @@ from torch import Tensor
 from autotelic.errors import UserError
 from autotelic.preferences.labels import SIDES, BehaviorPolicy, label_sequences
 from autotelic.runs.files import write_atomically
-from autotelic.runs.trainer_base import TrainerBase
+from autotelic.trl.seam import Base
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PromptCollator:
         return {name: [example[name] for example in examples] for name in examples[0]}
 
 
-class OnlineMixin(TrainerBase):
+class OnlineMixin(Base):
     """Makes the batches of a policy-labelled `DPOTrainer` from prompts.
 
     Keyword Args:

@@ -193,8 +193,8 @@ def build_preference_trainer(
     from autotelic.preferences.labels import PolicyLabels, read_policies
     from autotelic.preferences.trainer import with_policy_labels
     from autotelic.runs.callbacks import MetricsFile, Progress, StopCleanly, Validation
-    from autotelic.runs.checkpoints import with_whole_checkpoints
     from autotelic.trl.build import build_stop_rules
+    from autotelic.trl.run_folder import with_run_folder
 
     check_settings(run)
     # TRL 1.16 asks transformers 5.23 under the old name whenever it scores the reference.
@@ -232,7 +232,7 @@ def build_preference_trainer(
     else:
         callbacks = [callback for callback in callbacks if not isinstance(callback, HeldOut)]
     with without_bars(run.quiet or not sys.stderr.isatty()):
-        trainer = with_whole_checkpoints(trainer_class)(
+        trainer = with_run_folder(trainer_class, own_card=False)(
             model=model,
             args=training_args,
             train_dataset=datasets.Dataset.from_list(train),

@@ -30,7 +30,8 @@ from autotelic.functional.lookahead import LabelEntropy, lookahead_weights
 from autotelic.functional.preference import Normalize, cpl_score, ppl_loss, ppl_score, repo_sft_loss
 from autotelic.preferences.labels import NEVER, SIDES, PolicyLabels
 from autotelic.runs.processes import stop_if_not_finite
-from autotelic.trl.passes import FusedHeadMixin
+from autotelic.trl.fast_passes import use_fast_passes
+from autotelic.trl.seam import Base, stop_at_bad_gradient
 
 Number = float | int
 DIVERGENCES = ("none", "kl", "single_sample", "dirac")
@@ -227,18 +228,26 @@ class PolicyLabelCollator(DataCollatorForPreference):
 OUR_KEYS = ("segment_mask", "label_logprobs", "label_top_ids", "label_top_logprobs", "pair_weights")
 
 
-class PolicyLabelMixin(FusedHeadMixin):
+class PolicyLabelMixin(Base):
     """Overrides the loss of a `DPOTrainer`.
 
     Keyword Args:
         ppl: the objective.
-        fused_head: auto, on or off; see `autotelic.trl.passes`. The closed-form KL holds logits where ours is not used.
-        shared_prefix: auto, on or off; see `autotelic.trl.passes`. The two sides of a pair share their prompt.
+        fused_head: auto, on or off; see `autotelic.trl.fast_passes`. The closed-form KL holds logits without ours.
+        shared_prefix: auto, on or off; see `autotelic.trl.fast_passes`. The two sides of a pair share their prompt.
         policy_labels: what gives each side its label; None where the data set has the `label_*` columns already, or
             the objective needs none.
     """
 
-    def __init__(self, *args: Any, ppl: PPL | None = None, policy_labels: PolicyLabels | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        ppl: PPL | None = None,
+        policy_labels: PolicyLabels | None = None,
+        fused_head: str = "auto",
+        shared_prefix: str = "auto",
+        **kwargs: Any,
+    ):
         self.ppl = ppl if ppl is not None else PPL()
         self._heldout: dict[str, list[float]] = {}
         settings = kwargs.get("args")
@@ -252,6 +261,7 @@ class PolicyLabelMixin(FusedHeadMixin):
         super().__init__(*args, **kwargs)
         if importlib.util.find_spec("trl.kernels") is None:  # TRL's DPO has a head that returns log-probabilities since
             raise UserError("policy-labelled preferences need TRL >= 1.16: pip install 'trl>=1.16'")
+        self.fused_head_refusal = use_fast_passes(self, fused_head, shared_prefix).head_refusal
         if policy_labels is not None and self.ppl.needs_labels:
             self.train_dataset = policy_labels.attach(self.train_dataset)
             if self.eval_dataset is not None:
@@ -394,9 +404,7 @@ class PolicyLabelMixin(FusedHeadMixin):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Stop before an update whose gradient is not finite: the weights, and the next checkpoint, stay usable."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        if grad_norm is not None and getattr(self.accelerator, "scaler", None) is None:  # a scaler skips such updates
-            norm = torch.as_tensor(grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm)
-            stop_if_not_finite(self, "gradient norm", norm, self._last_ids)
+        stop_at_bad_gradient(self, grad_norm, self._last_ids)
         return grad_norm
 
 

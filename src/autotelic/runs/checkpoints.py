@@ -8,7 +8,7 @@ older checkpoints are deleted after that, their mark first. What has no mark, or
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 
 from autotelic.errors import UserError
 from autotelic.runs.files import write_atomically
-from autotelic.runs.trainer_base import TrainerBase
 
 MARK = "complete.json"
 
@@ -54,48 +53,44 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-class WholeCheckpointsMixin(TrainerBase):
-    """Marks a checkpoint when it is whole, and deletes older ones only then; an error of the disk is one line."""
+def save_whole(trainer: Any, trial: Any, save: Callable[[], None]) -> None:
+    """Save a checkpoint, mark it, then delete older ones; an error of the disk is one line.
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        """Remember the sampler, whose place a resumed run must find again."""
-        self._train_sampler = super()._get_train_sampler(*args, **kwargs)
-        return self._train_sampler
+    Args:
+        trainer: of transformers.
+        trial: of a hyperparameter search, or None.
+        save: saves as the trainer would.
 
-    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        """Draw the orders of the epochs that are over: TRL's sampler would give the first epoch's prompts again."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        generator = getattr(self._train_sampler, "generator", None)
-        if generator is not None:
-            for _ in range(int(self.state.epoch + 1e-9)):
-                torch.randperm(self._train_sampler.num_samples, generator=generator)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save as the base class does, except for deleting: that comes last."""
-        run = Path(self._get_output_dir(trial=trial))
-        folder = run / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with disk_errors(str(folder), "checkpoints before it are whole; free the space, then --resume"):
-                super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    mark_complete(folder)
-        except UserError:
-            discard(folder)
-            raise
-        finally:
-            self.args.save_total_limit = limit
-        if self.args.should_save and limit:
-            best = self.state.best_model_checkpoint
-            older = [path for path in checkpoints(run) if path != folder and str(path) != best]
-            for path in older[: max(len(older) + 1 + bool(best) - limit, 0)]:
-                discard(path)
+    Raises:
+        UserError: the disk refused; what was written is deleted.
+    """
+    run = Path(trainer._get_output_dir(trial=trial))
+    folder = run / f"checkpoint-{trainer.state.global_step}"
+    limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
+    try:
+        with disk_errors(str(folder), "checkpoints before it are whole; free the space, then --resume"):
+            save()
+            trainer.accelerator.wait_for_everyone()
+            if trainer.args.should_save:
+                mark_complete(folder)
+    except UserError:
+        discard(folder)
+        raise
+    finally:
+        trainer.args.save_total_limit = limit
+    if trainer.args.should_save and limit:
+        best = trainer.state.best_model_checkpoint
+        older = [path for path in checkpoints(run) if path != folder and str(path) != best]
+        for path in older[: max(len(older) + 1 + bool(best) - limit, 0)]:
+            discard(path)
 
 
-def with_whole_checkpoints(trainer_class: type) -> type:
-    """Return a subclass of a trainer whose checkpoints are marked when they are whole."""
-    return type(f"Whole{trainer_class.__name__}", (WholeCheckpointsMixin, trainer_class), {})
+def draw_past_orders(sampler: Any, epoch: float) -> None:
+    """Draw the orders of the epochs that are over: a resumed sampler would give the first epoch's prompts again."""
+    generator = getattr(sampler, "generator", None)
+    if generator is not None:
+        for _ in range(int(epoch + 1e-9)):
+            torch.randperm(sampler.num_samples, generator=generator)
 
 
 def save_final_model(trainer: Any) -> None:

@@ -12,7 +12,6 @@ from autotelic.errors import UserError
 from autotelic.functional import fit_entropy_law
 from autotelic.runs.files import write_atomically
 from autotelic.runs.logs import log_from_rows, pick_curve, read_jsonl
-from autotelic.runs.trainer_base import TrainerBase
 from autotelic.trl.arguments import METHOD_DEFAULTS, METHODS
 
 PAPERS = {
@@ -32,27 +31,14 @@ CURVES = {
 }
 
 
-class ModelCardMixin(TrainerBase):
-    """Writes our card where transformers writes its own: with every checkpoint, at the end, and before a push."""
-
-    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Write README.md into the run's folder; without a run.json there is nothing to tell: TRL writes its own."""
-        folder = Path(self.args.output_dir)
-        if not self.is_world_process_zero():
-            return
-        if not (folder / "run.json").exists():
-            super().create_model_card(model_name, *args, **kwargs)
-            return
-        record = json.loads((folder / "run.json").read_text())
-        rows = read_jsonl(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
-        adapter = hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
-        base = getattr(self.model.config, "_name_or_path", None) or None
-        write_atomically(folder / "README.md", model_card(record, rows, base_model=base, adapter=adapter))
-
-
-def with_model_card(trainer_class: type) -> type:
-    """Return a subclass of a trainer that writes our model card."""
-    return type(f"Described{trainer_class.__name__}", (ModelCardMixin, trainer_class), {})
+def write_model_card(folder: Path, *, base_model: str | None, adapter: bool) -> bool:
+    """Write README.md into a run's folder, and return True; without a run.json there is nothing to tell."""
+    if not (folder / "run.json").exists():
+        return False
+    record = json.loads((folder / "run.json").read_text())
+    rows = read_jsonl(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+    write_atomically(folder / "README.md", model_card(record, rows, base_model=base_model, adapter=adapter))
+    return True
 
 
 def model_card(

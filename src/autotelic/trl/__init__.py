@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from autotelic.preferences.online_pairs import OnlineSettings, with_online_pairs
     from autotelic.preferences.trainer import PPL, with_policy_labels
     from autotelic.runs.law_callback import EntropyLawCallback
-    from autotelic.trl.mixin import EntropyControlMixin, with_entropy_control
-    from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
+    from autotelic.trl.control_part import Control, with_entropy_control
+    from autotelic.trl.entropy_term import EntropyMinimization, EntropyTerm, with_entropy_minimization
+    from autotelic.trl.fast_passes import FastPasses
+    from autotelic.trl.label_free import LabelFree, SurplusVotes, with_label_free_rewards
+    from autotelic.trl.rollout_log import RolloutLog
+    from autotelic.trl.seam import Part, with_parts
 
 _HOMES = {
     "ClipCov": "controls.covariance",
@@ -41,10 +45,18 @@ _HOMES = {
     "Stare": "controls.stare",
     "Steer": "controls.steer",
     "EntropyLawCallback": "runs.law_callback",
-    "EntropyControlMixin": "trl.mixin",
-    "with_entropy_control": "trl.mixin",
-    "EntropyMinimization": "trl.one_shot_em",
-    "with_entropy_minimization": "trl.one_shot_em",
+    "Part": "trl.seam",
+    "with_parts": "trl.seam",
+    "Control": "trl.control_part",
+    "with_entropy_control": "trl.control_part",
+    "EntropyMinimization": "trl.entropy_term",
+    "EntropyTerm": "trl.entropy_term",
+    "with_entropy_minimization": "trl.entropy_term",
+    "FastPasses": "trl.fast_passes",
+    "LabelFree": "trl.label_free",
+    "SurplusVotes": "trl.label_free",
+    "with_label_free_rewards": "trl.label_free",
+    "RolloutLog": "trl.rollout_log",
     "PPL": "preferences.trainer",
     "with_policy_labels": "preferences.trainer",
     "BehaviorPolicy": "preferences.labels",
@@ -59,23 +71,31 @@ __all__ = [
     "ClipB",
     "ClipCov",
     "ClipV",
+    "Control",
     "Entropic",
     "EntropyControl",
-    "EntropyControlMixin",
     "EntropyLawCallback",
     "EntropyMinimization",
+    "EntropyTerm",
+    "FastPasses",
     "HighEntropy",
     "KLCov",
+    "LabelFree",
     "Observe",
     "OnlineSettings",
+    "Part",
     "PolicyLabels",
     "Repo",
+    "RolloutLog",
     "Stare",
     "Steer",
+    "SurplusVotes",
     "entropy_control",
     "with_entropy_control",
     "with_entropy_minimization",
+    "with_label_free_rewards",
     "with_online_pairs",
+    "with_parts",
     "with_policy_labels",
 ]
 

@@ -32,7 +32,7 @@ COMMON_DEFAULTS: dict[str, Any] = {
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     # arXiv:2505.22617, Section 4.1: 256 x 8, mini-batch 32 prompts (8 updates a rollout), lr 5e-7, std-normalised.
     "grpo": {"reward": "verifier", "num_generations": 8, "learning_rate": 5e-7, "scale_rewards": "group"},
-    # arXiv:2504.05812, NeurIPS version: G = 16, sequence-level clip 3e-4 / 4e-4, lr 5e-7.
+    # arXiv:2504.05812, NeurIPS version: G = 16, sequence-level clip 3e-4 / 4e-4, lr 5e-7; code: a mean over responses.
     "empo": {
         "reward": "empo",
         "num_generations": 16,
@@ -41,6 +41,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "importance_sampling_level": "sequence",
         "epsilon": 3e-4,
         "epsilon_high": 4e-4,
+        "loss_type": "grpo",
     },
     # arXiv:2505.20282: one prompt, 64 rollouts a step, T = 0.5, lr 2e-5, AdamW (weight decay 0.01), 10 steps.
     "one_shot_em": {

@@ -57,13 +57,14 @@ def build_trainer(
     from trl import GRPOTrainer
 
     from autotelic.runs.callbacks import MetricsFile, Progress, StopCleanly, Validation
-    from autotelic.runs.checkpoints import with_whole_checkpoints
-    from autotelic.runs.model_card import with_model_card
     from autotelic.tasks import to_dataset
-    from autotelic.trl.label_free import with_label_free_rewards, with_surplus_votes
-    from autotelic.trl.mixin import updates_per_rollout, with_entropy_control
-    from autotelic.trl.one_shot_em import EntropyMinimization, with_entropy_minimization
-    from autotelic.trl.rollout_log import with_rollout_log
+    from autotelic.trl.control_part import Control
+    from autotelic.trl.entropy_term import EntropyMinimization, EntropyTerm
+    from autotelic.trl.fast_passes import FastPasses
+    from autotelic.trl.label_free import LabelFree, SurplusVotes
+    from autotelic.trl.rollout_log import RolloutLog
+    from autotelic.trl.run_folder import with_run_folder
+    from autotelic.trl.seam import updates_per_rollout, with_parts
 
     folder = Path(training_args.output_dir)
     check_sharding(run)
@@ -80,10 +81,15 @@ def build_trainer(
         if method == "one_shot_em"
         else None
     )
-    trainer_class = with_surplus_votes(
-        with_rollout_log(with_entropy_minimization(with_entropy_control(with_label_free_rewards(GRPOTrainer))))
-    )
-    trainer_class = with_whole_checkpoints(with_model_card(trainer_class))
+    parts: list[Any] = [LabelFree(), FastPasses(run.fused_head, run.shared_prefix)]
+    if control is not None:
+        parts.append(Control(control, run.entropy_change_rows))
+    if minimization is not None:
+        parts.append(EntropyTerm(minimization))
+    if run.log_rollouts:
+        parts.append(RolloutLog(folder / "rollouts.jsonl", run.log_rollouts, run.log_rollouts_steps))
+    if run.train_generations is not None:
+        parts.append(SurplusVotes(run.train_generations))
     metrics_file = MetricsFile(folder / "metrics.jsonl")
     callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
     if evaluate is not None and run.validation_steps:
@@ -105,6 +111,7 @@ def build_trainer(
         callbacks.append(FollowedPrompts(follow, folder / "followed.jsonl", run.log_rollouts_steps))
     if probe is not None:
         callbacks.append(build_stop_rules(run, probe, folder, metrics_file))
+    trainer_class: Any = with_run_folder(with_parts(GRPOTrainer))
     trainer = trainer_class(
         model=model,
         reward_funcs=reward,
@@ -113,13 +120,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=callbacks,
-        entropy_control=control,
-        entropy_change_rows=run.entropy_change_rows,
-        fused_head=run.fused_head,
-        shared_prefix=run.shared_prefix,
-        entropy_minimization=minimization,
-        train_generations=run.train_generations,
-        rollout_log=(folder / "rollouts.jsonl", run.log_rollouts, run.log_rollouts_steps) if run.log_rollouts else None,
+        parts=parts,
     )
     # TRL's own printing callback would repeat on stdout what Progress shows.
     from transformers import PrinterCallback

@@ -61,6 +61,7 @@ PER_TOKEN_KEYS = (
     "importance_sampling_ratio",
 )
 ROLLOUT_KEYS = {"logprobs": "rollout_logprobs", "entropy": "rollout_entropy", "expected": "rollout_expected"}
+MEASURED = {"logprobs": "logprobs", "entropy": "entropy", "expected": "expected_discriminator"}
 MAX_LOG_RATIO = 20.0
 
 TrainerT = TypeVar("TrainerT")
@@ -100,12 +101,6 @@ class Control(Part):
                         f"kl_cov cannot be used with {name}={value:g}: TRL would drop its penalty together with the "
                         f"advantage. Leave {name} out, or use clip_cov"
                     )
-        corrected = getattr(trainer.args, "use_bias_correction_kl", False) and getattr(trainer, "beta", 0)
-        if self.sequence and corrected and control.name != "observe":
-            raise UserError(
-                f"{control.name} cannot be used with use_bias_correction_kl under a ratio per response: the ratio that "
-                "it changes also multiplies the reference KL. Set use_bias_correction_kl=False"
-            )
 
     def _threshold(self) -> float | None:
         return getattr(self.trainer, "off_policy_mask_threshold", None)
@@ -209,7 +204,7 @@ class Control(Part):
         """Return log-probabilities under the present policy, and what else is needed, from one forward pass."""
         if "expected" in needs:
             found = self.statistics(micro)
-            return {"logprobs": found.logprobs, "entropy": found.entropy, "expected": found.expected_discriminator}
+            return {key: found[name] for key, name in MEASURED.items()}
         logprobs, entropy = score(self.trainer, micro, entropy="entropy" in needs)
         return {"logprobs": logprobs} | ({} if entropy is None else {"entropy": entropy})
 
@@ -254,8 +249,10 @@ class Control(Part):
         TRL takes the KL from `ref - logprobs` as well: what the ratio's log-probabilities lose, the reference's carry.
         """
         held = torch.where(plan.selected, logprobs.detach(), logprobs)
-        if "ref_per_token_logps" in micro:
-            micro["ref_per_token_logps"] = micro["ref_per_token_logps"] - (logprobs - held)
+        reference = micro.get("ref_per_token_logps")
+        if reference is not None:
+            corrected = getattr(self.trainer.args, "use_bias_correction_kl", False)
+            micro["ref_per_token_logps"] = carrying(reference, logprobs, held, response_mask(micro), corrected)
         return held
 
     def _rewrite(
@@ -280,7 +277,7 @@ class Control(Part):
         """Return what TRL's loss multiplies an advantage with, in the gradient."""
         trainer, args = self.trainer, self.trainer.args
         if self.loss_type == "vespo":
-            given = {"log_ratio_per_token": log_ratio, "mask": mask}
+            given: dict[str, Any] = {"log_ratio_per_token": log_ratio, "mask": mask}
             given["importance_sampling_ratio"] = micro.get("importance_sampling_ratio")
             given |= {name: getattr(args, f"vespo_{name}") for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg")}
             ones = torch.ones_like(log_ratio[:, :1])
@@ -337,6 +334,34 @@ class Control(Part):
         self.state = state
 
 
+def carrying(
+    reference: Float[Tensor, "B T"],
+    logprobs: Float[Tensor, "B T"],
+    held: Float[Tensor, "B T"],
+    mask: Tensor,
+    ratio: bool,
+) -> Float[Tensor, "B T"]:
+    """Return the reference's log-probabilities with the gradient that the KL loses by `held`; their values stay.
+
+    The KL is k(x) = e^x - x - 1 of x = reference - logprobs. TRL can multiply it by the ratio s of the response, which
+    loses k(x) s times the mean of the detached gradients: dx = k(x) / k'(x) of that mean gives it back.
+
+    Args:
+        reference: ln pi_ref.
+        logprobs: ln pi.
+        held: the same values, detached on some tokens.
+        mask: response tokens.
+        ratio: TRL multiplies the KL by the response's ratio (`use_bias_correction_kl`).
+    """
+    lost = logprobs - held  # 0, with the gradient of the detached tokens
+    if not ratio:
+        return reference - lost
+    x = (reference - logprobs).detach().double()
+    share = torch.where(x == 0, 0.0, (x.expm1() - x) / x.expm1()).to(lost)
+    mean = lost.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+    return reference - lost + share * mean
+
+
 def control_parts(entropy_control: EntropyControl | None = None, entropy_change_rows: int = 0) -> list[Part]:
     """Return the part of an entropy control; none without one."""
     if entropy_control is not None:
@@ -383,8 +408,11 @@ def warn_once(message: str) -> None:
 def warn_if_truncated(trainer: Any) -> None:
     """Say once that the sampler's log-probabilities are not those of the policy, where sampling cuts its tail off."""
     found = {name: getattr(trainer, name, None) for name in ("top_p", "top_k", "min_p")}
-    cut = [name for name, off in (("top_p", (None, 1.0)), ("top_k", (None, 0)), ("min_p", (None, 0.0)))
-           if found[name] not in off]
+    cut = [
+        name
+        for name, off in (("top_p", (None, 1.0)), ("top_k", (None, 0)), ("min_p", (None, 0.0)))
+        if found[name] not in off
+    ]
     if cut:
         given = ", ".join(f"{name}={found[name]:g}" for name in cut)
         warn_once(

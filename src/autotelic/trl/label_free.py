@@ -168,8 +168,7 @@ def token_statistics(
     if tool_mask is not None:
         written = torch.tensor([list(row) + [0] * (width - len(row)) for row in tool_mask], device=mask.device)
         mask = mask & written.bool()
-    values = {name: value.cpu() for name in STATISTICS if (value := getattr(found, name)) is not None}
-    return TokenStats(mask=mask.cpu(), **values)
+    return TokenStats(mask=mask.cpu(), **{name: value.cpu() for name, value in found.items()})
 
 
 class SurplusVotes(Part):

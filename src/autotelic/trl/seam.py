@@ -85,7 +85,7 @@ class LossInputs:
     is_last: bool
     """The last micro-batch of its update."""
     policy_scale: float | Tensor = 1.0
-    """Factor on the policy term, (B,) or one number; the seam applies it to the advantages after all parts."""
+    """Factor on the policy term; the seam applies it to the advantages after all parts."""
     logprobs: Any = None
     """Of the policy that is trained, (B, T), with gradient; what TRL uses."""
     entropies: Any = None
@@ -159,8 +159,9 @@ class Seam(Base):
     makers: ClassVar[tuple[Callable[..., list[Part]], ...]] = ()
     settings: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, *args: Any, parts: Sequence[Part] = (), **kwargs: Any):
-        self.parts = sorted([*parts, *made(self.makers, self.settings, kwargs)], key=lambda part: part.order)
+    def __init__(self, *args: Any, parts: Sequence[Part] | None = None, **kwargs: Any):
+        given = self.settings.get("parts", ()) if parts is None else parts
+        self.parts = sorted([*given, *made(self.makers, self.settings, kwargs)], key=lambda part: part.order)
         self._rollout: Rollout | None = None
         self._generation: Any = None
         self._update: Update | None = None
@@ -270,10 +271,7 @@ class Seam(Base):
         loss.logprobs, loss.entropies, *rest = result
         for part in self.parts:
             part.on_token_stats(loss)
-        if not (isinstance(loss.policy_scale, float) and loss.policy_scale == 1.0):
-            advantages = loss.micro["advantages"]
-            scale = torch.as_tensor(loss.policy_scale, device=advantages.device).to(advantages)
-            loss.micro["advantages"] = advantages * (scale.unsqueeze(1) if scale.dim() < advantages.dim() else scale)
+        loss.micro["advantages"] = loss.micro["advantages"] * loss.policy_scale
         return loss.logprobs, loss.entropies, *rest
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -309,15 +307,14 @@ class Seam(Base):
         return result
 
 
-def with_parts(
-    trainer_class: type[TrainerT], *makers: Callable[..., list[Part]], **settings: Any
-) -> type[TrainerT]:
+def with_parts(trainer_class: type[TrainerT], *makers: Callable[..., list[Part]], **settings: Any) -> type[TrainerT]:
     """Return a subclass of a GRPOTrainer or RLOOTrainer that takes `parts=`, and the keywords of `makers`.
 
     Args:
         trainer_class: `trl.GRPOTrainer`, `trl.RLOOTrainer` or a subclass; a class that has parts already gets more.
         makers: functions from keyword arguments to parts; the trainer takes their keywords.
-        settings: values of these keywords, for trainers that are not given them.
+        settings: values of these keywords, `parts` among them, for a class with the base class's own signature: a type
+            checker then sees misspelt arguments.
 
     Raises:
         UserError: another class.
@@ -343,7 +340,8 @@ def made(makers: Sequence[Callable[..., list[Part]]], settings: dict[str, Any], 
     for maker in makers:
         names = inspect.signature(maker).parameters
         parts += maker(**{name: value for name, value in settings.items() if name in names} | taken(given, names))
-    unknown = [name for name in settings if not any(name in inspect.signature(maker).parameters for maker in makers)]
+    known = {name for maker in makers for name in inspect.signature(maker).parameters} | {"parts"}
+    unknown = [name for name in settings if name not in known]
     if unknown:
         raise TypeError(f"unexpected keyword {unknown[0]!r}")
     return parts

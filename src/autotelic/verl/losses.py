@@ -14,7 +14,7 @@ Log-ratios are held in [-20, 20]; beyond, the gradient is zero.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from autotelic import functional as F
 from autotelic.controls.base import EntropyControl, Plan
 from autotelic.errors import UserError
+from autotelic.functional.gradient_weights import gradient_weights
 from autotelic.functional.masking import fill_outside
 from autotelic.functional.surrogate import log_ratio as bounded_log_ratio
 from autotelic.verl import PREFIX
@@ -122,6 +123,8 @@ def surrogate(
     assert plan is not None
     low, high = clip_bounds(config)
     drift = fill_outside(logprobs.detach(), mask) - fill_outside(old_logprobs, mask)
+    bounded = drift.float().clamp(-20, 20)
+    plan = replace(plan, weights=gradient_weights(bounded, "grpo", clip_low=low, clip_high=high))
     rewritten = control.rewrite(fill_outside(advantages, mask).float(), drift.float(), plan)
     per_token = F.clipped_surrogate(
         logprobs,

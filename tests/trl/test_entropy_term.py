@@ -10,8 +10,8 @@ import torch
 from autotelic.cli.train import parse, train
 from autotelic.errors import UserError
 from autotelic.functional import entropy_minimization_loss, entropy_minimization_official
-from autotelic.trl import EntropyMinimization, with_entropy_minimization
-from autotelic.trl.mixin import response_mask
+from autotelic.trl import EntropyMinimization, EntropyTerm, with_entropy_minimization
+from autotelic.trl.seam import response_mask
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -160,7 +160,7 @@ def micro_batch(rows, tokenizer, left=0, right=0):
 def loss_of(trainer, inputs):
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    count = trainer.entropy_minimization.position_counts(response_mask(inputs)).sum()
+    count = trainer.part(EntropyTerm).minimization.position_counts(response_mask(inputs)).sum()
     trainer.model.zero_grad()
     loss = trainer._compute_loss(trainer.model, inputs | {"num_em_tokens": count})
     loss.backward()

@@ -4,10 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from tiny_trainer import made_up, on_made_up_tensors
 
 from autotelic.controls.base import EntropyControlWarning
 from autotelic.errors import UserError
-from autotelic.trl import ClipCov, KLCov, with_entropy_control
+from autotelic.trl import ClipCov, Control, KLCov, with_entropy_control
 
 
 @pytest.fixture(autouse=True)
@@ -180,63 +181,6 @@ def test_lora_and_accumulation(make_trainer):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-# The trainer's own path on tensors that are made up: log-probabilities are a leaf, so gradients can be read off.
-
-
-def on_made_up_tensors(make_trainer, control, logprobs, old, advantages, mask, **settings):
-    """Return loss and gradient with respect to the log-probabilities of one update of one micro-batch."""
-    leaf = logprobs.clone().requires_grad_()
-    extra_inputs = settings.pop("extra_inputs", {})
-
-    def wrap(trainer_class):
-        class MadeUp(trainer_class):
-            def _get_per_token_logps_and_entropies(self, *args, compute_entropy=False, **kwargs):
-                return leaf if torch.is_grad_enabled() else leaf.detach(), torch.ones_like(leaf) + 0 * old, None
-
-        return with_entropy_control(MadeUp)
-
-    trainer = make_trainer(
-        wrap,
-        entropy_control=control,
-        per_device_train_batch_size=logprobs.shape[0],
-        generation_batch_size=logprobs.shape[0],
-        steps_per_generation=None,
-        num_generations=logprobs.shape[0],
-        num_iterations=2,
-        **settings,
-    )
-    rows = torch.arange(logprobs.shape[0])
-    prompts = trainer.processing_class(["1+2=?"] * len(rows), return_tensors="pt")["input_ids"]
-    trainer._buffered_inputs = [
-        {
-            "prompt_ids": prompts,
-            "prompt_mask": torch.ones_like(prompts),
-            "completion_ids": torch.zeros(mask.shape, dtype=torch.long),
-            "completion_mask": mask.long(),
-            "advantages": advantages,
-            "num_items_in_batch": mask.sum(),
-            "old_per_token_logps": old,
-            "row_ids": rows,
-            **extra_inputs,
-        }
-    ]
-    trainer.current_gradient_accumulation_steps = 1
-    trainer._step = 1  # the second pass over the rollout: nothing is generated
-    trainer.model.train()
-    inputs = trainer._prepare_inputs(None)
-    loss = trainer._compute_loss(trainer.model, inputs)
-    return loss.detach(), torch.autograd.grad(loss, leaf)[0], inputs["plan"].selected, trainer
-
-
-def made_up(seed=0, rows=6, width=12):
-    generator = torch.Generator().manual_seed(seed)
-    logprobs = -3 * torch.rand(rows, width, generator=generator)
-    old = logprobs + 0.4 * torch.randn(rows, width, generator=generator)
-    advantages = 2 * torch.randn(rows, generator=generator)
-    mask = torch.arange(width) < torch.randint(1, width + 1, (rows, 1), generator=generator)
-    return logprobs, old, advantages, mask
-
-
 @pytest.mark.parametrize("name", ["paper_7b", "verl_default"])
 @pytest.mark.parametrize("method", ["clip_cov", "kl_cov"])
 def test_presets_have_the_reference_gradient_through_the_trainer(make_trainer, method, name):
@@ -375,8 +319,9 @@ def test_rollout_entropies_cost_no_extra_pass(make_trainer):
 
     trainer = make_trainer(with_entropy_control, entropy_control=HighEntropy())
     calls = []
-    original = trainer._measure
-    trainer._measure = lambda *args: calls.append(1) or original(*args)
+    control = trainer.part(Control)
+    original = control.measure
+    control.measure = lambda *args: calls.append(1) or original(*args)
     micro_batches, _ = first_update(trainer)
     assert not calls
     micro = micro_batches[0]
@@ -404,8 +349,8 @@ def test_memory_survives_resume(make_trainer, make_model, tmp_path):
     make_trainer(with_entropy_control, model=make_model(), entropy_control=control(), **settings).train()
     resumed = make_trainer(with_entropy_control, model=make_model(), entropy_control=control(), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
-    assert resumed.control_state == pytest.approx(whole.control_state)
-    assert abs(whole.control_state["accumulated"]) > 0.5
+    assert resumed.part(Control).state == pytest.approx(whole.part(Control).state)
+    assert abs(whole.part(Control).state["accumulated"]) > 0.5
 
 
 def test_an_empty_quota_is_said_once(make_trainer):
@@ -423,14 +368,15 @@ def test_entropy_change_is_that_of_a_recomputation(make_trainer):
         return partial(with_entropy_control(trainer_class), entropy_change_rows=16)
 
     trainer = make_trainer(wrap, entropy_control=Observe(), max_steps=3)
-    seen, original = [], trainer._entropy_change.measure
+    change = trainer.part(Control).entropy_change
+    seen, original = [], change.measure
 
     def measure(micro):
         found = original(micro)
-        seen.append(float(found.entropy[micro["completion_mask"].bool()].mean()))
+        seen.append(float(found["entropy"][micro["completion_mask"].bool()].mean()))
         return found
 
-    trainer._entropy_change.measure = measure
+    change.measure = measure
     trainer.train()
     rows = [row for row in trainer.state.log_history if "dynamics/realised" in row]
     assert [row["step"] for row in rows] == [2, 3]
