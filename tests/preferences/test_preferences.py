@@ -585,7 +585,7 @@ def test_the_sides_of_a_pair_share_their_prompt(name, build, model_dir, monkeypa
 
 def test_policy_and_reference_round_alike(build, tmp_path, tokenizer):
     """bfloat16: our head serves both, under the same autocast, so that the first loss is log 2 to the last bit."""
-    from trainer_parts import random_model
+    from tiny_trainer import random_model
 
     special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
     random_model("Cohere2ForCausalLM", vocab_size=10_000, **special).save_pretrained(tmp_path / "model")

@@ -15,8 +15,8 @@ NOT_THE_MODELS = ("num_images", "num_tiles")
 
 
 STATISTICS = ("logprobs", "entropy", "self_certainty", "discriminator", "expected_discriminator")
-"""What can be asked for, in nats: ln p of the token; H; KL(U || p), U uniform over the vocabulary; S of the token, where
-S = p (ln p + H) is the entropy discriminator; E_p[S]."""
+"""What can be asked for, in nats: ln p of the token; H; KL(U || p), U uniform over the vocabulary; the entropy
+discriminator S = p (ln p + H) of the token; its mean E_p[S]."""
 TokenStatistics = dict[str, Tensor]
 """One value per response token, (B, T), without gradient, by name."""
 
