@@ -152,9 +152,9 @@ def over_groups(method: Callable[[list[str]], list[int]], make: Callable[[int], 
 
 KINDS = {
     # name: (generator, answers a second to reach, groups a turn)
-    "at most 4 different": (few_unique, 500, 3),
+    "at most 4 different": (few_unique, 5000, 3),
     "16 different polynomials": (unique_polynomials, None, 1),
-    "16 different symbolic": (unique_symbolic, 50, 1),
+    "16 different symbolic": (unique_symbolic, 80, 1),
     "4 symbolic in 4 spellings": (few_symbolic, 50, 2),
 }
 

@@ -4,13 +4,14 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import autotelic
 from autotelic.answers import MathEquivalence, Pool, cluster, default_pool, equivalent, extract
+from autotelic.answers.pool import TIME_LIMIT
+from autotelic.answers.worker import STEP_LIMIT
 
 BENIGN = ["1/2", "0.5", r"\sin x", r"\sin(x)", r"\cos x", "7"]
 EXPECTED = cluster(BENIGN)
@@ -62,9 +63,9 @@ def test_attack(attack, tmp_path, monkeypatch):
     target = tmp_path / "pwned"
     attack = attack.replace("{}", str(target), 1) if "{}" in attack else attack
     extract(f"The answer is \\boxed{{{attack}}}")
-    started = time.perf_counter()
+    spent = default_pool().stats.seconds
     labels = cluster([*BENIGN, attack, attack])
-    assert time.perf_counter() - started < 2.0 + 0.6  # the limit, and the machine's other work
+    assert default_pool().stats.seconds - spent < TIME_LIMIT + STEP_LIMIT
     assert labels[: len(BENIGN)] == EXPECTED
     assert labels[-1] == labels[-2]
     assert labels[-1] not in labels[: len(BENIGN)] or labels[-1] == -1
@@ -75,9 +76,9 @@ def test_attack(attack, tmp_path, monkeypatch):
 def test_a_whole_group_of_attacks_ends_within_the_limit_and_is_counted():
     attacks = [f"\\prod_{{n=1}}^{{{1000000 + i}}} n" for i in range(8)]
     before = default_pool().stats.timeouts
-    started = time.perf_counter()
+    spent = default_pool().stats.seconds
     cluster(attacks)
-    assert time.perf_counter() - started < 2.6
+    assert default_pool().stats.seconds - spent < TIME_LIMIT + STEP_LIMIT
     assert default_pool().stats.timeouts > before
     assert equivalent(r"\sin x", r"\sin(x)")
 

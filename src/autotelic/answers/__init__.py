@@ -8,16 +8,15 @@ True
 [0, 0, -1, 1]
 """
 
-from autotelic.answers.canonical import Canonical, as_fraction, canonical
 from autotelic.answers.clustering import LINKAGES, Clustering, cluster, cluster_group, equivalent
 from autotelic.answers.equivalence import Equivalence, FunctionEquivalence, MathEquivalence
 from autotelic.answers.extraction import METHODS, extract, last_boxed, last_number
+from autotelic.answers.fast import as_fraction
 from autotelic.answers.pool import Pool, PoolStats, default_pool
 
 __all__ = [
     "LINKAGES",
     "METHODS",
-    "Canonical",
     "Clustering",
     "Equivalence",
     "FunctionEquivalence",
@@ -25,7 +24,6 @@ __all__ = [
     "Pool",
     "PoolStats",
     "as_fraction",
-    "canonical",
     "cluster",
     "cluster_group",
     "default_pool",

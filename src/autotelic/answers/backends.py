@@ -47,7 +47,9 @@ class EmbeddingEquivalence:
         self._vectors: dict[str, Any] = {}
         self.num_encoded = 0
 
-    def compare(self, answers: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[bool | None]:
+    def compare(
+        self, answers: Sequence[str], pairs: Sequence[tuple[int, int]], question: str = ""
+    ) -> list[bool | None]:
         """Encode what was not seen before, and compare cosines."""
         import numpy as np
 
@@ -105,7 +107,9 @@ class NLIEquivalence:
         self.num_calls = 0
         self.num_asymmetric = 0
 
-    def compare(self, answers: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[bool | None]:
+    def compare(
+        self, answers: Sequence[str], pairs: Sequence[tuple[int, int]], question: str = ""
+    ) -> list[bool | None]:
         """Classify every direction not seen before, in batches."""
         texts = [f"{self.question} {a}".strip() for a in answers]
         wanted = [(texts[a], texts[b]) for i, j in pairs for a, b in ((i, j), (j, i))]
@@ -197,7 +201,9 @@ class JudgeEquivalence:
         """What the calls of this object have cost, in the unit of `price`."""
         return (self.prompt_tokens * self.price[0] + self.reply_tokens * self.price[1]) / 1e6
 
-    def compare(self, answers: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[bool | None]:
+    def compare(
+        self, answers: Sequence[str], pairs: Sequence[tuple[int, int]], question: str = ""
+    ) -> list[bool | None]:
         """Ask about each unordered pair once; ``None`` where the endpoint gave no usable answer."""
         verdicts: list[bool | None] = []
         for i, j in pairs:

@@ -8,8 +8,8 @@ Equivalence that is not transitive, or not symmetric, is counted and reported in
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from autotelic.answers.canonical import canonical
 from autotelic.answers.equivalence import Equivalence, FunctionEquivalence, MathEquivalence
+from autotelic.answers.fast import plain
 from autotelic.errors import UserError
 
 LINKAGES = ("union_find", "greedy", "complete")
@@ -40,36 +40,43 @@ class Clustering:
 _math = MathEquivalence()
 
 
-def equivalent(first: str | None, second: str | None) -> bool:
+def equivalent(
+    first: str | None,
+    second: str | None,
+    *,
+    equivalence: Equivalence | Callable[..., bool] | None = None,
+    question: str = "",
+) -> bool:
     """Return whether two answers are the same answer; an answer that is ``None`` equals nothing, not even ``None``."""
-    if first is None or second is None:
-        return False
-    return _math.compare([first, second], [(0, 1)])[0] is True
+    return cluster([first, second], equivalence=equivalence, question=question) == [0, 0]
 
 
 def cluster(
     answers: Sequence[str | None],
     *,
-    equivalence: Equivalence | Callable[[str, str], bool] | None = None,
+    equivalence: Equivalence | Callable[..., bool] | None = None,
     linkage: str = "union_find",
+    question: str = "",
 ) -> list[int]:
     """Return a cluster number per answer, -1 where the answer is ``None`` (see `cluster_group` for the details)."""
-    return cluster_group(answers, equivalence=equivalence, linkage=linkage).clusters
+    return cluster_group(answers, equivalence=equivalence, linkage=linkage, question=question).clusters
 
 
 def cluster_group(
     answers: Sequence[str | None],
     *,
-    equivalence: Equivalence | Callable[[str, str], bool] | None = None,
+    equivalence: Equivalence | Callable[..., bool] | None = None,
     linkage: str = "union_find",
+    question: str = "",
 ) -> Clustering:
     """Partition one group's answers.
 
     Args:
         answers: One per response.
-        equivalence: A backend, or a function of two strings; mathematics by default.
+        equivalence: A backend, or a function of two answers (or of the question and two); mathematics by default.
         linkage: "union_find": connected components. "greedy": each string joins the first cluster (in sorted order)
             whose first member it equals. "complete": clusters in which every pair is equal.
+        question: What was asked; entailment and judges decide with it, mathematics without.
 
     Returns:
         The partition with its counts.
@@ -79,16 +86,16 @@ def cluster_group(
     backend = _backend(equivalence)
     present = [None if a is None or not a.strip() else a for a in answers]
     representative: dict[str, str] = {}
-    if isinstance(backend, MathEquivalence):  # strings with one canonical key need no comparison
+    if isinstance(backend, MathEquivalence):  # strings that certainly are one answer need no comparison
         by_key: dict[str, str] = {}
         for answer in sorted({a for a in present if a is not None}):
-            form = canonical(answer)
+            form = plain(answer)
             if form is not None:
                 representative[answer] = by_key.setdefault(form.key, answer)
     else:
         representative = {a: a for a in present if a is not None}
     unique = sorted(set(representative.values()))
-    relation = _Relation(unique, backend)
+    relation = _Relation(unique, backend, question)
     labels = {"union_find": _components, "greedy": _greedy, "complete": _complete}[linkage](relation)
     numbered: dict[int, int] = {}
     clusters = []
@@ -108,7 +115,7 @@ def cluster_group(
     )
 
 
-def _backend(equivalence: Equivalence | Callable[[str, str], bool] | None) -> Equivalence:
+def _backend(equivalence: Equivalence | Callable[..., bool] | None) -> Equivalence:
     if equivalence is None:
         return _math
     return equivalence if isinstance(equivalence, Equivalence) else FunctionEquivalence(equivalence)
@@ -117,12 +124,12 @@ def _backend(equivalence: Equivalence | Callable[[str, str], bool] | None) -> Eq
 class _Relation:
     """The equivalence of every pair of unique answers."""
 
-    def __init__(self, unique: list[str], backend: Equivalence) -> None:
+    def __init__(self, unique: list[str], backend: Equivalence, question: str) -> None:
         self.size = len(unique)
         self.index = {answer: i for i, answer in enumerate(unique)}
         pairs = [(i, j) for i in range(self.size) for j in range(i + 1, self.size)]
         asked = pairs if backend.symmetric else pairs + [(j, i) for i, j in pairs]
-        verdicts = backend.compare(unique, asked) if asked else []
+        verdicts = backend.compare(unique, asked, question) if asked else []
         self.num_pairs = len(asked)
         self.num_undecided = sum(verdict is None for verdict in verdicts)
         forward = dict(zip(asked, verdicts, strict=True))

@@ -1,154 +1,444 @@
-r"""Rewrite an answer's spelling, not its meaning: Unicode, LaTeX style, spacing, units, currency.
+r"""Rewrite an answer's spelling, not its meaning, so that few forms are left to read.
 
-Every step is a linear pass. Nothing here decides what an answer *is*; `autotelic.answers.canonical` does.
+Unicode, styling, spacing, delimiters and synonyms become plain LaTeX; words are marked as ``\text{...}``, "and" and
+"or" as ``\and`` and ``\or``; arguments get their braces (``\frac12`` is ``\frac{1}{2}``); plain-text mathematics
+becomes LaTeX (``sqrt(3)/2``). Every step is a linear pass over the text; nothing is evaluated.
 """
 
+import html
+import itertools
 import re
 import unicodedata
+from functools import lru_cache
+
+from autotelic.answers.units import UNIT_LETTERS, UNITS, words
 
 MAX_ANSWER = 2000
 """Characters of an answer that are read as mathematics; longer ones are compared as text."""
+MAX_DEPTH = 40
+"""Nesting of braces that is rewritten; deeper ones stay as they are."""
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
-_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_SYMBOLS = {
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789n")
+_NAMES = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi
+    psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"""
+_GREEK = tuple(_NAMES.split())
+_LETTERS = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"
+_SYMBOLS = {letter: f"\\{name} " for letter, name in zip(_LETTERS, _GREEK, strict=True)} | {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "÷": "/", "×": r" \cdot ", "·": r" \cdot ",
-    "⋅": r" \cdot ", "∗": "*", "π": r" \pi ", "∞": r" \infty ", "≤": r" \leq ", "≥": r" \geq ", "∪": r" \cup ",
-    "∩": r" \cap ", "∈": r" \in ", "±": r" \pm ", "°": "", "∅": r" \emptyset ", "θ": r" \theta ", "α": r" \alpha ",
-    "β": r" \beta ", "λ": r" \lambda ", "≠": r" \neq ", "%": "%", "€": "", "£": "", "’": "'",
+    "⋅": r" \cdot ", "∗": "*", "∞": r" \infty ", "≤": r" \leq ", "≥": r" \geq ", "⩽": r" \leq ", "⩾": r" \geq ",
+    "∪": r" \cup ", "∩": r" \cap ", "∈": r" \in ", "±": r" \pm ", "∓": r" \mp ", "°": r"\degree ", "∅": r" \emptyset ",
+    "≠": r" \neq ", "≈": r" \approx ", "’": "'", "‘": "'", "“": '"', "”": '"', "，": ",", "。": ".", "、": ",",
+    "；": ";", "：": ":", "【": "(", "】": ")", "€": r"\euro ", "£": r"\pound ", "¥": r"\yen ", "₹": r"\rupee ",
+    "¢": r"\cent ", "√": r"\sqrt ", "✓": "", "✔": "", "✅": "", "…": r"\ldots ", "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "∧": r" \land ", "∨": r" \lor ", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "∖": r" \setminus ", "→": r" \to ", "⇒": r" \Rightarrow ", "元": r"\text{yuan}", "平方厘米": r"\text{cm}^2",
+    "см": r"\text{cm}", "ϕ": r"\phi ", "≡": r"\equiv ", "△": r"\triangle ", "∠": r"\angle ",
 }  # fmt: skip
+FUNCTIONS = words(
+    """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt max min gcd lcm det"""
+)
+_BARE = FUNCTIONS | frozenset(_GREEK) | {"frac", "binom"}
 _RENAMED = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "le": "leq", "ge": "geq", "leqslant": "leq", "geqslant": "geq",
-    "times": "cdot", "ast": "cdot", "ne": "neq", "lbrace": "{", "rbrace": "}", "varnothing": "emptyset", "lt": "<",
-    "gt": ">", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "dbinom": "binom", "tbinom": "binom",
-    "lbrack": "[", "rbrack": "]", "land": ",",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "nicefrac": "frac", "le": "leq", "ge": "geq", "leqslant": "leq",
+    "geqslant": "geq", "times": "cdot", "ast": "cdot", "ne": "neq", "varnothing": "emptyset", "dbinom": "binom",
+    "tbinom": "binom", "wedge": "land", "vee": "lor", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots",
+    "lnot": "neg", "backslash": "setminus", "smallsetminus": "setminus", "tg": "tan", "ctg": "cot", "arctg": "arctan",
+    "implies": "Rightarrow", "rightarrow": "to", "thickapprox": "approx", "varphi": "phi", "varepsilon": "epsilon",
+    "iff": "Leftrightarrow", "lt": "<", "gt": ">", "lbrace": "{", "rbrace": "}", "lvert": "|", "rvert": "|",
+    "vert": "|", "mid": "|", "lbrack": "[", "rbrack": "]", "div": "/", "colon": ":", "dollar": "dollar", "imath": "i",
+    "circledR": "", "pounds": "pound",
 }  # fmt: skip
-_DROPPED = {
-    "left", "right", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "displaystyle",
-    "textstyle", "limits", "nolimits", "quad", "qquad", "hfill", "degree", "circ", "dollar", "euro", "pounds",
-    "bf", "rm", "it", "thinspace", "medspace", "nobreak", "hspace",
-}  # fmt: skip
-TEXT_COMMANDS = {
-    "text", "mbox", "textbf", "textit", "textrm", "textnormal", "mathrm", "mathbf", "mathit", "operatorname", "hbox",
-    "textsf", "texttt", "mathsf", "boldsymbol", "bm", "emph", "underline",
-}  # fmt: skip
-_UNIT_WORDS = """degree degrees deg radian radians unit units square sq cubic cu inch inches in foot feet ft yard yards
-    yd mile miles mi millimeter millimeters mm centimeter centimeters centimetre centimetres cm meter meters metre
-    metres m kilometer kilometers kilometre kilometres km
-    second seconds sec s minute minutes min hour hours hr hrs h day days
-    week weeks month months year years dollar dollars cent cents usd euro euros pound pounds lb lbs ounce ounces oz
-    gram grams g kilogram kilograms kg mg liter liters litre litres l ml mph kph gallon gallons quart quarts people
-    per hz watts joules newtons volts ohms amps kelvin celsius fahrenheit"""
-UNIT_WORDS = frozenset(_UNIT_WORDS.split())
+_DROPPED = words(
+    """left right mleft mright middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle hfill
+    scriptstyle limits nolimits rm bf it sf tt large Large LARGE huge small tiny normalsize thinspace medspace
+    nobreak newline bfseries itshape boldmath par noindent centering allowbreak protect relax hline"""
+)
+_DROPPED_ARGUMENT = words("""hspace vspace phantom hphantom vphantom label tag color""")
+_INLINE = words(
+    """mathbf mathit boldsymbol bm underline fbox boxed framebox mathord mathop ensuremath textcolor colorbox
+    mathnormal pmb bold cancel"""
+)
+_WORDS = words(
+    """text mbox textbf textit textrm textnormal textsf texttt textup hbox emph mathrm mathsf mathtt operatorname
+    textsc"""
+)
+_SHORT_WORDS = words(
+    """no on up is it in of to so do go he we us by at as an am pm be not yes the for per any all one two six ten odd
+    even left down year june july none both true out off new old man men day may cat dog red blue east west only
+    full half most some base when then than more less over each also with from into mod"""
+)
+_COUNT = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen twenty"""
+_NUMBER_WORDS = {name: str(value) for value, name in enumerate(_COUNT.split())}
+MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
-_OUTER_DOLLARS = re.compile(r"(?<!\\)\$")
-_COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.S)
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\,|(?:,|\{,\})?\s?\\!\s?)\d{3}(?!\d))+")
-_TEXT = re.compile(r"\\(" + "|".join(sorted(TEXT_COMMANDS)) + r")\s*\{([^{}]*)\}(\s*\^\s*(?:\{\s*[23]\s*\}|[23]))?")
-_WORD_TAIL = re.compile(r"[A-Za-z][A-Za-z./ ]*(?:\^\{?[23]\}?)?$")
+_COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.S)
+_COMMA = r"(?:,|\{,\}|(?:,|\{,\})?\s*\\[,!;:]\s*|\\ )"
+_THOUSANDS = re.compile(
+    rf"(?<![\d.,_^{{])\d{{1,3}}(?:{_COMMA}\d{{3}}(?!\d))+|(?<![\d.,_^{{])\d{{1,3}}(?:[ _]\d{{3}})+(?![\d_])"
+)
+_PIECE = re.compile(r"\\text\{[^{}]*\}|\\(?:begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]+(?:[-'][A-Za-z]+)*")
+_TEXTS = re.compile(r"\\text\{[^{}]*\}(?:\s*\\text\{[^{}]*\})+")
+_SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\d.A-Za-z])")
 
 
+@lru_cache(maxsize=65536)
 def normalize(answer: str) -> str:
-    r"""Return the answer in one LaTeX style: no dollars, no sizing commands, no invisible characters, plain spaces."""
-    text = answer
+    r"""Return the answer in one LaTeX style, with its words in ``\text{...}``."""
+    text = _plain(answer)
+    text = _unstyled(text, 0)
+    text = _numbers(text)
+    text = _words_marked(text)
+    text = text.replace("**", "^").replace("*", r" \cdot ").replace("<=", r" \leq ").replace(">=", r" \geq ")
+    text = re.sub(r"(?<![\d)}])!=", r" \\neq ", text)
+    text = _braced(text)
+    text = re.sub(r"\^\s*\{\s*(?:\\circ|\\degree|o(?=\s*\}$))\s*\}", r"\\degree ", text)
+    text = _TEXTS.sub(lambda m: r"\text{" + " ".join(re.findall(r"\{([^{}]*)\}", m.group())) + "}", text)
+    text = _ends(" ".join(text.split()))
+    return text if re.search(r"\w|[\[({]", text.replace("\\ldots", "")) else ""
+
+
+def squeezed(text: str) -> str:
+    """Return a normalised text without the spaces that mean nothing: equal results are one answer."""
+    return re.sub(r"(?<![A-Za-z\d]) | (?![A-Za-z\d])", "", text).replace("{ ", "{")
+
+
+def _plain(text: str) -> str:
+    """Return ASCII without delimiters, marks of other formats and invisible characters."""
+    if "&" in text and ";" in text and "\\begin" not in text:
+        text = html.unescape(text)
+    text = re.sub(r"<\|[^<>|]{1,40}\|>|</?(?:br|b|i|p|sup|sub|strong|em)\s*/?>", " ", text)
     if not text.isascii():
-        text = _plain_unicode(text)
+        text = _ascii(text)
     text = "".join(c if c >= " " and c != "\x7f" else " " for c in text)
-    text = text.strip()
-    text = text.replace("\\$", " ").replace("\\(", " ").replace("\\)", " ")
-    text = re.sub(r"(?<!\\)\\[\[\]]", " ", text)
-    text = _OUTER_DOLLARS.sub(" ", text)
-    text = text.replace("\\%", "%").strip(" ").rstrip(".;,").strip()
-    text = _strip_markup(text)
-    text = _THOUSANDS.sub(_join_thousands, text)
-    text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", "", text)
-    text = re.sub(r"\^\s*(?:\{\s*\\degree\s*\}|\\degree(?![A-Za-z]))", "", text)
-    text = _COMMAND.sub(_rewrite_command, text)
-    text = re.sub(r"\{\s*,\s*\}", ",", text)
-    return " ".join(text.split())
-
-
-def _join_thousands(match: re.Match[str]) -> str:
-    """Return 1,000 as 1000, except inside brackets, where a comma separates: (100,200) is a pair."""
-    before = match.string[: match.start()]
-    inside = sum(before.count(c) for c in "([") > sum(before.count(c) for c in ")]") or "\\{" in before
-    return match.group() if inside and "\\" not in match.group() else re.sub(r"\D", "", match.group())
-
-
-def _plain_unicode(text: str) -> str:
-    """Return ASCII where there is an ASCII spelling; drop invisible and direction-changing characters."""
-    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
-    text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
-    text = re.sub(r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt ")
-    for symbol, latex in _SYMBOLS.items():
-        text = text.replace(symbol, latex)
-    text = re.sub(r"(\d)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", r"\1 \2", text)
-    text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc", "Co", "Cs", "Cn") or c in "\n\t")
-
-
-def _strip_markup(text: str) -> str:
-    """Remove bold and code marks around the whole answer."""
-    while len(text) > 1 and text[0] == text[-1] and text[0] in '*_`"' and "{" not in text[:1]:
+    text = re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " ", text).replace("~", " ").replace("\\%", "%")
+    text = text.replace("\\$", r"\dollar ").replace("\\\\%", "%").replace("...", r"\ldots ")
+    text = re.sub(r"(?<=\d)(?:\{,\}|,?\\!\s?|,?\\,)(?=\d{3}(?!\d))", "", text).replace("{,}", ",")
+    text = re.sub(r"(?<![A-Za-z])([aApP])\.\s?[mM](?:\.|(?![A-Za-z]))", r"\1m ", text)
+    text = text.strip().rstrip(".").strip()
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "*_`\"'":
         text = text[1:-1].strip()
     return text
 
 
-def _rewrite_command(match: re.Match[str]) -> str:
-    """Return the one spelling of a LaTeX command."""
-    name = match.group(1)
-    if name in _DROPPED or name in (",", ";", ":", " ", "\n"):
-        return " "
-    if name == "!":
-        return ""
-    if name == "\\":
-        return " \\\\ "
-    renamed = _RENAMED.get(name, name)
-    if renamed.isalpha():
-        return f"\\{renamed} "
-    return f"\\{renamed}" if renamed in "{}" else f" {renamed} "
+def _ascii(text: str) -> str:
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
+    text = re.sub("√([0-9０-９]+)", r"\\sqrt{\1}", text)
+    text = re.sub("(\\d)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", r"\1 \2", text)
+    for symbol, latex in _SYMBOLS.items():
+        text = text.replace(symbol, latex)
+    text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
+    for symbol in "−–°":  # compatibility forms of these
+        text = text.replace(symbol, _SYMBOLS[symbol])
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc", "Co", "Cs", "Cn") or c in "\n\t")
 
 
-def split_text(answer: str) -> str:
-    r"""Return the answer with ``\text{...}`` turned into words: units and remarks dropped, "and" / "or" into commas.
+def closing(text: str, start: int) -> int:
+    """Return the index of the brace that closes the one at `start`, or -1."""
+    depth, index = 0, start
+    while index < len(text):
+        c = text[index]
+        if c == "\\":
+            index += 1
+        elif c == "{":
+            depth += 1
+        elif c == "}":
+            depth -= 1
+            if depth == 0:
+                return index
+        index += 1
+    return -1
 
-    A text that follows mathematics is a unit or a remark (``12 \text{ apples}``) and is dropped, with its exponent
-    (``15\text{ cm}^2``); a text that stands alone is the answer itself.
-    """
+
+def _argument(text: str, position: int) -> tuple[str, int]:
+    """Return a command's argument in braces, and where it ends; nothing where there are no braces."""
+    start = position
+    while start < len(text) and text[start] == " ":
+        start += 1
+    end = closing(text, start) if text[start : start + 1] == "{" else -1
+    return (text[start + 1 : end], end + 1) if end > 0 else ("", position)
+
+
+def _unstyled(text: str, depth: int) -> str:
+    r"""Drop what only changes the look, give every command one name, and mark the words of ``\text`` and its kin."""
+    out, position = [], 0
+    while (match := _COMMAND.search(text, position)) is not None:
+        out.append(text[position : match.start()])
+        position = match.end()
+        name = match.group(1)
+        if name is None:
+            c = match.group(2)
+            out.append("" if c == "!" else " " if c in ",;: \n>/" else " \\\\ " if c == "\\" else match.group())
+        elif name in _DROPPED:
+            if name in ("left", "right") and text[position : position + 1] == ".":
+                position += 1
+            out.append(" ")
+        elif name in _DROPPED_ARGUMENT:
+            _, position = _argument(text, position)
+            out.append(" ")
+        elif (name in _INLINE or name in _WORDS) and depth < MAX_DEPTH:
+            if name in ("textcolor", "colorbox"):
+                _, position = _argument(text, position)
+            content, after = _argument(text, position)
+            if after == position:
+                out.append(" ")
+                continue
+            position = after
+            inner = _unstyled(content, depth + 1)
+            if name in _INLINE:
+                out.append(
+                    f" {inner} "
+                    if name in ("fbox", "boxed", "framebox")
+                    else f"{{{inner}}}"
+                    if len(inner.strip()) > 1
+                    else f" {inner} "
+                )
+            elif name in ("textcolor",):
+                out.append(inner)
+            else:
+                out.append(" " + _marked(inner, upright=name not in ("textbf", "textit")) + " ")
+        elif name in ("quad", "qquad"):
+            out.append(" \\quad ")
+        elif (
+            name == "overline"
+            and (repeat := re.match(r"\s*\{?(\d+)\}?", text[position:]))
+            and re.search(r"\.\d*$", "".join(out))
+        ):
+            position += repeat.end()
+            out.append(f"\\overline{{{repeat.group(1)}}}")
+        else:
+            renamed = _RENAMED.get(name, name)
+            out.append(
+                f"\\{renamed} "
+                if renamed.isalpha() and renamed != "i"
+                else "\\" + renamed
+                if renamed in ("{", "}")
+                else f" {renamed} "
+            )
+    out.append(text[position:])
+    return "".join(out)
+
+
+def _marked(text: str, upright: bool) -> str:
+    r"""Return the content of ``\text{...}`` with its words marked, its mathematics not."""
+
+    def mark(match: re.Match[str]) -> str:
+        found = match.group()
+        if found.startswith("\\"):
+            return found
+        if len(found) == 1:
+            return f"\\text{{{found}}}" if upright and found in UNIT_LETTERS else found
+        return _word(found)
+
+    if re.fullmatch(r"\s*[A-Za-z](?:\s*[_^][\s\S]*)", text) or re.search(r"[_^]", text):
+        return text
+    return _PIECE.sub(mark, text)
+
+
+def _word(word: str) -> str:
+    lower = word.lower()
+    if lower in ("and", "or"):
+        return f" \\{lower} "
+    if word in _BARE or lower in ("pi", "infinity"):
+        return f"\\{'infty' if lower == 'infinity' else word if word in _BARE else lower} "
+    if lower in ("percent", "percentage", "pct", "percents"):
+        return "%"
+    if lower in _NUMBER_WORDS:
+        return f" {_NUMBER_WORDS[lower]} "
+    return f"\\text{{{word}}}"
+
+
+def _words_marked(text: str) -> str:
+    r"""Mark the words that stand outside ``\text``; runs of letters that are products stay."""
+    only_words = re.search(r"[\\^_=+*/<>|{}\[\]\d]", text) is None
+
+    def mark(match: re.Match[str]) -> str:
+        found = match.group()
+        if found.startswith("\\") or len(found) == 1 or re.fullmatch(r"(?:[A-Za-z]{1,2}[-'])+[A-Za-z]{1,2}", found):
+            return found
+        lower = found.lower()
+        before, after = text[: match.start()], text[match.end() : match.end() + 1]
+        if found in _BARE or lower in ("and", "or", "infinity", "inf", "oo", "pi", "percent", "percentage", "pct"):
+            return "\\infty " if lower in ("inf", "oo") else _word(found)
+        for name in ("sqrt", "pi", "cos", "sin", "tan", "ln", "log", "exp"):
+            if (
+                found.startswith(name)
+                and len(found) == len(name) + 1
+                and found not in _SHORT_WORDS | {"sing", "tang", "logs", "pie", "pin", "pit", "sins"}
+            ):
+                return f"\\{name} {found[-1]}"
+        if lower in _NUMBER_WORDS and only_words:
+            return _word(found)
+        loose = before[-1:] in ("", " ", "(", ",", "-", "}") or before[-1:].isdigit()
+        free = loose and after in ("", " ", ")", ",", ".", ";", ":", "/", "?", "!", "-", "^")
+        if lower in _SHORT_WORDS or re.search(r"[-'][A-Za-z]{3}|[A-Za-z]{3}[-']", found):
+            return _word(found)
+        if (found in UNITS or lower in UNITS) and re.search(r"[\d)}%iA-Za-z.]\s*(?:/\s*|\\cdot\s*)?$", before) and free:
+            return _word(found)
+        if (
+            lower in MAGNITUDES
+            or len(found) >= 5
+            or (lower in ("sq", "cu") and free)
+            or (only_words and re.fullmatch("[IVX]{2,}", found))
+        ):
+            return _word(found)
+        if only_words and ((len(found) == 2 and found.istitle()) or (len(found) > 2 and not _product(found))):
+            return _word(found)
+        if (
+            len(found) >= 3
+            and free
+            and not _product(found)
+            and before[-1:] in (" ", "")
+            and after in ("", " ", ".", ",")
+        ):
+            return _word(found)
+        return found
+
+    return _PIECE.sub(mark, text)
+
+
+def _product(run: str) -> bool:
+    """Return whether a run of letters is more likely a product of variables than a word: no vowel, or abc, xyz."""
+    steps = {ord(b) - ord(a) for a, b in itertools.pairwise(run)}
+    return len(run) <= 4 and (steps == {1} or steps == {-1} or not re.search("[aeiouyAEIOUY]", run))
+
+
+def _numbers(text: str) -> str:
+    """Return numbers in one form: no thousands separators, powers of ten written out, repeating decimals exact."""
+    text = _THOUSANDS.sub(_joined, text).replace(",\\!", ",")
+    text = re.sub(r"(?<=\d)\s*(?:[xX]|\\cdot|\*)\s*10\s*(?=\^|\*\*)", r" \\cdot 10", text)
+    text = _SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
+    text = re.sub(r"\^\{\+(\d)", r"^{\1", text)
+    text = re.sub(r"(?<![\d.])(\d*)\.(\d*)(?:\\overline\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?)", _repeating, text)
+    text = re.sub(r"(?<![\d.])(\d*)\.(\d*?)(\d{1,3}?)\3{2,}(?:\.\.\.|\\ldots)", _repeating, text)
+    text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
+    text = re.sub(r"(?<![\d.\w}])(\d+) (\d+)/(\d+)(?![\d/.])", _mixed, text)
+    text = re.sub(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", "", text)
+    return re.sub(r"(?<=\d)\.(?![\d.])(?=\s*(?:$|[^A-Za-z\s.]))", "", text)
+
+
+def _joined(match: re.Match[str]) -> str:
+    """Return 1,000 as 1000, except inside brackets, where a comma separates: (100,200) is a pair."""
+    found = match.group()
+    before = match.string[: match.start()]
+    inside = sum(before.count(c) for c in "([") > sum(before.count(c) for c in ")]") or "\\{" in before
+    return found if inside and "\\" not in found else re.sub(r"\D", "", found)
+
+
+def _mixed(match: re.Match[str]) -> str:
+    """Return 1 2/5 as a mixed number; 3 9/2 is none."""
+    whole, top, bottom = match.groups()
+    return f"{whole}\\frac{{{top}}}{{{bottom}}}" if int(top) < int(bottom) else match.group()
+
+
+def _repeating(match: re.Match[str]) -> str:
+    whole, plain, period = match.group(1) or "0", match.group(2), next(g for g in match.groups()[2:] if g)
+    bottom = 10 ** len(plain) * (10 ** len(period) - 1)
+    top = int(whole + plain + period) - int(whole + plain or "0")
+    return f"\\frac{{{top}}}{{{bottom}}}"
+
+
+_TAKES = {"frac": 2, "binom": 2, "sqrt": 1}
+
+
+def _braced(text: str) -> str:
+    r"""Give every argument of ``\frac``, ``\binom``, ``\sqrt``, ``^`` and ``_`` its braces, as LaTeX reads them."""
+    text = re.sub(r"(?<![\\A-Za-z])\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}", _infix, text)
     out: list[str] = []
     position = 0
-    for match in _TEXT.finditer(answer):
-        out.append(answer[position : match.start()])
-        position = match.end()
-        words = match.group(2).strip()
-        lowered = words.lower().strip(" .,")
-        if lowered in ("and", "or", "and/or"):
-            out.append(" , ")
-        elif lowered in ("percent", "percents", "per cent"):
-            out.append("%")
-        elif lowered in ("am", "pm", "a.m", "p.m", "million", "billion", "thousand"):
-            out.append(f" {words} ")
-        elif re.search(r"[0-9)}\]!%]\s*$", "".join(out)) and re.fullmatch(r"[A-Za-z./ \-]*", words):
-            pass  # a unit
-        else:
-            out.append(f" {words} " + (match.group(3) or ""))
-    out.append(answer[position:])
-    return " ".join("".join(out).split())
+    while position < len(text):
+        piece, position = _next(text, position, 0)
+        out.append(piece)
+    return "".join(out)
 
 
-def strip_plain_unit(answer: str) -> str:
-    """Return `12` for `12 apples`, `5 cm^2`, `60 km/h`: words after a number that are not a formula."""
-    match = re.match(r"(-?\s*[\d.,/ ]*\d)\s*(%?)\s*([A-Za-z].*)$", answer, re.S)
-    if match is None or not _WORD_TAIL.fullmatch(match.group(3)):
-        return answer
-    words = re.sub(r"\^\{?[23]\}?$", "", match.group(3)).strip(" .").lower()
-    if words in ("percent", "per cent"):
-        return match.group(1) + "%"
-    first = re.split(r"[ ./]", words)[0]
-    if first in ("and", "or", "am", "pm", "a", "p", "million", "billion", "thousand", "pi", "choose", "mod", "base"):
-        return answer
-    spaced = answer[match.end(2) : match.start(3)].isspace() or match.group(0)[len(match.group(1)) :][:1] == " "
-    known = all(w in UNIT_WORDS for w in re.split(r"[ ./]+", words) if w)
-    if (known and (spaced or len(first) > 1)) or (spaced and len(first) > 2):
-        return match.group(1) + match.group(2)
-    return answer
+def _infix(match: re.Match[str]) -> str:
+    return (
+        f"\\{'frac' if match.group(2) == 'over' else 'binom'}{{{match.group(1).strip()}}}{{{match.group(3).strip()}}}"
+    )
+
+
+def _next(text: str, position: int, depth: int, script: bool = False) -> tuple[str, int]:
+    """Return the next token with its arguments in braces, and where it ends."""
+    c = text[position]
+    if c == "\\":
+        match = _COMMAND.match(text, position)
+        if match is None:
+            return "", position + 1
+        name, after = match.group(1), match.end()
+        if name == "text":
+            end = closing(text, after)
+            return (text[position : end + 1], end + 1) if end > 0 else ("", after)
+        if name not in _TAKES or depth > MAX_DEPTH:
+            return match.group() + (" " if name else ""), after
+        out = match.group()
+        if name == "sqrt":
+            option = re.match(r"\s*\[([^\[\]]*)\]", text[after : after + 50])
+            out, after = (f"\\sqrt[{option.group(1)}]", after + option.end()) if option else (out, after)
+            while text[after : after + 1] == " ":
+                after += 1
+            if text[after : after + 1] == "(" and (end := _parenthesis(text, after)) > 0:
+                inner, _ = _inside(text[after + 1 : end], depth)
+                return f"{out}{{{inner}}}", end + 1
+        for _ in range(_TAKES[name]):
+            inner, after = _one(text, after, depth + 1)
+            out += f"{{{inner}}}"
+        return out, after
+    if c in "^_" and depth <= MAX_DEPTH:
+        after = position + 1
+        while text[after : after + 1] == " ":
+            after += 1
+        if text[after : after + 1] == "(" and (end := _parenthesis(text, after)) > 0:
+            inner, _ = _inside(text[after + 1 : end], depth)
+            return f"{c}{{{inner}}}", end + 1
+        number = re.match(r"-?\d+" if c == "^" else r"\d+", text[after:])
+        if number:
+            return f"{c}{{{number.group()}}}", after + number.end()
+        inner, after = _one(text, after, depth + 1)
+        return f"{c}{{{inner}}}", after
+    return c, position + 1
+
+
+def _one(text: str, position: int, depth: int) -> tuple[str, int]:
+    """Return one argument without its braces."""
+    while text[position : position + 1] == " ":
+        position += 1
+    if position >= len(text):
+        return "", position
+    if text[position] == "{":
+        end = closing(text, position)
+        if end < 0:
+            return "", len(text)
+        return _inside(text[position + 1 : end], depth)[0], end + 1
+    if text[position] == "-":
+        inner, after = _one(text, position + 1, depth)
+        return "-" + inner, after
+    return _next(text, position, depth)
+
+
+def _inside(text: str, depth: int) -> tuple[str, int]:
+    out, position = [], 0
+    while position < len(text):
+        piece, position = _next(text, position, depth + 1)
+        out.append(piece)
+    return "".join(out), position
+
+
+def _parenthesis(text: str, start: int) -> int:
+    depth = 0
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if depth == 0:
+            return index
+    return -1
+
+
+def _ends(text: str) -> str:
+    r"""Drop what only ends a sentence: ``42.``, ``42;``, ``42\text{.}``, ``42 \quad``."""
+    while True:
+        shorter = re.sub(r"(?:[\s.,;:]|\\quad|\\\\|\\ )+$|^(?:[\s:,;]|\\quad|\\\\|\\ )+", "", text)
+        if shorter == text:
+            return text
+        text = shorter

@@ -1,7 +1,8 @@
 """The pool of worker processes, seen from the training process: started on first use, kept warm, never trusted.
 
-The supervisor process (`autotelic.answers.worker`) keeps time and memory; this side only writes a line and waits for
-one, with a limit of its own in case the supervisor itself is lost. Works from any thread.
+The supervisor process (`autotelic.answers.worker`) bounds CPU time and memory; this side only writes a line and waits
+for one, with a limit of its own in case the supervisor itself is lost. Works from any thread. Starting takes seconds:
+`Pool.warm_up` with ``wait=False`` lets them pass while the caller does something else.
 """
 
 import atexit
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 TIME_LIMIT = 2.0
-"""Seconds of wall clock for all symbolic work of one group."""
+"""CPU seconds of the worker for all symbolic work of one group."""
 START_LIMIT = 120.0
 """Seconds for a worker to import sympy, on a loaded machine; not part of any group's time."""
-GRACE = 0.5
-"""Seconds beyond the limit after which the supervisor itself is taken for lost."""
+GRACE = 120.0
+"""Seconds on the clock after which the supervisor itself is taken for lost; a busy machine needs them."""
 
 
 class WorkerLostError(RuntimeError):
@@ -32,10 +33,21 @@ class WorkerLostError(RuntimeError):
 
 @dataclass
 class PoolStats:
-    """What the workers did since the process began."""
+    """What the workers did since the process began.
+
+    Attributes:
+        requests: Groups sent to a worker.
+        comparisons: Pairs in them.
+        undecided: Pairs neither proved equal nor different.
+        timeouts: Steps that were ended, and requests that were cut short.
+        restarts: Workers replaced.
+        starts: Supervisors started.
+        seconds: CPU seconds of the workers.
+    """
 
     requests: int = 0
     comparisons: int = 0
+    undecided: int = 0
     timeouts: int = 0
     restarts: int = 0
     starts: int = 0
@@ -54,10 +66,13 @@ class _Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
         )  # fmt: skip
         self.buffer = b""
-        self.read(START_LIMIT)
+        self.ready = False
 
     def ask(self, request: dict[str, object], limit: float) -> dict[str, Any]:
-        """Send one request and return its reply."""
+        """Send one request and return its reply; wait first until the worker has started."""
+        if not self.ready:
+            self.read(START_LIMIT)
+            self.ready = True
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -99,7 +114,7 @@ class Pool:
     """Symbolic comparisons in a killable process.
 
     Args:
-        time_limit: Seconds of wall clock for one group's symbolic work.
+        time_limit: CPU seconds of the worker for one group's symbolic work.
     """
 
     def __init__(self, time_limit: float | int = TIME_LIMIT) -> None:
@@ -110,16 +125,17 @@ class Pool:
         self._lock = threading.Lock()
 
     def compare(self, leaves: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[bool | None]:
-        """Return for each pair of leaves whether they are equal; ``None`` where it could not be decided in time."""
+        """Return for each pair of leaves whether they are equal; ``None`` where that could not be decided."""
         return self.request(leaves, pairs)[1] if pairs else []
 
     def request(
         self, leaves: Sequence[str], pairs: Sequence[tuple[int, int]], mode: str = "math"
-    ) -> tuple[list[Any], list[bool | None]]:
-        """Return what `mode` (`autotelic.answers.worker.MODES`) reports of each leaf, and its verdict on each pair."""
+    ) -> tuple[list[Any], list[bool | None], set[int]]:
+        """Return what `mode` (`autotelic.answers.worker.MODES`) reports of each leaf, its verdict on each pair, and the
+        numbers of the pairs that ran out of time.
+        """
         with self._lock:
             worker = self._started()
-            began = time.monotonic()
             request: dict[str, object] = {"leaves": list(leaves), "pairs": [list(pair) for pair in pairs]}
             request |= {"limit": self.time_limit, "mode": mode}
             self.stats.requests += 1
@@ -132,17 +148,21 @@ class Pool:
                 self._worker = None
                 self.stats.restarts += 1
                 self.stats.timeouts += 1
-                return [None] * len(leaves), [None] * len(pairs)
-            finally:
-                self.stats.seconds += time.monotonic() - began
+                self.stats.undecided += len(pairs)
+                return [None] * len(leaves), [None] * len(pairs), set(range(len(pairs)))
+            self.stats.seconds += reply["seconds"]
             self.stats.timeouts += reply["timeouts"]
             self.stats.restarts += reply["timeouts"]
-            return reply["read"], reply["equal"]
+            self.stats.undecided += sum(verdict is None for verdict in reply["equal"])
+            return reply["read"], reply["equal"], set(reply["unfinished"])
 
-    def warm_up(self) -> None:
-        """Start the worker now (it takes a second or two) instead of at the first formula that needs it."""
+    def warm_up(self, *, wait: bool = True) -> None:
+        """Start the worker now (it takes some seconds) instead of at the first formula that needs it."""
         with self._lock:
-            self._started()
+            worker = self._started()
+            if wait and not worker.ready:
+                worker.read(START_LIMIT)
+                worker.ready = True
 
     def _started(self) -> _Worker:
         """Return the running worker; a forked process starts its own instead of sharing its parent's pipes."""

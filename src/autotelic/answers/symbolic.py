@@ -1,125 +1,375 @@
-"""Symbolic parsing and comparison; imported by the worker process only (sympy, latex2sympy, math-verify).
+r"""Comparison of two answers by algebra; imported by the worker process only (sympy, latex2sympy).
 
-Two formulas are equal when math-verify's parser gives the same expression, or their values agree to 25 digits at every
-sample point; where a formula has no numeric value (sets, relations) math-verify compares.
+`parse` reads an answer once; `compare` works on two readings. Formulas are parsed by latex2sympy. Two of them are
+different when their values at random points are further apart than rounding explains, and equal when sympy proves that
+their difference is zero; where neither succeeds the pair is undecided. Values never prove equality.
 """
 
-import hashlib
+import itertools
 import logging
+import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-DIGITS = 30
-HUGE = 10**20
-"""Beyond this, agreement to 25 digits proves nothing about the difference."""
-STEPS = ("floor", "ceiling", "Abs", "Mod", "sign", "Max", "Min", "Piecewise", "factorial", "binomial")
-_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+
+from autotelic.answers.normalize import squeezed
+from autotelic.answers.reading import Node, read
+from autotelic.answers.values import Values, too_large, values_apart, values_at
+
+INTEGERS = frozenset("nmkNMK")
+"""Variables that stand for positive integers."""
+_WARM = (
+    r"\frac{x^2-1}{x-1}", "x+1", r"\sin(2x)+\sqrt{n}", r"\log_2 8", r"\sqrt{3+2\sqrt2}", r"1+\sqrt2", r"\binom{n}{2}",
+    "n(n-1)/2", "2x<6", r"e^{i\pi}", "2^{n+1}", r"2 \cdot 2^n", r"\frac{a}{b}", "|x-3|", "5!", "3x+2y=6", r"1 \pm i",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parsed:
-    """A sympy object (``None`` where the text does not parse) and its values at the sample points."""
+    """A reading, with what is worked out of it.
 
-    expression: Any
-    values: tuple[Any, ...] | None
+    Attributes:
+        node: The structure.
+        parts: The parsed parts.
+        key: The structure as text; equal keys are equal answers.
+        expression: The sympy object of a value, ``None`` where latex2sympy cannot read it.
+        values: The values of the expression at sample points, ``None`` where it has none.
+    """
+
+    node: Node
+    parts: list["Parsed"]
+    key: str
+    expression: Any = None
+    values: Values | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the reading."""
+        return self.node.kind
 
 
 def warm_up() -> None:
-    """Import everything and run each path once, so that forked children need not."""
+    """Run each path once, so that forked children need not."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    compare(parse(r"\frac{\sin x}{2}"), parse(r"\frac{1}{2}\sin(x)"))
-    compare(parse(r"(1,2)"), parse(r"x>2"))
+    for one, two in itertools.pairwise([parse(formula) for formula in _WARM]):
+        compare(one, two)
 
 
-def parse(latex: str) -> Parsed:
-    """Parse one normalised formula with math-verify's LaTeX parser."""
-    from latex2sympy2_extended.latex2sympy2 import latex2sympy
-    from math_verify.parser import should_treat_as_complex
-
-    try:
-        text = latex.replace("**", "^").replace("*", r" \cdot ")
-        expression = latex2sympy(text, is_real=not should_treat_as_complex(text), convert_degrees=False)
-        return Parsed(expression, _values(expression))
-    except Exception:  # the parser raises whatever its grammar, sympy or the memory limit raise: all mean "unreadable"
-        return Parsed(None, None)
-
-
-def report(parsed: Parsed) -> None:
+def report(parsed: Any) -> None:
     """Report nothing: an expression stays in its process."""
 
 
-def _values(expression: Any) -> tuple[Any, ...] | None:
-    """Return the values at the sample points, ``None`` where the formula is not numeric."""
-    import sympy
+def parse(answer: str) -> Parsed | None:
+    """Read one answer."""
+    node = read(answer)
+    return None if node is None else _parsed(node)
 
-    if not isinstance(expression, sympy.Expr) or expression.has(sympy.zoo, sympy.nan, sympy.oo):
+
+def _parsed(node: Node) -> Parsed:
+    parts = [_parsed(part) for part in node.parts]
+    if node.kind == "set":
+        for k in range(len(parts) - 1, 0, -1):  # repetitions add nothing
+            if any(same(parts[k], other) for other in parts[:k]):
+                del parts[k]
+        if len(parts) == 1:
+            return parts[0]
+    keys = [part.key for part in parts]
+    text = squeezed(node.text) if node.kind == "value" else node.text
+    key = f"{node.kind}[{text}]{node.remark or ''}{sorted(keys) if node.kind in ('set', 'union') else keys}"
+    parsed = Parsed(node, parts, key)
+    if node.kind in ("value", "letter"):
+        parsed.expression = expression_of(node.text)
+        parsed.values = None if parsed.expression is None else values_at(parsed.expression)
+    return parsed
+
+
+_DECIMAL = re.compile(r"(?<![\d.])(\d+)\.(\d+)(?![\d.])")
+_UNKNOWN_FUNCTION = re.compile(r"(?<![\\A-Za-z])([fghFGH]'*|P)\s*\(([^()]*)\)")
+_CONFIG = ConversionConfig(lowercase_symbols=False)
+
+
+def expression_of(latex: str) -> Any:
+    """Return the sympy expression of normalised LaTeX, evaluated; ``None`` where it cannot be read."""
+    text, hundred = (latex[:-1].strip(), 100) if latex.endswith("%") else (latex, 1)
+    if not text or re.search(r"!!|\\text|\\ldots|\\and|\\or|[=<>?]", re.sub(r"_\{[^{}]*\}", "", text)):
         return None
-    symbols = sorted(expression.free_symbols, key=str)
-    stepwise = any(type(node).__name__ in STEPS for node in sympy.preorder_traversal(expression))
-    values = []
-    for point in range(12 if stepwise and symbols else 3 if symbols else 1):
-        at = {symbol: _sample(str(symbol), point, integer=stepwise and point > 1) for symbol in symbols}
-        value = expression.evalf(DIGITS, subs=at)
-        if not value.is_number or value.has(sympy.nan, sympy.zoo, sympy.oo):
-            return None
-        real, imaginary = value.as_real_imag()
-        if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):
-            return None
-        values.append((real, imaginary))
-    return tuple(values)
-
-
-def _sample(name: str, point: int, integer: bool) -> Any:
-    """Return the value of a variable at a sample point: fixed by its name, generic, positive."""
-    import sympy
-
-    digest = hashlib.sha256(f"{name}:{point}".encode()).digest()
-    if integer:
-        return sympy.Integer(2 + int.from_bytes(digest[:2], "big") % 97)
-    return sympy.Rational(1, 2) + sympy.Rational(int.from_bytes(digest[:8], "big"), 1 << 63)
-
-
-def compare(first: Parsed, second: Parsed) -> bool | None:
-    """Return whether two parsed formulas are equal; ``None`` where one did not parse."""
-    import sympy
-    from math_verify.grader import verify
-
-    if first.expression is None or second.expression is None:
+    text = _UNKNOWN_FUNCTION.sub(_as_symbol, squeezed(text))
+    text = re.sub(r"(\d+)\\degree", r"(\\frac{\1\\pi}{180})", text)
+    text = _DECIMAL.sub(lambda m: f"(\\frac{{{int(m.group(1) + m.group(2))}}}{{1{'0' * len(m.group(2))}}})", text)
+    text = text.replace("\\gamma", "\\zeta_{g}").replace("\\Gamma", "\\zeta_{G}").replace("\\lg", "\\log_{10}")
+    text = re.sub(r"(?<![\d\\A-Za-z])0+(?=\d)", "", text).replace("%", "\\%")
+    if "\\int" not in text:  # latex2sympy takes d and what follows for a differential
+        text = re.sub(r"\\[A-Za-z]+|_\{[^{}]*\}|d", lambda m: " q_{d} " if m.group() == "d" else m.group(), text)
+    if re.search(r"\d \d|\\degree", text):
         return None
-    if first.values is not None and second.values is not None:
-        if len(first.values) != len(second.values):  # different sample sets: only constants or step functions differ so
-            shorter = min(len(first.values), len(second.values))
-            return _agree(first.values[:shorter], second.values[:shorter]) and _vanishes(first, second)
-        if not _agree(first.values, second.values):
-            return False
-        huge = any(abs(part) > HUGE for value in first.values for part in value)
-        return _vanishes(first, second) if huge else True
-    if first.values is not None or second.values is not None:
-        return False
     try:
-        if first.expression == second.expression:
-            return True
-        if isinstance(first.expression, sympy.Expr) and isinstance(second.expression, sympy.Expr):
-            return _vanishes(first, second)
-        one, two = first.expression, second.expression
-        return verify(one, two, timeout_seconds=None) and verify(two, one, timeout_seconds=None)
-    except Exception:  # as in `parse`: whatever sympy raises on odd input means "cannot tell"
+        found = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=_CONFIG)
+        return None if too_large(found) else _evaluated(found) / hundred
+    except Exception:  # the parser raises whatever its grammar, sympy or the memory limit raise: all mean "unreadable"
         return None
 
 
-def _agree(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
-    """Return whether all values agree to 25 digits."""
-    for (a, b), (c, d) in zip(first, second, strict=True):
-        scale = abs(a) + abs(b) + abs(c) + abs(d)
-        if abs(a - c) + abs(b - d) > scale * 10 ** (5 - DIGITS):
+def _as_symbol(match: re.Match[str]) -> str:
+    """Return an unknown function's value as a symbol of its own: f(x-1) is no product."""
+    return "q_{" + "".join(f"{ord(c):03d}" for c in match.group(1) + "(" + match.group(2)) + "}"
+
+
+def _evaluated(found: Any) -> Any:
+    """Return an expression with its sums done, its variables real, and i and e as the constants."""
+    if not isinstance(found, sympy.Basic):
+        return found.doit()
+    constants = {"i": sympy.I, "e": sympy.E}
+    free = found.free_symbols
+    rename = {
+        s: constants.get(s.name) if s in free and s.name in constants else _symbol(s.name)
+        for s in found.atoms(sympy.Symbol)
+    }
+    return found.xreplace(rename).doit().replace(_odd_root, lambda e: (-1) ** e.exp.p * (-e.base) ** e.exp)
+
+
+def _symbol(name: str) -> Any:
+    return sympy.Symbol(name, integer=True, positive=True) if name in INTEGERS else sympy.Symbol(name, real=True)
+
+
+def _odd_root(e: Any) -> bool:
+    """Return whether an expression is an odd root of a negative number, which is negative in schools."""
+    return bool(e.is_Pow and e.exp.is_Rational and e.exp.q % 2 and e.exp.q > 1 and e.base.is_negative)
+
+
+def compare(first: Parsed | None, second: Parsed | None) -> bool | None:
+    """Return whether two answers are equal; ``None`` where that could be neither proved nor refuted."""
+    return False if first is None or second is None else same(first, second)
+
+
+def same(a: Parsed, b: Parsed) -> bool | None:
+    """Return whether two readings are one answer."""
+    if a.key == b.key:
+        return True
+    for one, two in ((a, b), (b, a)):
+        rule = _RULES.get(one.kind)
+        if rule is not None and (verdict := rule(one, two)) is not NotImplemented:
+            return verdict
+    if {a.kind, b.kind} <= {"value", "letter"}:
+        return _values(a, b)
+    if "opaque" in (a.kind, b.kind):
+        return None
+    if a.kind != b.kind or len(a.parts) != len(b.parts) or a.kind == "words":
+        return False
+    if a.kind in ("set", "union", "intersection"):
+        return _match(a.parts, b.parts)
+    if a.kind in ("matrix", "interval", "relation") and a.node.text != b.node.text:
+        return False
+    return _each(a.parts, b.parts)
+
+
+def _each(first: Iterable[Parsed], second: Iterable[Parsed]) -> bool | None:
+    found = [same(one, two) for one, two in zip(first, second, strict=True)]
+    return False if False in found else None if None in found else True
+
+
+def _match(first: list[Parsed], second: list[Parsed]) -> bool | None:
+    """Return whether the parts pair up (equality is transitive, so the first partner found is as good as any)."""
+    left, undecided = list(second), False
+    for part in first:
+        verdicts = [same(part, other) for other in left]
+        if True in verdicts:
+            left.pop(verdicts.index(True))
+        elif None in verdicts:
+            undecided = True
+        else:
             return False
-    return True
+    return None if undecided else True
 
 
-def _vanishes(first: Parsed, second: Parsed) -> bool:
-    """Return whether the difference is zero by algebra."""
-    import sympy
+def _choice(a: Parsed, b: Parsed) -> Any:
+    """A choice letter, in brackets or alone."""
+    return b.kind in ("choice", "letter") and a.node.text == b.node.text
 
-    return bool(first.expression == second.expression or sympy.simplify(first.expression - second.expression) == 0)
+
+def _named(a: Parsed, b: Parsed) -> Any:
+    """``x = 3`` against 3, ``y = 3``, and equations such as ``2x = 6``."""
+    if b.kind == "equation":
+        return _proportional(a, b)
+    if b.kind != "named":
+        return same(a.parts[1], b)
+    old, new = (re.fullmatch(r"[A-Za-z]\(([A-Za-z])\)", p.node.text) for p in (a, b))
+    ours, its = a.parts[1].expression, b.parts[1].expression
+    if old and new and old.group(1) != new.group(1) and ours is not None and its is not None:  # f(x) and f(y)
+        return _equal(ours, its.xreplace({_symbol(new.group(1)): _symbol(old.group(1))}))
+    verdict = same(a.parts[1], b.parts[1])
+    return verdict if verdict is True or a.node.text == b.node.text else _proportional(a, b) or verdict
+
+
+def _system(a: Parsed, b: Parsed) -> Any:
+    """Assignments to several names."""
+    if b.kind == "system":
+        one, two = (p.node.text.lstrip("(").split(",") for p in (a, b))
+        return sorted(one) == sorted(two) and _each(a.parts, [b.parts[two.index(name)] for name in one])
+    return b.kind == "tuple" and len(a.parts) == len(b.parts) and _each(a.parts, b.parts)
+
+
+def _equation(a: Parsed, b: Parsed) -> Any:
+    return _proportional(a, b) if b.kind == "equation" else NotImplemented if b.kind == "named" else False
+
+
+def _proportional(a: Parsed, b: Parsed) -> bool | None:
+    """Return whether the differences of sides of two equations agree up to a factor."""
+    if any(part.expression is None for part in (*a.parts, *b.parts)):
+        return None
+    one, two = (p.parts[0].expression - p.parts[1].expression for p in (a, b))
+    if one == 0 or two == 0 or one.free_symbols != two.free_symbols:
+        return bool(one == two)
+    one, two = (sympy.fraction(sympy.together(side))[0] for side in (one, two))
+    return bool(sympy.cancel(one / two).is_number)
+
+
+_NUMBERS = {
+    "R": sympy.S.Reals, "R+": sympy.Interval.open(0, sympy.oo), "R-": sympy.Interval.open(-sympy.oo, 0),
+    "N": sympy.S.Naturals, "Z": sympy.S.Integers, "Z+": sympy.S.Naturals, "Q": sympy.S.Rationals,
+}  # fmt: skip
+_OPERATORS = {
+    "<": sympy.StrictLessThan, "\\leq": sympy.LessThan, ">": sympy.StrictGreaterThan, "\\geq": sympy.GreaterThan,
+    "=": sympy.Eq, "\\neq": sympy.Ne,
+}  # fmt: skip
+_SETS = ("interval", "union", "intersection", "without", "numbers", "relation")
+
+
+def _reals(a: Parsed, b: Parsed) -> Any:
+    """Sets of real numbers, however they are written."""
+    if b.kind not in (*_SETS, "set", "tuple"):
+        return NotImplemented
+    one, two = _real_set(a), _real_set(b)
+    if one is None or two is None:
+        return _relation(a, b) if a.kind == b.kind == "relation" else NotImplemented
+    try:
+        difference = one.symmetric_difference(two)
+    except Exception:  # as in `expression_of`
+        return None
+    if one == two or difference.is_empty is True:
+        return True
+    return False if difference.is_empty is False else None
+
+
+def _real_set(parsed: Parsed) -> Any:
+    """Return the sympy set of an interval, a union, an inequality in one variable; ``None`` for anything else."""
+    if "set" not in parsed.notes:
+        try:
+            parsed.notes["set"] = _set_of(parsed)
+        except Exception:  # as in `expression_of`
+            parsed.notes["set"] = None
+    return parsed.notes["set"]
+
+
+def _set_of(p: Parsed) -> Any:
+    expressions = [part.expression for part in (p.parts or [p])]
+    if p.kind == "numbers":
+        return _NUMBERS.get(p.node.text)
+    if p.kind == "relation":
+        return None if None in expressions else _solved(expressions, p.node.text.split())
+    if p.kind in ("union", "intersection", "without"):
+        sets = [_real_set(part) for part in p.parts]
+        join = {"union": sympy.Union, "intersection": sympy.Intersection, "without": sympy.Complement}[p.kind]
+        return None if None in sets else join(*sets)
+    if any(e is None or e.free_symbols for e in expressions):
+        return None
+    if p.kind in ("set", "value", "letter"):
+        return sympy.FiniteSet(*expressions)
+    if len(p.parts) == 2 and len(p.node.text) == 2:
+        return sympy.Interval(expressions[0], expressions[1], p.node.text[0] == "(", p.node.text[1] == ")")
+    return None
+
+
+def _solved(sides: list[Any], operators: list[str]) -> Any:
+    """Return the real solutions of a chain of inequalities in one variable."""
+    symbols = set().union(*(side.free_symbols for side in sides))
+    if len(symbols) != 1:
+        return None
+    x = sympy.Symbol("x", real=True)
+    sides = [side.xreplace({symbols.copy().pop(): x}) for side in sides]
+    found = sympy.S.Reals
+    for left, operator, right in zip(sides, operators, sides[1:], strict=False):
+        relation = _OPERATORS[operator](left, right)
+        if relation == sympy.false:
+            return sympy.EmptySet
+        if operator == "\\neq":
+            found -= sympy.solveset(left - right, x, sympy.S.Reals)
+        elif relation != sympy.true:
+            found &= sympy.solve_univariate_inequality(relation, x, relational=False)
+    return found
+
+
+def _relation(a: Parsed, b: Parsed) -> bool | None:
+    """Compare inequalities in several variables: side by side, or up to a positive factor."""
+    if a.node.text != b.node.text or len(a.parts) != len(b.parts):
+        return False
+    verdict = _each(a.parts, b.parts)
+    sides = [p.expression for p in (*a.parts, *b.parts)]
+    if verdict is not False or len(sides) != 4 or None in sides or sides[2] == sides[3]:
+        return verdict
+    return bool(sympy.cancel((sides[0] - sides[1]) / (sides[2] - sides[3])).is_positive)
+
+
+_RULES: dict[str, Callable[[Parsed, Parsed], Any]] = {
+    "choice": _choice, "named": _named, "system": _system, "equation": _equation, **dict.fromkeys(_SETS, _reals),
+}  # fmt: skip
+
+
+def _values(a: Parsed, b: Parsed) -> bool | None:
+    """Two values: their units, then their expressions."""
+    if a.kind == b.kind == "letter":
+        return a.node.text == b.node.text
+    one, two = a.node.remark, b.node.remark
+    if one is not None and two is not None and one.differs(two):
+        return False
+    if a.expression is None or b.expression is None:
+        return None
+    for first, second in ((a, b), (b, a)):
+        printed = re.fullmatch(r"-?\d+\.(\d{10,})", first.node.text)
+        if printed and not second.expression.free_symbols:  # a calculator's print-out of an exact value
+            return bool((abs(first.expression - second.expression) * 10 ** len(printed.group(1))).evalf(20) <= 1)
+    if a.values is not None and b.values is not None and values_apart(a.values, b.values):
+        return False
+    return _equal(a.expression, b.expression)
+
+
+def _equal(one: Any, two: Any) -> bool | None:
+    """Return True where the difference is zero by algebra, ``None`` where that is not shown."""
+    if one == two:
+        return True
+    if isinstance(one, sympy.MatrixBase) and isinstance(two, sympy.MatrixBase):
+        return bool(one.shape == two.shape and (one - two).applyfunc(sympy.simplify).is_zero_matrix)
+    if not isinstance(one, sympy.Expr) or not isinstance(two, sympy.Expr) or (one.is_Rational and two.is_Rational):
+        return False
+    if one.has(sympy.oo, sympy.zoo, sympy.nan) or two.has(sympy.oo, sympy.zoo, sympy.nan):
+        return False
+    first, second = values_at(one), values_at(two)
+    if first is not None and second is not None and values_apart(first, second):
+        return False
+    positive = {s: sympy.Symbol(s.name, positive=True) for s in (one - two).free_symbols if not s.is_integer}
+    difference = (one - two).xreplace(positive)  # at negative points the values have agreed, where both are real
+    for step in (sympy.expand, lambda d: sympy.cancel(sympy.together(d)), sympy.simplify, _logarithms, _radicals):
+        try:
+            if step(difference) == 0:
+                return True
+        except Exception:  # as in `expression_of`: this way does not lead there
+            continue
+    return None
+
+
+def _logarithms(difference: Any) -> Any:
+    return sympy.simplify(sympy.expand_log(sympy.expand_func(difference).rewrite(sympy.exp), force=True))
+
+
+def _radicals(difference: Any) -> Any:
+    """Return 0 where an algebraic number is zero: its minimal polynomial is x."""
+    denested = sympy.simplify(sympy.sqrtdenest(sympy.radsimp(difference)))
+    if denested == 0 or difference.free_symbols:
+        return denested
+    x = sympy.Symbol("x")
+    return sympy.S.Zero if sympy.minimal_polynomial(difference, x) == x else difference

@@ -2,14 +2,17 @@
 
 Two processes, both children of the training process's `autotelic.answers.pool`:
 
-* the *supervisor* imports sympy once, forks, and keeps time; it never reads a formula;
+* the *supervisor* imports sympy once and forks; it never reads a formula;
 * the *child* parses and compares. It cannot open a file for writing, start a process or reach the network, its memory
-  is bounded, and it is killed when one step or the whole request exceeds its time. A new one is forked in milliseconds.
+  is bounded, and the kernel ends it when one step has used its CPU seconds. A new one is forked in milliseconds.
 
-Request: ``{"leaves": [text, ...], "pairs": [[i, j], ...], "limit": seconds, "mode": name}``.
-Reply: ``{"equal": [true | false | null, ...], "read": [...], "timeouts": steps killed, "hostile": [index, ...]}``;
-null means undecided (a side did not parse, or time ran out). `MODES` names the modules that read and compare; "read" is
-what a mode reports of each leaf (null in the default mode).
+Limits are CPU seconds of the child, not time on the clock, so that a busy machine changes no verdict.
+
+Request: ``{"leaves": [text, ...], "pairs": [[i, j], ...], "limit": CPU seconds, "mode": name}``.
+Reply: ``{"equal": [true | false | null, ...], "read": [...], "unfinished": [pair], "timeouts": n, "seconds": CPU}``.
+Null
+means undecided: neither proved nor refuted, or out of time (then the pair's number is in "unfinished"). `MODES`
+names the modules that read and compare; "read" is what a mode reports of each leaf (null in the default mode).
 """
 
 import contextlib
@@ -25,9 +28,13 @@ from typing import Any
 
 MODES = {"math": "autotelic.answers.symbolic", "official": "autotelic.compat.math_verify_worker"}
 STEP_LIMIT = 0.7
-"""Seconds for one parse or one comparison: what takes longer is hostile, and its neighbours need the rest."""
+"""CPU seconds for one parse or one comparison: what takes longer is hostile, and its neighbours need the rest."""
+PATIENCE = 60.0
+"""Seconds on the clock without a result after which a child is taken for stuck."""
 MEMORY_LIMIT = 1 << 30
 """Bytes that a child may map beyond what it was born with."""
+REMEMBERED = 1024
+"""Parsed answers that a child keeps for the next request."""
 
 
 def main() -> None:
@@ -52,49 +59,54 @@ class _Supervisor:
         self.to_child = self.from_child = -1
 
     def serve(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer one request, restarting the child after every step that had to be killed."""
+        """Answer one request, restarting the child after every step that was ended."""
         leaves, pairs = request["leaves"], request["pairs"]
-        deadline = time.monotonic() + request["limit"]
         operations = [[i] for i in range(len(leaves))] + pairs
-        results: list[Any] = [None] * len(operations)
+        results: dict[int, Any] = {}
         hostile: set[int] = set()
-        timeouts, position = 0, 0
-        while position < len(operations) and time.monotonic() < deadline:
+        timeouts, position, spent = 0, 0, 0.0
+        while position < len(operations) and spent < request["limit"]:
             if not self.pid:
                 self.start()
             message = {"leaves": leaves, "operations": operations, "from": position, "skip": sorted(hostile)}
-            message["mode"] = request.get("mode", "math")
+            message |= {"mode": request.get("mode", "math"), "limit": request["limit"] - spent}
             self.send(json.dumps(message).encode() + b"\n")
-            position = self.collect(operations, results, position, deadline)
-            if position < len(operations):  # the step at `position` was killed
+            position, used, ended = self.collect(operations, results, position)
+            spent += used
+            if ended:  # the step at `position` was ended
                 timeouts += 1
+                spent += STEP_LIMIT
                 hostile.update(operations[position] if len(operations[position]) == 1 else [])
                 position += 1
-        undone = len(operations) - position
+            elif position < len(operations):
+                break  # out of time between two steps
+        late = [k for k, pair in enumerate(pairs) if len(leaves) + k not in results or hostile.intersection(pair)]
         return {
-            "equal": results[len(leaves) :],
-            "read": results[: len(leaves)],
-            "timeouts": timeouts + (undone > 0),
-            "hostile": sorted(hostile),
+            "equal": [results.get(len(leaves) + k) for k in range(len(pairs))],
+            "read": [results.get(k) for k in range(len(leaves))],
+            "unfinished": late,
+            "timeouts": timeouts + (position < len(operations)),
+            "seconds": spent,
         }
 
-    def collect(self, operations: list[list[int]], results: list[Any], position: int, deadline: float) -> int:
-        """Read results until all are there, or kill the child; return the first operation without a result."""
-        buffer = b""
+    def collect(self, operations: list[list[int]], results: dict[int, Any], position: int) -> tuple[int, float, bool]:
+        """Read results; return the next operation, the CPU seconds used, and whether the child ended."""
+        buffer, used = b"", 0.0
         while position < len(operations):
-            wait = min(STEP_LIMIT, deadline - time.monotonic())
-            ready = select.select([self.from_child], [], [], max(wait, 0.0))[0] if wait > 0 else []
+            ready = select.select([self.from_child], [], [], PATIENCE)[0]
             chunk = os.read(self.from_child, 65536) if ready else b""
-            if not chunk:  # out of time, or the child died (memory)
+            if not chunk:
                 self.stop()
-                return position
+                return position, used, True
             buffer += chunk
             *lines, buffer = buffer.split(b"\n")
             for line in lines:
-                index, results_at = json.loads(line)
-                results[index] = results_at
+                index, result, used = json.loads(line)
+                if index < 0:
+                    return position, used, False
+                results[index] = result
                 position = index + 1
-        return position
+        return position, used, False
 
     def send(self, message: bytes) -> None:
         """Write a whole message to the child, which reads it before it does anything else."""
@@ -130,27 +142,37 @@ class _Supervisor:
 
 
 def _child(request_read: int, reply_write: int) -> None:
-    """Parse and compare until the pipe closes; every result is sent as soon as it is known."""
+    """Parse and compare until the pipe closes; send every result at once, with the CPU time so far."""
     modules = {name: importlib.import_module(module) for name, module in MODES.items()}
+    remembered: dict[tuple[str, str], Any] = {}
     _confine()
     with os.fdopen(request_read, "rb") as requests:
         for line in requests:
             message = json.loads(line)
-            leaves, skip = message["leaves"], set(message["skip"])
-            parsed: dict[int, Any] = {}
-            mode = modules[message["mode"]]
+            leaves, skip, name = message["leaves"], set(message["skip"]), message["mode"]
+            mode, began = modules[name], time.process_time()
+
+            def parsed(leaf: int, mode: Any = mode, leaves: Any = leaves, name: str = name) -> Any:
+                key = (name, leaves[leaf])
+                if key not in remembered:
+                    if len(remembered) >= REMEMBERED:
+                        remembered.clear()
+                    remembered[key] = mode.parse(leaves[leaf])
+                return remembered[key]
+
             for index in range(message["from"], len(message["operations"])):
                 operation = message["operations"][index]
+                left = message["limit"] - (time.process_time() - began)
+                if left <= 0:
+                    os.write(reply_write, json.dumps([-1, None, time.process_time() - began]).encode() + b"\n")
+                    break
+                signal.setitimer(signal.ITIMER_PROF, min(STEP_LIMIT, left))  # its signal ends the process
                 result = None
                 if not skip.intersection(operation):
-                    for leaf in operation:
-                        if leaf not in parsed:
-                            parsed[leaf] = mode.parse(leaves[leaf])
-                    if len(operation) == 2:
-                        result = mode.compare(parsed[operation[0]], parsed[operation[1]])
-                    else:
-                        result = mode.report(parsed[operation[0]])
-                os.write(reply_write, json.dumps([index, result]).encode() + b"\n")
+                    read = [parsed(leaf) for leaf in operation]
+                    result = mode.compare(*read) if len(read) == 2 else mode.report(*read)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                os.write(reply_write, json.dumps([index, result, time.process_time() - began]).encode() + b"\n")
 
 
 def _confine() -> None:

@@ -1,7 +1,7 @@
 """How TTRL and EMPO's verl version decide that two answers are equal, quirks included. For `autotelic.compat.rewards`.
 
 The official graders hand answers to sympy's ``parse_expr``, which evaluates them as Python; here the same comparisons
-are made in the exact ring of `autotelic.answers.exact`, in floating point, or (math-verify's part) in the worker.
+are made in the exact ring of `autotelic.compat.exact`, in floating point, or (math-verify's part) in the worker.
 """
 
 import contextlib
@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 
-from autotelic.answers.exact import NotExactError, Poly
-from autotelic.answers.latex import FormulaError, parse_expression
-from autotelic.answers.numeric import fingerprint
+from autotelic.compat.exact import NotExactError, Poly
+from autotelic.compat.latex import FormulaError, parse_expression
+from autotelic.compat.numeric import fingerprint
 from autotelic.compat.texts import UNITS_VERL, drop_units, mathd
 from autotelic.errors import UserError
 

@@ -13,8 +13,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from autotelic.answers.exact import NotExactError
-from autotelic.answers.latex import FormulaError, Parser, run, tokenize
+from autotelic.compat.exact import NotExactError
+from autotelic.compat.latex import FormulaError, Parser, run, tokenize
 
 POINTS = 3
 LARGEST = 1e12

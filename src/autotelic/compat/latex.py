@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from autotelic.answers.exact import MAX_BITS, NotExactError, Poly
+from autotelic.compat.exact import MAX_BITS, NotExactError, Poly
 
 MAX_DEPTH = 40
 """Nesting of brackets that is read; more is not an answer."""
@@ -72,7 +72,7 @@ def tokenize(text: str) -> list[tuple[str, str]]:
 
 
 class Parser:
-    """One pass over the tokens, with values in `ring` (`Poly`, or the samples of `autotelic.answers.numeric`)."""
+    """One pass over the tokens, with values in `ring` (`Poly`, or the samples of `autotelic.compat.numeric`)."""
 
     ring: Any = Poly
 
