@@ -24,7 +24,7 @@ import yaml
 from autotelic.cli.control_learning import build_settings
 from autotelic.control.collection import DataSettings, build_data
 from autotelic.control.environments import make
-from autotelic.control.mdp.tables import mean_interval
+from autotelic.control.intervals import mean_interval
 from autotelic.control.online import OnlineSettings, run_online
 from autotelic.control.pebble import PebbleSettings
 from autotelic.control.settings import TrainSettings
@@ -128,9 +128,7 @@ def online_table(output: Path) -> str:
 
 
 def interval(values: np.ndarray, sign: bool = False) -> str:
-    mean, low, _ = mean_interval(np.asarray(values, dtype=float))
-    text = f"{mean:+.3f}" if sign else f"{mean:.3f}"
-    return f"{text} ± {mean - low:.3f}" if len(values) > 1 else text
+    return mean_interval(np.asarray(values, dtype=float)).short(3, sign)
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:

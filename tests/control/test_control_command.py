@@ -33,6 +33,25 @@ def test_mdp_prints_and_writes(tmp_path, capsys):
     ElementTree.fromstring((tmp_path / "m.svg").read_text())
 
 
+def test_lqr_prints_and_writes(tmp_path, capsys):
+    command = ["control", "lqr", "--recipe", str(RECIPES / "ppl_lqr.yaml"), "--sets", "mono", "--segments", "1"]
+    files = ["--out", str(tmp_path / "l.json"), "--plot", str(tmp_path / "l.svg")]
+    assert main([*command, "--judges", "regret", "--methods", "ppl", "--pairs", "100", "--seeds", "3", *files]) == 0
+    assert "minus CPL, paired" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "l.json").read_text())["rows"]
+    assert [r["method"] for r in rows] == ["cpl", "ppl"] and rows[1]["minus_cpl_low"] <= rows[1]["minus_cpl"]
+    ElementTree.fromstring((tmp_path / "l.svg").read_text())
+
+
+def test_intervals_of_probabilities_are_possible(capsys):
+    """Two seeds printed [-3.7, 4.8]: two have no interval, and three stay within [0, 1]."""
+    for seeds in (2, 3):
+        assert main(["control", "tree", "--p-bad", "0.5", "--seeds", str(seeds), "--pairs", "20", "--json"]) == 0
+        for row in json.loads(capsys.readouterr().out)["rows"]:
+            assert row["low"] is None if seeds == 2 else 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
+            assert ("no interval" in row["text"]) == (seeds == 2)
+
+
 def test_the_command_line_overrides_the_recipe(capsys):
     recipe = str(RECIPES / "ppl_tree.yaml")
     assert main(["control", "tree", "--recipe", recipe, "--p-bad", "0.9", "--seeds", "2", "--pairs", "0"]) == 0
@@ -59,7 +78,11 @@ def test_bad_recipes_are_refused_in_one_line(tmp_path, capsys, text, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["tree", "--seeds", "1"], "seeds"),
+        (["tree", "--seeds", "0"], "seeds"),
+        (["lqr", "--temperature", "-1"], "temperature"),
+        (["lqr", "--slip", "-1"], "slip"),
+        (["lqr", "--methods", "pl"], "unknown method"),
+        (["lqr", "--pairs", "0"], "pairs"),
         (["tree", "--p-bad", "2"], "p_bad"),
         (["tree", "--temperature", "0"], "temperature"),
         (["tree", "--methods", "ppl_e"], "unknown method"),

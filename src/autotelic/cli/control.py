@@ -1,6 +1,7 @@
 """Preference learning for control: the exact experiments on finite MDPs, and robots.
 
 autotelic control tree     the mismatch of CPL on a two-step tree, for infinite data and over seeds
+autotelic control lqr      linear-Gaussian control in closed form: which estimator of the look-ahead, under which judge
 autotelic control mdp      KL to the optimal policy on random MDPs, by judge, label model and number of pairs
 autotelic control data     episodes of several behaviours and a judge's preferences, on point-reach or MetaWorld
 autotelic control train    sft, cpl, ppl, ppl_d, dpo or p_iql on such data
@@ -20,6 +21,7 @@ from autotelic.errors import UserError
 from autotelic.runs.files import check_writable, write_output
 
 JUDGES = ("regret", "advantage", "return")
+LQR_SETS, LQR_JUDGES = ("same", "mono", "anti"), ("regret", "regret_tail", "advantage", "return")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "tree": {
         "p_bad": [0, 0.25, 0.5, 0.9],
@@ -30,6 +32,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "seeds": 40,
     },
     "mdp": {"pairs": [500, 2000, 8000], "judges": list(JUDGES), "seeds": 20},
+    "lqr": {
+        "sets": list(LQR_SETS),
+        "segments": [1, 8, 32],
+        "judges": list(LQR_JUDGES),
+        "pairs": 1000,
+        "slip": 0.0,
+        "seeds": 20,
+    },
 }
 SETUP = {  # options of `mdp` that are fields of random_mdps.Setup, where their defaults are
     "num_states": (int, "states of each MDP"),
@@ -45,7 +55,7 @@ SETUP = {  # options of `mdp` that are fields of random_mdps.Setup, where their 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the commands. Options default to None here, so that a recipe can stand between them and DEFAULTS."""
-    names = "{tree,mdp,data,train,online}"
+    names = "{tree,mdp,lqr,data,train,online}"
     lazy = control_learning.LazyParser
     commands = parser.add_subparsers(dest="what", metavar=names, required=True, parser_class=lazy)
     tree = commands.add_parser("tree", help="the two-step tree", description="The mismatch of CPL on a two-step tree.")
@@ -61,12 +71,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mdp.add_argument("--seeds", type=int, help="random MDPs (20)")
     for name, (kind, text) in SETUP.items():
         mdp.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
-    for command in (tree, mdp):
+    lqr = commands.add_parser("lqr", help="linear-Gaussian control", description="CPL and PPL in closed form.")
+    lqr.add_argument("--sets", nargs="+", choices=LQR_SETS, help="behaviours (all three)")
+    lqr.add_argument("--segments", type=int, nargs="+", help="steps of a segment (1 8 32)")
+    lqr.add_argument("--judges", nargs="+", choices=LQR_JUDGES, help="what the preferences follow (all four)")
+    lqr.add_argument("--pairs", type=int, help="comparisons per fit (1000)")
+    lqr.add_argument("--temperature", type=float, help="of the judge, in units of cost; 0 never errs (alpha, .12)")
+    lqr.add_argument("--slip", type=float, help="standard deviation of the noise on actions (0)")
+    lqr.add_argument("--seeds", type=int, help="data sets per cell (20)")
+    for command in (tree, mdp, lqr):
         command.add_argument("--methods", nargs="+", help="some of the label models (all)")
         command.add_argument("--recipe", type=Path, help="YAML file with any of these options")
         add_output(command, out="write rows and settings to this JSON file", plot="draw the table into this SVG file")
     control_learning.add_commands(commands)
-    parser.set_defaults(parsers={"tree": tree, "mdp": mdp})
+    parser.set_defaults(parsers={"tree": tree, "mdp": mdp, "lqr": lqr})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,12 +92,12 @@ def run(args: argparse.Namespace) -> int:
     if args.what in control_learning.DESCRIPTIONS:
         return control_learning.run(args)
     settings = _settings(args)
-    if settings["seeds"] < 2:
-        raise UserError(f"seeds is {settings['seeds']}: an interval over seeds needs 2 or more.")
+    if settings["seeds"] < 1:
+        raise UserError(f"seeds is {settings['seeds']}: give 1 or more; an interval needs 3.")
     for path in filter(None, (args.out, args.plot)):
         check_writable(path)
     started = time.perf_counter()
-    rows, text, chart = (_tree if args.what == "tree" else _mdp)(settings, partial(say, args))
+    rows, text, chart = {"tree": _tree, "mdp": _mdp, "lqr": _lqr}[args.what](settings, partial(say, args))
     seconds = round(time.perf_counter() - started, 2)
     result = {"settings": settings, "seconds": seconds, "rows": rows}
     print(json.dumps(result) if args.json else text)
@@ -143,7 +161,7 @@ def _tree(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]]
         )
     columns = [("p_bad", "{p_bad:g}"), ("method", "{method}"), ("infinite data", "{population:.4f}")]
     if pairs:
-        columns.append((f"pi(up), {pairs} pairs x {seeds}", "{mean:.3f} [{low:.3f}, {high:.3f}]"))
+        columns.append((f"pi(up), {pairs} pairs x {seeds}", "{text}"))
         columns.append(("arg max right", "{right:.0%} [{right_low:.0%}, {right_high:.0%}]"))
     truth = rows[0]["truth"]
     head = f"pi(up) at the root; the truth is {truth:.4f}; judged by {settings['judge']}, slip {settings['slip']:g}\n"
@@ -168,8 +186,8 @@ def _mdp(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]],
         ("judge", "{judge}"),
         ("pairs", "{pairs}"),
         ("method", "{method}"),
-        ("KL(pi* || fit)", "{mean:.4f} [{low:.4f}, {high:.4f}]"),
-        ("minus CPL, paired", "{minus_cpl:+.4f} [{minus_cpl_low:+.4f}, {minus_cpl_high:+.4f}]"),
+        ("KL(pi* || fit)", "{text}"),
+        ("minus CPL, paired", "{minus_cpl_text}"),
     ]
     picks = [
         f"auto picked PPL on {r['auto_is_ppl']:.0%} of seeds ({r['judge']}, {r['pairs']} pairs)"
@@ -179,7 +197,7 @@ def _mdp(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]],
     judge = settings["judges"][0]
     series = {
         r["method"]: [
-            (float(q["pairs"]), q["mean"], q["low"], q["high"])
+            (float(q["pairs"]), q["mean"], q["low"] or 0.0, q["high"] or 0.0)
             for q in rows
             if q["method"] == r["method"] and q["judge"] == judge
         ]
@@ -188,6 +206,33 @@ def _mdp(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]],
     title = f"Random MDPs, judged by {judge}"
     chart = line_chart(series, title, "pairs", "KL(pi* || fit), nats", log_x=True, log_y=True)
     return rows, "\n".join([format_table(rows, columns), *picks]), chart
+
+
+def _lqr(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]], str, str]:
+    from autotelic.control.mdp.tables import format_table, lqr_table
+    from autotelic.control.plot import line_chart
+
+    names = ("sets", "segments", "judges", "pairs", "temperature", "slip", "seeds", "methods")
+    rows = lqr_table(*(settings[name] for name in names), progress)
+    columns = [
+        ("set", "{set}"),
+        ("segment", "{segment}"),
+        ("judge", "{judge}"),
+        ("method", "{method}"),
+        ("excess cost", "{text}"),
+        ("minus CPL, paired", "{minus_cpl_text}"),
+        ("chance in a label, nats", "{label_entropy:.3f}"),
+    ]
+    cells = list(dict.fromkeys((r["set"], r["segment"]) for r in rows))
+    judge, series = settings["judges"][0], {}
+    for row in rows:
+        if row["judge"] == judge:
+            place = (cells.index((row["set"], row["segment"])) + 1, row["mean"], row["low"] or 0.0, row["high"] or 0.0)
+            series.setdefault(row["method"], []).append(place)
+    shown = ", ".join(f"{i + 1} {name} {length}" for i, (name, length) in enumerate(cells))
+    title = f"Linear-Gaussian control, judged by {judge}"
+    chart = line_chart(series, title, shown, "excess cost; 0 optimal, 1 the better behaviour", log_y=True)
+    return rows, format_table(rows, columns), chart
 
 
 def _quiet_bias() -> Any:

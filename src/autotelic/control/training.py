@@ -22,8 +22,8 @@ from autotelic.control.behavior_labels import label_parameters
 from autotelic.control.collection import read_data
 from autotelic.control.environments import VectorEnvironment, make
 from autotelic.control.episodes import Behavior, Episode, roll_out
+from autotelic.control.intervals import share_interval
 from autotelic.control.learners import IQLLearner, PreferenceLearner
-from autotelic.control.mdp.tables import share_interval
 from autotelic.control.networks import GaussianPolicy
 from autotelic.control.objectives import PairData, all_scores, calibrated_nll, pair_data, segment_steps
 from autotelic.control.settings import METHODS, TrainSettings

@@ -1,35 +1,21 @@
-"""The tables behind `autotelic control tree` and `autotelic control mdp`: rows with intervals, over seeds."""
+"""The tables behind `autotelic control tree`, `mdp` and `lqr`: rows with intervals, over seeds.
+
+An interval of fewer than three seeds is None; a row's `text` says so.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
-from scipy import stats
 
-from autotelic.control.mdp import random_mdps
+from autotelic.control.intervals import mean_interval, share_interval
+from autotelic.control.mdp import lqr_fits, random_mdps
 from autotelic.control.mdp.tree import METHODS, Judge, build_tree, population_fit, sample_fit
 from autotelic.errors import UserError, closest
 
 Number = float | int
 Row = dict[str, Any]
 Progress = Callable[[str], None]
-
-
-def mean_interval(values: Float[ndarray, " N"], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean over seeds with Student's t interval; the interval of a single seed is the whole line."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, float("-inf"), float("inf")
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
-
-
-def share_interval(successes: int, count: int, level: float = 0.95) -> tuple[float, float, float]:
-    """Share of seeds with Wilson's score interval."""
-    interval = stats.binomtest(successes, count).proportion_ci(level, method="wilson")
-    return successes / count, float(interval.low), float(interval.high)
 
 
 def check_methods(names: Sequence[str], valid: Sequence[str]) -> None:
@@ -62,7 +48,8 @@ def tree_table(
             row: Row = {"p_bad": share, "method": name, "truth": tree.truth, "population": population_fit(tree, name)}
             if num_seeds and num_pairs:
                 fits = np.array([sample_fit(tree, name, num_pairs, seed) for seed in range(num_seeds)])
-                row["mean"], row["low"], row["high"] = mean_interval(fits)
+                found = mean_interval(fits, within=(0, 1))
+                row |= {"mean": found.mean, "low": found.low, "high": found.high, "text": found.text()}
                 hits = int(((fits > 0.5) == (tree.truth > 0.5)).sum())
                 row["right"], row["right_low"], row["right_high"] = share_interval(hits, num_seeds)
             rows.append(row)
@@ -94,13 +81,52 @@ def mdp_table(
             results = {name: np.array([seed[name] for seed in seeds]) for name in seeds[0]}
             for name in chosen:
                 row: Row = {"judge": judge, "pairs": count, "method": name}
-                row["mean"], row["low"], row["high"] = mean_interval(results[name])
-                gap = mean_interval(results[name] - results["cpl"])
-                row["minus_cpl"], row["minus_cpl_low"], row["minus_cpl_high"] = gap
+                found, gap = mean_interval(results[name]), mean_interval(results[name] - results["cpl"])
+                row |= {"mean": found.mean, "low": found.low, "high": found.high, "text": found.text(4)}
+                row |= {"minus_cpl": gap.mean, "minus_cpl_low": gap.low, "minus_cpl_high": gap.high}
+                row["minus_cpl_text"] = gap.text(4, sign=True)
                 if name == "auto":
                     row["auto_is_ppl"] = float(results["auto_is_ppl"].mean())
                 rows.append(row)
             progress(f"{judge}, {count} pairs: {len(chosen)} methods x {num_seeds} seeds")
+    return rows
+
+
+def lqr_table(
+    sets: Sequence[str],
+    segments: Sequence[int],
+    judges: Sequence[str],
+    num_pairs: int,
+    temperature: Number | None,
+    slip: Number,
+    num_seeds: int,
+    names: Sequence[str] | None = None,
+    progress: Progress = lambda line: None,
+) -> list[Row]:
+    """Excess cost on linear-Gaussian control per set of behaviours, segment length, judge and arm, over seeds.
+
+    Row: `set`, `segment`, `judge`, `method`, `mean`, `low`, `high`, the same paired with CPL (`minus_cpl`, ...; below
+    0: cheaper than CPL), and `label_entropy`: nats of chance that the judge leaves in an answer.
+    """
+    chosen = list(names or lqr_fits.ARMS)
+    check_methods(chosen, lqr_fits.ARMS)
+    rows: list[Row] = []
+    for behaviors in sets:
+        for length in segments:
+            cells = []
+            for seed in range(num_seeds):
+                cells.append(lqr_fits.run_cell(behaviors, length, judges, num_pairs, temperature, slip, seed, chosen))
+                progress(f"{behaviors}, segments of {length}: seed {seed + 1}/{num_seeds}")
+            for judge in judges:
+                results = {name: np.array([cell[judge][name] for cell in cells]) for name in cells[0][judge]}
+                entropy = float(results.pop("label_entropy").mean())
+                for name, values in results.items():
+                    found = mean_interval(values, within=(0, lqr_fits.WORST))
+                    gap = mean_interval(values - results["cpl"])
+                    row: Row = {"set": behaviors, "segment": length, "judge": judge, "method": name}
+                    row |= {"mean": found.mean, "low": found.low, "high": found.high, "text": found.text()}
+                    row |= {"minus_cpl": gap.mean, "minus_cpl_low": gap.low, "minus_cpl_high": gap.high}
+                    rows.append(row | {"minus_cpl_text": gap.text(sign=True), "label_entropy": entropy})
     return rows
 
 
