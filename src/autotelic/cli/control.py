@@ -212,8 +212,10 @@ def _lqr(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]],
     from autotelic.control.mdp.tables import format_table, lqr_table
     from autotelic.control.plot import line_chart
 
-    names = ("sets", "segments", "judges", "pairs", "temperature", "slip", "seeds", "methods")
-    rows = lqr_table(*(settings[name] for name in names), progress)
+    sets, segments, judges, pairs, temperature, slip, seeds, methods = (
+        settings[n] for n in ("sets", "segments", "judges", "pairs", "temperature", "slip", "seeds", "methods")
+    )
+    rows = lqr_table(sets, segments, judges, pairs, temperature, slip, seeds, methods, progress)
     columns = [
         ("set", "{set}"),
         ("segment", "{segment}"),
