@@ -13,7 +13,7 @@ from typing import Any
 
 from autotelic.control.intervals import Interval
 from autotelic.control.mdp.lqr_fits import ARMS, JUDGES, SETS
-from autotelic.control.mdp.tables import lqr_table
+from autotelic.control.mdp.tables import lqr_chart, lqr_table
 
 ALPHA = 0.12
 FEW = ("cpl", "ppl", "ppl_regressed", "ppl_observed", "ppl_in_segment_mean")
@@ -110,9 +110,13 @@ def main() -> None:
     parser.add_argument("path", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path, help="with `table`: draw the regret judge's grid into this SVG file")
     args = parser.parse_args()
     if args.what == "table":
-        print(table(json.loads(args.path.read_text())))
+        result = json.loads(args.path.read_text())
+        print(table(result))
+        if args.plot:
+            args.plot.write_text(lqr_chart(result["grid"], "regret", (*FEW, "ppl_wrong")))
         return
     result = run(args.seeds)
     text = json.dumps(result).replace('{"set"', '\n{"set"')

@@ -209,8 +209,7 @@ def _mdp(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]],
 
 
 def _lqr(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]], str, str]:
-    from autotelic.control.mdp.tables import format_table, lqr_table
-    from autotelic.control.plot import line_chart
+    from autotelic.control.mdp.tables import format_table, lqr_chart, lqr_table
 
     sets, segments, judges, pairs, temperature, slip, seeds, methods = (
         settings[n] for n in ("sets", "segments", "judges", "pairs", "temperature", "slip", "seeds", "methods")
@@ -225,16 +224,7 @@ def _lqr(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]],
         ("minus CPL, paired", "{minus_cpl_text}"),
         ("chance in a label, nats", "{label_entropy:.3f}"),
     ]
-    cells = list(dict.fromkeys((r["set"], r["segment"]) for r in rows))
-    judge, series = settings["judges"][0], {}
-    for row in rows:
-        if row["judge"] == judge:
-            place = (cells.index((row["set"], row["segment"])) + 1, row["mean"], row["low"] or 0.0, row["high"] or 0.0)
-            series.setdefault(row["method"], []).append(place)
-    shown = ", ".join(f"{i + 1} {name} {length}" for i, (name, length) in enumerate(cells))
-    title = f"Linear-Gaussian control, judged by {judge}"
-    chart = line_chart(series, title, shown, "excess cost; 0 optimal, 1 the better behaviour", log_y=True)
-    return rows, format_table(rows, columns), chart
+    return rows, format_table(rows, columns), lqr_chart(rows, settings["judges"][0])
 
 
 def _quiet_bias() -> Any:

@@ -178,14 +178,11 @@ def future(arm: str, data: Recording, tail: bool, generator: np.random.Generator
 
 
 def _recorded_weights(arm: str, rollouts: Rollouts, gamma: Number, tail: bool) -> Float[ndarray, " R"]:
-    """Weights of the recorded steps: the regret's sum_{t<l} gamma^(l - t), or its averaged form within the segment."""
-    steps = np.arange(rollouts.actions.shape[1])
-    if tail:
-        return np.where(steps >= rollouts.length, gamma ** steps.astype(float), 0.0)
-    inside = torch.from_numpy(steps < rollouts.length)[None]
+    """Weights of the recorded steps, within the segment for `ppl_in_segment` alone."""
+    inside = torch.arange(rollouts.actions.shape[1])[None] < rollouts.length
     mask = inside if arm.startswith("ppl_in_segment") else torch.ones_like(inside)
-    weights = lookahead_weights(mask, gamma, average=arm.endswith("_mean"), score_mask=inside, dtype=torch.float64)
-    return weights[0].numpy()
+    weights = "tail" if tail else "mean" if arm.endswith("_mean") else "regret"
+    return lookahead_weights(mask, gamma, weights=weights, score_mask=inside, dtype=torch.float64)[0].numpy()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from autotelic.control.intervals import mean_interval, share_interval
 from autotelic.control.mdp import lqr_fits, random_mdps
 from autotelic.control.mdp.tree import METHODS, Judge, build_tree, population_fit, sample_fit
+from autotelic.control.plot import line_chart
 from autotelic.errors import UserError, closest
 
 Number = float | int
@@ -128,6 +129,20 @@ def lqr_table(
                     row |= {"minus_cpl": gap.mean, "minus_cpl_low": gap.low, "minus_cpl_high": gap.high}
                     rows.append(row | {"minus_cpl_text": gap.text(sign=True), "label_entropy": entropy})
     return rows
+
+
+def lqr_chart(rows: Sequence[Row], judge: str, names: Sequence[str] | None = None) -> str:
+    """Draw the excess cost of some arms under one judge, cell by cell, on a logarithmic axis."""
+    kept = [row for row in rows if row["judge"] == judge and (names is None or row["method"] in names)]
+    cells = list(dict.fromkeys((row["set"], row["segment"]) for row in kept))
+    series: dict[str, list[tuple[Number, Number, Number, Number]]] = {}
+    for row in kept:
+        place, mean = cells.index((row["set"], row["segment"])) + 1, row["mean"]
+        low, high = (mean if row[side] is None else max(row[side], 0.005) for side in ("low", "high"))
+        series.setdefault(row["method"], []).append((place, mean, low, high))
+    shown = ", ".join(f"{i + 1}: {name} {length}" for i, (name, length) in enumerate(cells))
+    title = f"Linear-Gaussian control, judged by {judge}"
+    return line_chart(series, title, shown, "excess cost: 0 is optimal, 1 the better behaviour", log_y=True)
 
 
 def format_table(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> str:
