@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VERL := .venv-verl
 
-.PHONY: setup setup-demo demo test test-all test-resolver test-verl test-matrix test-wheel test-deepspeed lint types format bench clean
+.PHONY: setup setup-demo demo test test-all test-resolver test-verl test-matrix test-wheel test-deepspeed lint types format bench docs clean
 
 setup: $(VENV)/.ready
 
@@ -82,6 +82,10 @@ types: setup
 format: setup
 	$(BIN)/ruff check --fix src tests
 	$(BIN)/ruff format src tests
+
+# The documents as a site that opens from disk: site/index.html
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Every benchmark, one thread each, then docs/performance.md from their results.
 bench: setup

@@ -4,20 +4,24 @@ A page links to `../src/autotelic/functional/token_covariance.py#token_covarianc
 follow. For the site, every file that is linked so becomes a page of highlighted source, with a heading per top-level
 name, so that the anchor leads to the function without a line number.
 
-Two marks are filled in: `<!-- modules of PACKAGE -->` with an entry for every public module of a package, and
-`<!-- recipes -->` with a table of the recipes. The page on performance is written by `benchmarks/page.py`.
+Two marks are filled in: `<!-- modules of PACKAGE -->` with a table of the public modules of a package, each with an API
+page of its own, and `<!-- recipes -->` with a table of the recipes. Equations between dollar signs become MathML, which
+browsers draw without a script. The page on performance is written by `benchmarks/page.py`.
 """
 
 import ast
+import html
 import json
 import posixpath
 import re
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 LINK = re.compile(r"\]\(((?:\.\./)+[^)\s]+)\)")
 MODULES = re.compile(r"<!-- modules of ([\w.]+) -->")
+EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
 
 
@@ -34,7 +38,20 @@ def on_files(files, config):
     for name in sorted(wanted):
         if (root / name).is_file():
             files.append(File.generated(config, page_of(name), content=source_page(root / name, name)))
+    for package in MODULES.findall((root / "docs/api.md").read_text(encoding="utf-8")):
+        for module in modules(root / "src", package):
+            files.append(File.generated(config, f"api/{module}.md", content=f"# {module}\n\n::: {module}\n"))
     return files
+
+
+def on_page_content(content, page, config, files):
+    """Typeset the equations."""
+    return EQUATION.sub(lambda match: mathml(html.unescape(match[3]), "block" if match[2] == "[" else "inline"), content)
+
+
+def mathml(latex, display):
+    """Return an equation as MathML, with its source as the text that a screen reader or a copy may take."""
+    return convert(latex, display=display).replace("<math ", f'<math aria-label="{html.escape(latex)}" ', 1)
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -71,12 +88,24 @@ def recipes(folder):
     return "\n".join(rows)
 
 
-def entries(source, package):
-    """Return what the package says of itself, and an entry for each of its modules."""
+def modules(source, package):
+    """Return the names of the package's public modules."""
     folder = source.joinpath(*package.split("."))
-    about = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
-    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    return "\n\n".join([about.split("\n\n")[0], *(f"::: {package}.{name}" for name in names)])
+    return [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")]
+
+
+def about(source, module):
+    """Return the first sentence of a module or package."""
+    path = source.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return text.split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+
+
+def entries(source, package):
+    """Return what the package says of itself, and a table of its modules, each with a link to its page."""
+    rows = [f"| [`{name}`](api/{name}.md) | {about(source, name)} |" for name in modules(source, package)]
+    return "\n".join([about(source, package), "", "| module | what it holds |", "| --- | --- |", *rows])
 
 
 def outside(page, target):
