@@ -1,4 +1,4 @@
-"""Run an experiment of several methods and seeds, and write its table: what `docs/log.md` quotes.
+"""Run an experiment of several methods and seeds, and write its table: what `docs/log/` quotes.
 
     python benchmarks/evidence.py run recipes/evidence_entropy.yaml --output runs/evidence/entropy
     python benchmarks/evidence.py table runs/evidence/entropy

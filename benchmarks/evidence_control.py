@@ -1,4 +1,4 @@
-"""Control experiments of several tasks, arms and seeds, and their tables: what docs/log.md quotes.
+"""Control experiments of several tasks, arms and seeds, and their tables: what docs/log/ quotes.
 
     python benchmarks/evidence_control.py run recipes/control_point_reach.yaml
     python benchmarks/evidence_control.py table runs/evidence/control_point_reach

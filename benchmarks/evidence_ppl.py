@@ -1,4 +1,4 @@
-"""Policy-labelled preferences on the small world: behaviours, pairs, runs over seeds, and the table of docs/log.md.
+"""Policy-labelled preferences on the small world: behaviours, pairs, runs over seeds, and the table of docs/log/.
 
     python benchmarks/evidence_ppl.py pairs --output runs/ppl_pairs              # checkpoints and pairs: some minutes
     python benchmarks/evidence_ppl.py run recipes/evidence_ppl.yaml --output runs/evidence/ppl

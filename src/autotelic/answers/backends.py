@@ -24,7 +24,7 @@ class EmbeddingEquivalence:
     """Two texts are the same answer when the cosine of their embeddings reaches a threshold.
 
     A cosine sees the topic better than the answer: "the left ventricle" and "the right ventricle" come out close.
-    Measure your model on pairs of your own first (`benchmarks/answers_embedding.py`, figures in `docs/log.md`).
+    Measure your model on pairs of your own first (`benchmarks/answers_embedding.py`, figures in `docs/log/empo.md`).
 
     Args:
         model: Name or folder of a sentence-transformers model.

@@ -1,7 +1,7 @@
 """The demo: one small base model, six ways to train it, one page.
 
 Two worker processes share the runs. Everything is measured on the same problems, which no run trains on; intervals are
-over prompts, for one seed: `docs/log.md` has the same comparison over several seeds.
+over prompts, for one seed: `docs/log/` has the same comparison over several seeds.
 """
 
 import json
