@@ -143,3 +143,56 @@ def top_k(values, eligible, k, ids):
     for i in at:
         result[i] = True
     return result
+
+
+def dppo_keeps(advantage, pi, mu, divergence, low, high):
+    """Whether DPPO trains on one token."""
+    if divergence == "tv":
+        return advantage == 0 or (pi - mu <= high if advantage > 0 else pi - mu >= -low)
+    d = mu * math.log(mu / pi) + (1 - mu) * math.log((1 - mu + 1e-8) / (1 - pi + 1e-8))
+    away = (advantage > 0 and pi > mu) or (advantage < 0 and pi < mu)
+    return not (d > high and away)
+
+
+def ce_gppo_loss_gradient(advantage, ratio, beta_low, beta_high, low, high, c):
+    """-dL / d ln pi of CE-GPPO's loss for one token, branch by branch."""
+    if advantage < 0 and ratio > c:
+        return 0.0
+    if advantage < 0 and ratio < 1 - low:
+        return beta_low * (1 - low) * advantage
+    if advantage > 0 and ratio > 1 + high:
+        return beta_high * (1 + high) * advantage
+    return ratio * advantage
+
+
+def aem_weights(entropy, mask, prompts, coef, min_range):
+    """exp(-coef h) over its mean in the prompt, h the min-max-normalised mean entropy of each turn."""
+    spans = []
+    for row in range(len(mask)):
+        start = None
+        for t in range(len(mask[row]) + 1):
+            inside = t < len(mask[row]) and mask[row][t]
+            if inside and start is None:
+                start = t
+            if not inside and start is not None:
+                spans.append((row, start, t, float(np.mean(entropy[row][start:t]))))
+                start = None
+    result = np.ones(np.shape(mask))
+    for prompt in set(np.asarray(prompts).tolist()):
+        own = [span for span in spans if prompts[span[0]] == prompt]
+        if not own:
+            continue
+        low, high = min(s[3] for s in own), max(s[3] for s in own)
+        if high - low < min_range:
+            continue
+        weights = [math.exp(-coef * (s[3] - low) / (high - low)) for s in own]
+        for (row, start, end, _), weight in zip(own, weights, strict=True):
+            result[row, start:end] = weight / (sum(weights) / len(weights))
+    return result
+
+
+def min_p_proxy(logits, kappa):
+    """softmax without the tokens below kappa times the largest probability, renormalised."""
+    p = softmax(logits)
+    kept = [x if x > kappa * max(p) else 0.0 for x in p]
+    return [x / sum(kept) for x in kept]

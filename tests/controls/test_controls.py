@@ -20,9 +20,9 @@ from autotelic.controls.observe import Observe
 from autotelic.controls.repo import Repo
 from autotelic.controls.stare import Stare
 from autotelic.controls.steer import Steer
-from autotelic.controls.table import ENGINE_CONTROLS, METHODS, entropy_control, read_control
+from autotelic.controls.table import ENGINE_CONTROLS, METHODS, NAMES, entropy_control, read_control
 from autotelic.errors import UserError
-from autotelic.trl.arguments import CONTROL_NAMES, CONTROL_SETTINGS
+from autotelic.trl.arguments import CONTROL_SETTINGS
 
 CONTROLS = {
     "clip_cov": lambda: ClipCov(fraction=0.1, low=0.1, high=9.0),
@@ -35,7 +35,17 @@ CONTROLS = {
     "clip_b": lambda: ClipB(mu=0.5),
     "clip_v": lambda: ClipV(mu=0.5, fraction=0.05),
     "stare": lambda: Stare(target=5.0, variant="C2"),
+    "aem": lambda: read_control("aem,min_range=0"),
+    "ce_gppo": lambda: read_control("ce_gppo"),
+    "dppo": lambda: read_control("dppo,high=0.02"),
+    "entrocraft": lambda: read_control("entrocraft,low=0.1,high=0.2"),
+    "entropy_band": lambda: read_control("entropy_band,coef=0.1"),
+    "erc": lambda: read_control("erc,low=0.9"),
+    "estr": lambda: read_control("estr,tau=0.05"),
+    "lp_reg": lambda: read_control("lp_reg,fraction=0.5,form=code"),
 }
+AT_THE_LOSS = {"ce_gppo", "dppo", "erc", "estr"}
+"""Controls whose choice depends on the policy in training, not on the plan."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +67,9 @@ def make_batch(seed=0, rows=12, width=9, **changes):
     logprobs = F.token_logprobs(logits, tokens).mul(4).round().div(4)
     advantages = torch.randn(rows, 1, generator=generator).expand(rows, width)
     holes = torch.where(mask, 0.0, torch.nan)
+    log_p = logits.log_softmax(-1)
+    proxy = F.proxy_logprobs(logprobs, log_p.amax(-1), F.kept_log_mass(logits, kappa=0.05), kappa=0.05)
+    changes = {"proxy": proxy + holes, "total_steps": 10, "group_size": 4} | changes
     return UpdateBatch(
         logprobs=logprobs + holes,
         advantages=advantages + holes,
@@ -72,15 +85,17 @@ def make_batch(seed=0, rows=12, width=9, **changes):
 
 def rewritten(control, batch):
     """Return the plan and the advantages that follow from it at log-ratio 0.3, in the rows' natural order."""
+    batch = replace(batch, prepared=control.at_rollout(batch))
     plan = control.plan(batch)
-    new = control.rewrite(torch.where(batch.mask, batch.advantages, 0.0), torch.full(batch.mask.shape, 0.3), plan)
+    now = replace(plan, logprobs=batch.logprobs + 0.3, entropy=batch.entropy * 1.02)
+    new = control.rewrite(torch.where(batch.mask, batch.advantages, 0.0), torch.full(batch.mask.shape, 0.3), now)
     order = batch.row_ids.argsort()
     return plan, torch.where(batch.mask, new, 0.0)[order], plan.selected[order]
 
 
 def test_every_control_is_tested_here():
     assert set(CONTROLS) == set(METHODS)
-    assert set(CONTROL_NAMES) == {"none", *CONTROLS, *ENGINE_CONTROLS}
+    assert set(NAMES) == {"none", *CONTROLS, *ENGINE_CONTROLS}
 
 
 @pytest.mark.parametrize("name", CONTROLS)
@@ -89,10 +104,13 @@ def test_row_order_and_padding_do_not_matter(name):
     control, batch = CONTROLS[name](), make_batch()
     _, expected, expected_selected = rewritten(control, batch)
     assert bool(torch.isfinite(expected).all())
-    if name != "observe":
+    if name in AT_THE_LOSS:
+        plain = torch.where(batch.mask, batch.advantages, 0.0)
+        assert bool((expected != plain).any()) or name == "erc"
+    elif name not in ("observe", "entropy_band"):
         assert bool(expected_selected.any())
     order = torch.randperm(len(batch.row_ids), generator=torch.Generator().manual_seed(1))
-    fields = ("logprobs", "advantages", "mask", "entropy", "expected")
+    fields = ("logprobs", "advantages", "mask", "entropy", "expected", "proxy")
     shuffled = replace(batch, row_ids=batch.row_ids[order], **{f: getattr(batch, f)[order] for f in fields})
     padded = {f: torch.nn.functional.pad(getattr(shuffled, f), (3, 0)) for f in fields}
     _, found, selected = rewritten(control, replace(shuffled, **padded))
@@ -258,20 +276,10 @@ def test_command_line_settings_reach_a_control():
 
 
 def test_names_on_the_command_line():
-    """Every name builds a control or writes TRL's fields; settings that a name does not use are refused."""
+    """Settings without a control, and those that it does not have, are refused."""
     from autotelic.trl.arguments import RunArguments
     from autotelic.trl.build import build_control
 
-    needed = {
-        "repo": {"coef": 0.1},
-        "entropic": {"target": 0.1, "threshold": 0.9},
-        "entropy_bonus": {"coef": 1e-3},
-        "clip_lower": {},
-    }
-    for name in CONTROL_NAMES:
-        args = config(epsilon=0.1, epsilon_high=0.2, importance_sampling_level="token")
-        control = build_control(RunArguments(entropy_control=name, **needed.get(name, {})), args)
-        assert (None if control is None else control.name) == (name if name in CONTROLS else None)
     assert build_control(RunArguments(entropy_change_rows=4), config()).name == "observe"
     with pytest.raises(UserError, match="coef set without"):
         build_control(RunArguments(coef=0.1), config())

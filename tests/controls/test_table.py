@@ -12,6 +12,8 @@ NEEDED = {
     "repo": ",coef=0.1",
     "entropic": ",target=0.1,threshold=0.9",
     "entropy_bonus": ",coef=1e-3",
+    "entropy_band": ",coef=linear:0.01:0",
+    "estr": ",tau=0.1",
 }
 
 

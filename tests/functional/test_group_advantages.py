@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from autotelic.errors import UserError
-from autotelic.functional import broadcast_advantages, group_advantages
+from autotelic.functional import broadcast_advantages, group_advantages, whitened_advantages
 
 REWARDS = hnp.arrays(
     np.float64, st.tuples(st.integers(1, 4), st.integers(2, 9)), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0])
@@ -71,3 +71,31 @@ def test_a_group_of_one_and_unknown_options_are_refused():
 def test_broadcast():
     mask = torch.tensor([[1, 0], [1, 1]])
     assert broadcast_advantages(torch.tensor([2.0, -1.0]), mask).tolist() == [[2.0, 0.0], [-1.0, -1.0]]
+
+
+def test_max_rl_by_hand():
+    """Rewards (1, 0, 0, 0): mean 1/4, so A = (.75 / .25, -1, -1, -1); the largest is n - 1. Nothing right: zeros."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
+    found = group_advantages(rewards, scale="mean")
+    assert found.tolist() == [[3.0, -1.0, -1.0, -1.0], [0.0] * 4, [0.0] * 4]
+    torch.testing.assert_close(group_advantages(rewards * 5, scale="mean"), found)  # the reward's unit does not matter
+    with pytest.raises(UserError, match="must not be negative"):
+        group_advantages(-rewards, scale="mean")
+
+
+def test_whitened_advantages_by_hand():
+    """Rewards 1 and 0 on responses of 1 and 3 tokens: mean 1/4, variance 3/16."""
+    mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
+    found = whitened_advantages(torch.tensor([1.0, 0.0]), mask)
+    torch.testing.assert_close(found, torch.tensor([0.75, -0.25]) / (3 / 16) ** 0.5)
+
+
+def test_whitened_advantages_against_numpy_over_tokens():
+    rng = np.random.default_rng(0)
+    rewards, mask = rng.normal(size=8), rng.random((8, 5)) < 0.6
+    tokens = np.repeat(rewards[:, None], 5, axis=1)[mask]
+    expected = (rewards - tokens.mean()) / np.sqrt(tokens.var() + 1e-8)
+    found = whitened_advantages(torch.from_numpy(rewards), torch.from_numpy(mask))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert (whitened_advantages(torch.ones(3), torch.ones(3, 2)) == 0).all()
+    assert torch.isfinite(whitened_advantages(torch.ones(3), torch.zeros(3, 2))).all()

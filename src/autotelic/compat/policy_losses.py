@@ -149,3 +149,25 @@ def policy_loss(
     else:
         raise UserError(f"unknown policy loss {method!r}: use vanilla, ppo, clip_cov, kl_cov, gspo or cispo")
     return reduce_tokens(per_token, mask, denominator=num_tokens)
+
+
+def entrocraft_released(
+    advantages: Float[Tensor, "B T"],
+    rewards: Float[Tensor, "B T"],
+    *,
+    entropy: float | int,
+    low: float | int,
+    high: float | int,
+) -> Float[Tensor, "B T"]:
+    """Return the advantages of Entrocraft's released code, which are not those of its paper.
+
+        max(reward, 0) above the band, min(reward, 0) below it, A within:  raw rewards, no baseline
+
+    With rewards of 0 and 1 the lower branch is all zero; responses that are left out stay in the denominator.
+
+    Source: lblaoke/entrocraft, commit 26165bd, core_algos.py:342-379. The paper's filter, arXiv:2604.26326, Alg. 1, is
+    `autotelic.controls.entrocraft`.
+    """
+    if entropy > high:
+        return rewards.clamp(min=0)
+    return rewards.clamp(max=0) if entropy < low else advantages

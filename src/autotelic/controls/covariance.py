@@ -9,7 +9,7 @@ clip silences are no candidates of Clip-Cov, as in the authors' code, where the 
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,6 +33,9 @@ class CovarianceControl(EntropyControl):
 
     fraction: float = setting(2e-4, SHARE, unit="share")
     scope: Literal["update", "micro"] = setting("update", "micro: per micro-batch and rank, as the reference code does")
+    mixed_only: bool = setting(
+        False, "count only tokens of prompts whose responses differ in reward, as the paper does"
+    )
 
     paper: ClassVar[str] = "Cui et al. 2025, arXiv:2505.22617"
 
@@ -51,6 +54,12 @@ class CovarianceControl(EntropyControl):
     def per_micro_batch(self) -> bool:
         """Whether statistics belong to each micro-batch of each rank."""
         return self.scope == "micro"
+
+    def counted(self, batch: UpdateBatch) -> UpdateBatch:
+        """Return the tokens that means, N and the quota count."""
+        if not self.mixed_only or batch.flat is None:
+            return batch
+        return replace(batch, mask=batch.mask & ~batch.flat.unsqueeze(-1))
 
     def choice(self, batch: UpdateBatch, moments: F.TokenMoments) -> Choice:
         """Return how tokens are counted; the reference code selects one even where the quota is below one."""
@@ -78,6 +87,7 @@ class ClipCov(CovarianceControl):
 
     def plan(self, batch: UpdateBatch) -> Plan:
         """Draw floor(fraction N) tokens with low < Cov < high, among those that the PPO clip spares."""
+        batch = self.counted(batch)
         moments = batch.moments()
         covariance = self.covariance(batch, moments)
         _, selected = F.clip_cov(
@@ -104,8 +114,16 @@ class ClipCov(CovarianceControl):
         return _preset(cls, name)
 
 
-ROUNDING = 1e-5
-"""Log-ratios, in nats, that float32 passes over the same weights can differ by."""
+ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""How far two passes over the same weights differ in ln pi, in nats per (1 + |ln pi|), by what they compute in.
+
+Measured on the carried model, padded and unpadded: 99 % of the tokens stay below 1.6e-6, .003 and .023.
+"""
+
+
+def rounding(logprobs: Float[Tensor, "B T"], precision: torch.dtype) -> Float[Tensor, "B T"]:
+    """Return the log-ratio, in nats, below which a token's move is rounding noise."""
+    return ROUNDING.get(precision, ROUNDING[torch.float32]) * (1 + logprobs.abs())
 
 
 @dataclass(frozen=True)
@@ -131,8 +149,13 @@ class KLCov(CovarianceControl):
         if self.coef < 0:
             raise UserError(f"kl_cov: coef must not be negative, got {self.coef}: it would push the policy away")
 
-    def check(self, updates_per_rollout: float | int, importance_sampling_level: str) -> None:
-        """Refuse one update per rollout (zero gradient) and sequence-level ratios (no per-token penalty)."""
+    def check(self, updates_per_rollout: float | int, importance_sampling_level: str, *, clipped: bool = False) -> None:
+        """Refuse one update per rollout (zero gradient), sequence-level ratios (no token penalty), k1 beside a clip."""
+        if clipped and self.form == "k1":
+            raise UserError(
+                "kl_cov cannot have form=k1 beside a PPO clip: its penalty pulls one way at every ratio, and beyond "
+                "the upper bound the clip leaves no gradient in that direction. Use abs, k2 or k3"
+            )
         if updates_per_rollout <= 1 and self.on_policy == "refuse":
             raise UserError(
                 "kl_cov needs at least two updates per rollout: while the policy equals the old policy, the ratio is 1 "
@@ -140,15 +163,17 @@ class KLCov(CovarianceControl):
                 "gradient_accumulation_steps, or num_iterations above 1, or set on_policy='entropy_term', or use "
                 "clip_cov."
             )
-        super().check(updates_per_rollout, importance_sampling_level)
+        super().check(updates_per_rollout, importance_sampling_level, clipped=clipped)
 
     def plan(self, batch: UpdateBatch) -> Plan:
         """Choose the floor(fraction N) tokens of largest covariance, among those where it is positive."""
+        batch = self.counted(batch)
         moments = batch.moments()
         covariance = self.covariance(batch, moments)
         candidates = covariance > 0 if self.scope == "update" else batch.mask
         selected = F.select(covariance, candidates, batch.mask, fraction=self.fraction, **self.choice(batch, moments))
-        return Plan(selected, covariance, self.quota(moments))
+        noise = rounding(torch.where(batch.mask, batch.logprobs, 0.0), batch.precision)
+        return Plan(selected, covariance, self.quota(moments), bound=None if self.scope == "micro" else noise)
 
     def rewrite(
         self, advantages: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], plan: Plan
@@ -157,8 +182,8 @@ class KLCov(CovarianceControl):
 
         While the policies are equal, log r is what rounding leaves between two passes; its sign must not decide.
         """
-        if self.scope == "update":
-            log_ratio = torch.where(log_ratio.abs() < ROUNDING, 0.0, log_ratio)
+        if plan.bound is not None:
+            log_ratio = torch.where(log_ratio.abs() < plan.bound, 0.0, log_ratio)
         return F.kl_penalised(
             advantages, log_ratio, plan.selected, coef=self.coef, form=self.form, weights=plan.weights
         )

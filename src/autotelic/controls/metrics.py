@@ -113,7 +113,7 @@ def drift_sums(
     log_ratio: Float[Tensor, "B T"],
     entropy: Float[Tensor, "B T"] | None,
     mask: Bool[Tensor, "B T"],
-) -> Float[Tensor, " 7"]:
+) -> Float[Tensor, " 11"]:
     """Return a micro-batch's part of `drift_metrics`: sums that add up over micro-batches and ranks."""
     per_token = [-logprobs, log_ratio.abs(), F.kl_estimate(log_ratio, "k1")]
     per_token.append(F.kl_estimate(log_ratio.clamp(-20, 20), "k3"))
@@ -122,12 +122,23 @@ def drift_sums(
     by_row = (
         F.masked_sum(F.sequence_means(entropy.double(), mask), rows) if entropy is not None else wide(rows.sum()) * 0
     )
-    return torch.stack([wide(x) for x in (*sums, mask.sum(), by_row, rows.sum() * (entropy is not None))])
+    by_turn = torch.zeros(4, device=mask.device) if entropy is None else turn_sums(entropy, mask)
+    found = (*sums, mask.sum(), by_row, rows.sum() * (entropy is not None), *by_turn)
+    return torch.stack([wide(x) for x in found])
 
 
-def drift_metrics(sums: Float[Tensor, " 7"]) -> dict[str, float]:
-    """Return surprisal, three measures of the drift since the rollout, and the entropy as a mean over responses."""
-    surprisal, absolute, k1, k3, tokens, by_row, rows = F.global_sum(sums).tolist()
+def turn_sums(entropy: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " 4"]:
+    """Return sum and count of the entropy over first and last turns, of the responses that have several."""
+    turn = F.turns(mask)
+    last = turn.masked_fill(~mask, -1).amax(-1, keepdim=True)
+    several = mask & (last > 0)
+    parts = [several & (turn == 0), several & (turn == last)]
+    return torch.stack([wide(x) for part in parts for x in (F.masked_sum(entropy.double(), part), part.sum())])
+
+
+def drift_metrics(sums: Float[Tensor, " 11"]) -> dict[str, float]:
+    """Return surprisal, three measures of the drift since the rollout, and entropies by response and by turn."""
+    surprisal, absolute, k1, k3, tokens, by_row, rows, first, in_first, last, in_last = F.global_sum(sums).tolist()
     tokens = max(tokens, 1.0)
     metrics = {
         "policy/surprisal": surprisal / tokens,
@@ -135,6 +146,8 @@ def drift_metrics(sums: Float[Tensor, " 7"]) -> dict[str, float]:
         "policy/k1": k1 / tokens,
         "policy/k3": k3 / tokens,
     }
+    if in_first and in_last:
+        metrics |= {"policy/entropy_first_turn": first / in_first, "policy/entropy_last_turn": last / in_last}
     return metrics | ({"policy/entropy_sequence": by_row / rows} if rows else {})
 
 

@@ -101,14 +101,14 @@ def to_markdown() -> str:
 def _section(control: type[Control]) -> list[str]:
     """Return a control's sentence, paper and table of settings."""
     sentence = (control.__doc__ or "").strip().splitlines()[0]
-    lines = [f"{sentence}" + (f" Source: {control.paper}." if control.paper and control.paper not in sentence else "")]
+    known = control.paper.rpartition("arXiv:")[2] in sentence
+    lines = [sentence + (f" Source: {control.paper}." if control.paper and not known else "")]
     own = [each for each in settings_of(control) if each.name not in ("refresh", "seed")]
     if own:
         lines += ["", "| setting | default | unit | type | meaning |", "| --- | --- | --- | --- | --- |"]
     for each in own:
-        lines.append(
-            f"| `{each.name}` | {_default(each.default)} | {each.unit} | {type_text(each.type)} | {each.help} |"
-        )
+        cells = (f"`{each.name}`", _default(each.default), each.unit, type_text(each.type), each.help)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
 
 

@@ -1,6 +1,6 @@
 """The mathematics: pure functions of tensors. One equation, one function, one citation."""
 
-from autotelic.functional.advantages import broadcast_advantages, group_advantages
+from autotelic.functional.advantages import broadcast_advantages, group_advantages, whitened_advantages
 from autotelic.functional.certainty import (
     negative_entropy_reward,
     self_certainty_reward,
@@ -51,6 +51,7 @@ from autotelic.functional.lookahead import (
     tanh_gaussian_logprob,
     top_k_kl,
 )
+from autotelic.functional.low_probability import kept_log_mass, lp_reg_gradient, proxy_logprobs
 from autotelic.functional.masking import masked_mean, masked_sum, reduce_tokens, sequence_means
 from autotelic.functional.outcome_variance import majority_share, majority_variance, outcome_variance
 from autotelic.functional.preference import (
@@ -69,6 +70,8 @@ from autotelic.functional.preference import (
     repo_sft_loss,
     repo_step_score,
 )
+from autotelic.functional.response_weights import aem_weights, band_side, entrocraft_keep, turns
+from autotelic.functional.schedules import Schedule
 from autotelic.functional.selection import quota, select
 from autotelic.functional.semantic import (
     cluster_sizes,
@@ -80,6 +83,7 @@ from autotelic.functional.semantic import (
 from autotelic.functional.surrogate import cispo_surrogate, clipped_surrogate, gspo_surrogate
 from autotelic.functional.token_advantages import clip_cov, kl_cov, kl_penalised
 from autotelic.functional.token_covariance import TokenMoments, token_covariance, token_moments
+from autotelic.functional.trust_region import ce_gppo_weight, dppo_mask, entropy_ratio_mask, estr_mask
 
 __all__ = [
     "BiasedLookaheadWarning",
@@ -88,11 +92,15 @@ __all__ = [
     "Forecast",
     "Lookahead",
     "PIController",
+    "Schedule",
     "TokenMoments",
     "action_covariance",
+    "aem_weights",
+    "band_side",
     "behavior_cloning_loss",
     "broadcast_advantages",
     "categorical_kl",
+    "ce_gppo_weight",
     "cispo_surrogate",
     "clip_b",
     "clip_cov",
@@ -108,11 +116,15 @@ __all__ = [
     "dirac_divergence",
     "doubling_coef",
     "dpo_loss",
+    "dppo_mask",
+    "entrocraft_keep",
     "entropic",
     "entropy_discriminator",
     "entropy_minimization_loss",
     "entropy_minimization_official",
+    "entropy_ratio_mask",
     "entropy_threshold_mask",
+    "estr_mask",
     "exact_lookahead",
     "fit_entropy_law",
     "forecast",
@@ -126,12 +138,14 @@ __all__ = [
     "gspo_surrogate",
     "hash_uniform",
     "high_entropy",
+    "kept_log_mass",
     "kl_cov",
     "kl_estimate",
     "kl_gradient",
     "kl_penalised",
     "lookahead_sum",
     "lookahead_weights",
+    "lp_reg_gradient",
     "majority_share",
     "majority_variance",
     "masked_mean",
@@ -141,6 +155,7 @@ __all__ = [
     "ppl_loss",
     "ppl_score",
     "preference_accuracy",
+    "proxy_logprobs",
     "quota",
     "reduce_tokens",
     "regime_warnings",
@@ -171,5 +186,7 @@ __all__ = [
     "top_k_kl",
     "top_k_mask",
     "total_negative_entropy_reward",
+    "turns",
     "weighted_semantic_entropy",
+    "whitened_advantages",
 ]

@@ -16,7 +16,7 @@ NOT_THE_MODELS = ("num_images", "num_tiles")
 
 STATISTICS = ("logprobs", "entropy", "self_certainty", "discriminator", "expected_discriminator")
 """What can be asked for, in nats: ln p of the token; H; KL(U || p), U uniform over the vocabulary; the entropy
-discriminator S = p (ln p + H) of the token; its mean E_p[S]."""
+discriminator S = p (ln p + H) of the token; its mean E_p[S]. `proxy`, ln p without the tail, needs `kappa` (Lp-Reg)."""
 TokenStatistics = dict[str, Tensor]
 """One value per response token, (B, T), without gradient, by name."""
 
@@ -33,6 +33,7 @@ def token_pass(
     batch_size: int,
     fused: bool = False,
     position_ids: Int[Tensor, "B L"] | None = None,
+    kappa: float | None = None,
     **extras: Any,
 ) -> TokenStatistics:
     """Return the statistics of the last `num_response` tokens of each row.
@@ -50,6 +51,7 @@ def token_pass(
         batch_size: rows of a forward pass.
         fused: take our head, which `use_fused_head` has not refused.
         position_ids: for models that do not take positions from the attention mask.
+        kappa: `proxy` leaves out the tokens below this share of the largest probability; not with `fused`.
         extras: further inputs of a multimodal model; the rows are then passed at once.
     """
     extras = {name: value for name, value in extras.items() if name not in NOT_THE_MODELS and value is not None}
@@ -66,19 +68,28 @@ def token_pass(
             parts.append([found[name][:, -num_response:] for name in names])
         else:
             logits = model(**inputs).logits[:, -num_response - 1 : -1].float()
-            found = from_logits(logits, ids[rows, -num_response:], temperature, names)
+            found = from_logits(logits, ids[rows, -num_response:], temperature, names, kappa)
             parts.append([found[name] for name in names])
     return dict(zip(names, (torch.cat(column) for column in zip(*parts, strict=True)), strict=True))
 
 
 def from_logits(
-    logits: Float[Tensor, "B T V"], tokens: Int[Tensor, "B T"], temperature: float | int, names: Sequence[str]
+    logits: Float[Tensor, "B T V"],
+    tokens: Int[Tensor, "B T"],
+    temperature: float | int,
+    names: Sequence[str],
+    kappa: float | None = None,
 ) -> dict[str, Float[Tensor, "B T"]]:
     """Return the named statistics of each token."""
     of_vocabulary = {"entropy": F.token_entropy, "self_certainty": F.token_self_certainty}
     found = {name: function(logits, temperature) for name, function in of_vocabulary.items() if name in names}
     if "logprobs" in names:
         found["logprobs"] = F.token_logprobs(logits, tokens, temperature)
+    if "proxy" in names and kappa is not None:
+        log_p = F.token_logprobs(logits, tokens, temperature)
+        largest = F.token_logprobs(logits, logits.argmax(-1), temperature)
+        mass = F.kept_log_mass(logits, kappa=kappa, temperature=temperature)
+        found["proxy"] = F.proxy_logprobs(log_p, largest, mass, kappa=kappa)
     if "discriminator" in names or "expected_discriminator" in names:
         both = F.entropy_discriminator(logits, tokens, temperature)
         found |= {"discriminator": both.sampled, "expected_discriminator": both.expected}

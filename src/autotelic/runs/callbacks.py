@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from autotelic.functional.distributed import global_max
+from autotelic.runs.collapse_step import collapse_step, turning_step
 from autotelic.runs.files import write_atomically
 from autotelic.runs.glossary import METRICS, TRL_PREFIX, check_declared
 from autotelic.runs.logs import read_jsonl
@@ -140,6 +141,9 @@ class Progress(TrainerCallback):
         return "  ".join(f"{label} {self.latest[name]:.3f}" for label, name in WATCHED if name in self.latest)
 
 
+VOTE = "eval/maj_at_k"
+
+
 class Validation(TrainerCallback):
     """Calls `evaluate(model) -> metrics` every `every` updates, and before the first and after the last.
 
@@ -149,6 +153,7 @@ class Validation(TrainerCallback):
     def __init__(self, evaluate: Callable[[Any], dict[str, float]], every: int, metrics_file: MetricsFile):
         self.evaluate, self.every, self.metrics_file = evaluate, every, metrics_file
         self.last: int | None = None
+        self.votes: dict[int, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Measure the starting point of a fresh run; a resumed one knows what was measured before."""
@@ -157,6 +162,7 @@ class Validation(TrainerCallback):
         else:
             rows = read_rows(self.metrics_file.path)
             self.last = max((row["step"] for row in rows if any(key.startswith("eval/") for key in row)), default=None)
+            self.votes = {row["step"]: row[VOTE] for row in rows if VOTE in row}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Measure on schedule."""
@@ -177,8 +183,18 @@ class Validation(TrainerCallback):
             metrics = self.evaluate(model)
         model.train(training)
         if state.is_world_process_zero:
+            metrics = metrics | self.collapse(state.global_step, metrics)
             check_declared(metrics)
             self.metrics_file.append({"step": state.global_step, **metrics})
+
+    def collapse(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Return the Model Collapse Step, in both readings, once it is known."""
+        if VOTE not in metrics:
+            return {}
+        self.votes[step] = metrics[VOTE]
+        steps, values = list(self.votes), list(self.votes.values())
+        found = {"eval/collapse_step": collapse_step(steps, values), "eval/turning_step": turning_step(steps, values)}
+        return {name: float(value) for name, value in found.items() if value is not None}
 
 
 class StopCleanly(TrainerCallback):

@@ -36,6 +36,12 @@ METRICS: dict[str, Metric] = {
         "the paper's own reduction: short responses weigh as much as long ones",
         f"{ENTROPY_MECHANISM}, Eq. 5",
     ),
+    "policy/entropy_first_turn": Metric(
+        "nats per token", "mean_t H over the first turns of responses that have several", "of multi-turn training"
+    ),
+    "policy/entropy_last_turn": Metric(
+        "nats per token", "mean_t H over the last turns of the same responses", "far above the first: entropy eruption"
+    ),
     "policy/surprisal": Metric(
         "nats per token", "mean_t -log pi(y_t)", "an unbiased one-sample estimate of the entropy while on-policy"
     ),
@@ -185,7 +191,16 @@ METRICS: dict[str, Metric] = {
     # Validation: labels reach these and nothing else.
     "eval/mean_at_k": Metric("accuracy", "mean over prompts and k samples", "pass@1, sampled"),
     "eval/pass_at_k": Metric("accuracy", "1 - C(n-c, k) / C(n, k)", "at least one of k is right", "arXiv:2107.03374"),
-    "eval/maj_at_k": Metric("accuracy", "the largest cluster is right", "majority vote"),
+    "eval/maj_at_k": Metric("accuracy", "the largest cluster is right", "accuracy of the majority vote"),
+    "eval/collapse_step": Metric(
+        "step", "first step with eval/maj_at_k < .01 after it was not", "Model Collapse Step", "arXiv:2603.08660"
+    ),
+    "eval/turning_step": Metric(
+        "step",
+        "step of the largest eval/maj_at_k, once it has fallen by a fifth",
+        "its other reading",
+        "arXiv:2603.08660",
+    ),
     "eval/greedy": Metric("accuracy", "one greedy response", "temperature 0"),
     "eval/entropy": Metric("nats per token", "mean_t H at temperature 1, on the evaluation samples", "token mean"),
     # Control: preferences between segments, and episodes of the deterministic policy.

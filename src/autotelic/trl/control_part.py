@@ -19,6 +19,7 @@ import functools
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -36,7 +37,7 @@ from autotelic.functional.masking import fill_outside
 from autotelic.functional.surrogate import ratio_clipped
 from autotelic.lm.token_pass import TokenStatistics, token_pass
 from autotelic.trl.fast_passes import fast_passes, fused_statistics
-from autotelic.trl.label_free import IN_LOSS, POLICY_SCALE
+from autotelic.trl.label_free import IN_LOSS, POLICY_SCALE, TOKEN_LOSSES
 from autotelic.trl.seam import (
     ROW_IDS,
     LossInputs,
@@ -54,15 +55,18 @@ from autotelic.trl.seam import (
     with_parts,
 )
 
+VOCABULARY = ("logprobs", "entropy", "discriminator", "expected_discriminator")
 PER_TOKEN_KEYS = (
     "old_per_token_logps",
     "ref_per_token_logps",
     "sampling_per_token_logps",
     "importance_sampling_ratio",
 )
-ROLLOUT_KEYS = {"logprobs": "rollout_logprobs", "entropy": "rollout_entropy", "expected": "rollout_expected"}
+ROLLOUT_KEYS = {name: f"rollout_{name}" for name in ("logprobs", "entropy", "expected", "proxy")}
 MEASURED = {"logprobs": "logprobs", "entropy": "entropy", "expected": "expected_discriminator"}
 MAX_LOG_RATIO = 20.0
+OUT_OF_REACH = 1e9
+"""A bound of the PPO clip that no ratio meets: for controls that have a bound of their own."""
 
 TrainerT = TypeVar("TrainerT")
 
@@ -80,6 +84,7 @@ class Control(Part):
         self.control, self.state = control, {}
         self.entropy_change = EntropyChange(entropy_change_rows, self.statistics) if entropy_change_rows else None
         self._drift: Any = None
+        self._entropy: Any = None
         self._warned = False
 
     def check(self) -> None:
@@ -93,7 +98,10 @@ class Control(Part):
             )
         self.sequence = getattr(trainer, "importance_sampling_level", "sequence") == "sequence"
         self.loss_type = getattr(trainer, "loss_type", "rloo")
-        control.check(updates_per_rollout(trainer.args), "sequence" if self.sequence else "token")
+        clipped = self.loss_type in CLIPPED and not control.replaces_clip
+        control.check(updates_per_rollout(trainer.args), "sequence" if self.sequence else "token", clipped=clipped)
+        if control.replaces_clip:
+            trainer.epsilon_low = trainer.epsilon_high = OUT_OF_REACH
         if control.name == "kl_cov":
             for name, value in (("delta", trainer.args.delta), ("off_policy_mask_threshold", self._threshold())):
                 if value is not None:
@@ -118,18 +126,27 @@ class Control(Part):
     def on_rollout(self, rollout: Rollout) -> None:
         """Store what the control decides on beside the rollout: it is shuffled and split with it."""
         output = rollout.output
-        accuracy = group_accuracy(self.trainer, rollout)
-        if accuracy is not None:
-            output["accuracy"] = accuracy
+        output |= group_facts(self.trainer, rollout)
         if not rollout.training:
             return
+        self._score(rollout)
+        prepared = self.control.at_rollout(self.batch(output, refresh=False)) if self._prepares() else None
+        if prepared is not None:
+            output["prepared"] = prepared
+
+    def _prepares(self) -> bool:
+        return type(self.control).at_rollout is not EntropyControl.at_rollout
+
+    def _score(self, rollout: Rollout) -> None:
+        """Keep log-probabilities and what else the control needs beside the rollout."""
+        output = rollout.output
         needs, logprobs = self.control.needs, None if rollout.scored is None else rollout.scored[0]
         ours = logprobs is not None and logprobs is output.get("old_per_token_logps")
         if "old_logps" in output and logprobs is not None:  # RLOO keeps the sum over each response only
             output["rollout_logprobs"], ours = logprobs, True
         if not needs:
             return
-        if ours and "expected" not in needs and rollout.scored is not None and rollout.scored[1] is not None:
+        if ours and needs == {"entropy"} and rollout.scored is not None and rollout.scored[1] is not None:
             output["rollout_entropy"] = rollout.scored[1]  # TRL made this pass for the old log-probabilities
         else:
             output |= {ROLLOUT_KEYS[key]: value for key, value in self.measure(output, needs).items()}
@@ -138,16 +155,16 @@ class Control(Part):
         """Choose the tokens of the whole optimizer step."""
         control, micro_batches = self.control, update.micro_batches
         batches = [self.batch(micro) for micro in micro_batches]
-        whole = concatenate(batches)
+        whole = UpdateBatch.join(batches)
         if control.per_micro_batch:
             plans = [control.plan(batch) for batch in batches]
         else:
-            plans = split_plan(control.plan(whole), [batch.mask.shape[0] for batch in batches])
-        chosen = join_plans(plans, control.per_micro_batch)
+            plans = control.plan(whole).split([batch.mask.shape[0] for batch in batches])
+        chosen = Plan.join(plans, per_micro_batch=control.per_micro_batch)
         self.state = dict(chosen.state)
         metrics = control_metrics(chosen, whole)
         if control.refresh:
-            stale = concatenate([self.batch(micro, refresh=False) for micro in micro_batches])
+            stale = UpdateBatch.join([self.batch(micro, refresh=False) for micro in micro_batches])
             metrics["selected/jaccard"] = jaccard(chosen.selected, control.plan(stale).selected)
         if self.entropy_change is not None:
             first = batches[0]
@@ -166,7 +183,7 @@ class Control(Part):
         if refresh or known["logprobs"] is None:  # on-policy, TRL keeps no log-probabilities: one forward pass
             known |= self.measure(micro, control.needs if refresh else frozenset())
         assert known["logprobs"] is not None
-        logprobs = known["logprobs"].float()
+        logprobs, sampled = known["logprobs"].float(), micro.get("sampling_per_token_logps")
         advantages = per_token(micro["advantages"], mask)
         mask = mask & logprobs.isfinite()  # a sampler may give no log-probability for a token: it cannot be ranked
         mask = mask & micro[IN_LOSS].unsqueeze(1) if IN_LOSS in micro else mask
@@ -187,7 +204,15 @@ class Control(Part):
             expected=known.get("expected"),
             clipped=clipped,
             accuracy=micro.get("accuracy"),
+            flat=micro.get("flat"),
             state=self.state,
+            total_steps=self.trainer.state.max_steps,
+            group_size=self.trainer.num_generations,
+            sampler_logprobs=None if sampled is None else sampled.float(),
+            precision=precision_of(self.trainer, known["logprobs"]),
+            by_response=self.loss_type not in (*TOKEN_LOSSES, "bnpo"),
+            prepared=micro.get("prepared"),
+            proxy=known.get("proxy"),
         )
 
     def rollout_logprobs(self, micro: Micro) -> Float[Tensor, "B T"] | None:
@@ -205,18 +230,24 @@ class Control(Part):
         if "expected" in needs:
             found = self.statistics(micro)
             return {key: found[name] for key, name in MEASURED.items()}
+        if "proxy" in needs:
+            kappa = self.control.kappa  # pyright: ignore[reportAttributeAccessIssue]
+            return self.statistics(micro, ("logprobs", "proxy"), kappa)
         logprobs, entropy = score(self.trainer, micro, entropy="entropy" in needs)
         return {"logprobs": logprobs} | ({} if entropy is None else {"entropy": entropy})
 
-    def statistics(self, micro: Micro) -> TokenStatistics:
+    def statistics(
+        self, micro: Micro, names: Sequence[str] = VOCABULARY, kappa: float | None = None
+    ) -> TokenStatistics:
         """Return what the whole vocabulary says of each response token, under the present policy."""
         return token_pass(
             self.trainer.model,
             *forward_inputs(micro),
-            ("logprobs", "entropy", "discriminator", "expected_discriminator"),
+            names,
             temperature=self.trainer.temperature,
             batch_size=self.trainer.args.per_device_train_batch_size,
-            fused=fused_statistics(self.trainer),
+            fused=fused_statistics(self.trainer) and kappa is None,
+            kappa=kappa,
             **forward_extras(micro),
         )
 
@@ -236,6 +267,7 @@ class Control(Part):
             old = fill_outside(micro["rollout_logprobs"], mask)
         log_ratio = torch.zeros_like(logprobs) if old is None else logprobs.detach() - old
         self._follow_drift(loss, logprobs.detach(), log_ratio)
+        self._entropy = None if loss.entropies is None else loss.entropies.detach().float()
         loss.logprobs = (
             self._silence(micro, plan, logprobs)
             if self.sequence
@@ -248,6 +280,9 @@ class Control(Part):
 
         TRL takes the KL from `ref - logprobs` as well: what the ratio's log-probabilities lose, the reference's carry.
         """
+        if self.control.whole_responses and plan.advantages is not None:
+            micro["advantages"] = plan.advantages
+            return logprobs
         held = torch.where(plan.selected, logprobs.detach(), logprobs)
         reference = micro.get("ref_per_token_logps")
         if reference is not None:
@@ -268,7 +303,8 @@ class Control(Part):
         bounded = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         weights = self.weights(micro, bounded.float(), mask)
         advantages = per_token(micro["advantages"], mask)
-        micro["advantages"] = self.control.rewrite(advantages, log_ratio.float(), replace(plan, weights=weights))
+        now = replace(plan, weights=weights, logprobs=logprobs.detach().float(), entropy=self._entropy)
+        micro["advantages"] = self.control.rewrite(advantages, log_ratio.float(), now)
         if old is None:
             return logprobs
         return torch.where(log_ratio.abs() > MAX_LOG_RATIO, old + bounded, logprobs)
@@ -302,14 +338,34 @@ class Control(Part):
 
     def loss_term(self, loss: LossInputs) -> Tensor | None:
         """Return the entropy of the selected positions, negated: the on-policy form of a control, where it has one."""
-        coef = self.control.entropy_coef(updates_per_rollout(self.trainer.args))
-        if not coef or not loss.training:
+        if not loss.training:
             return None
+        penalty = self._vocabulary_term(loss)
+        coef = self.control.entropy_coef(updates_per_rollout(self.trainer.args)) or self._plan.term_coef
+        if not coef:
+            return penalty
         check_entropy_gradient(loss.entropies)
+        tokens = self._plan.selected if self._plan.term_tokens is None else self._plan.term_tokens
+        term = -coef * self._token_mean(loss, loss.entropies, tokens)
+        return term if penalty is None else penalty + term
+
+    def _token_mean(self, loss: LossInputs, values: Float[Tensor, "B T"], tokens: Tensor) -> Tensor:
+        """Return the sum over some tokens, divided by all response tokens of the update, as TRL's `dapo` loss does."""
         share = self.trainer.current_gradient_accumulation_steps / self.trainer.args.steps_per_generation
-        tokens = loss.micro["num_items_in_batch"].clamp(min=1.0) / self.trainer.accelerator.num_processes * share
-        term = F.reduce_tokens(loss.entropies, self._plan.selected, denominator=tokens)
-        return -coef * loss.micro.get(POLICY_SCALE, 1.0) * term
+        total = loss.micro["num_items_in_batch"].clamp(min=1.0) / self.trainer.accelerator.num_processes * share
+        return loss.micro.get(POLICY_SCALE, 1.0) * F.reduce_tokens(values, tokens, denominator=total)
+
+    def _vocabulary_term(self, loss: LossInputs) -> Tensor | None:
+        """Return the control's term on whole distributions: a forward pass of its own, over this micro-batch."""
+        if not self.control.has_vocabulary_term:
+            return None
+        ids, attention, width = forward_inputs(loss.micro)
+        logits = loss.model(input_ids=ids, attention_mask=attention).logits[:, -width - 1 : -1]
+        chosen = self._plan.selected
+        values = torch.zeros(chosen.shape, device=logits.device)
+        found = self.control.vocabulary_term(logits[chosen].float(), self.trainer.temperature)
+        values = values.masked_scatter(chosen, found) + 0.0 * logits.sum()  # every rank takes part in the backward pass
+        return self._token_mean(loss, values, chosen)
 
     def _warn_if_empty(self, plan: Plan) -> None:
         """Say once that the control does nothing, if its quota is below one token."""
@@ -387,16 +443,32 @@ def with_entropy_control(trainer_class: type[TrainerT], **settings: Any) -> type
     return with_parts(trainer_class, control_parts, fast_passes, **settings)
 
 
-def group_accuracy(trainer: Any, rollout: Rollout) -> Float[Tensor, " B"] | None:
-    """Return the share of right responses of each row's prompt, where all rewards are 0 or 1."""
+def group_facts(trainer: Any, rollout: Rollout) -> dict[str, Tensor]:
+    """Return, for each row, whether its prompt's rewards are all equal, and their mean where all are 0 or 1."""
     if rollout.rewards is None:
-        return None
+        return {}
     total = (rollout.rewards * trainer.reward_weights.to(rollout.rewards.device).unsqueeze(0)).nansum(dim=1)
     group = trainer.num_generations if rollout.training else trainer.num_generations_eval
-    if not bool(((total == 0) | (total == 1)).all()) or total.numel() % group:
-        return None
-    ids = rollout.output[ROW_IDS]
-    return total.view(-1, group).mean(1).repeat_interleave(group).float().to(ids.device)[ids]
+    if total.numel() % group:
+        return {}
+    groups, ids = total.view(-1, group), rollout.output[ROW_IDS]
+
+    def by_row(values: Tensor) -> Tensor:
+        return values.repeat_interleave(group).to(ids.device)[ids]
+
+    found = {"flat": by_row(groups.amax(1) == groups.amin(1))}
+    if bool(((total == 0) | (total == 1)).all()):
+        found["accuracy"] = by_row(groups.mean(1).float())
+    return found
+
+
+def precision_of(trainer: Any, logprobs: Tensor) -> torch.dtype:
+    """Return in which precision log-probabilities were computed: their own, or that of a lower autocast or model."""
+    if logprobs.dtype not in (torch.float32, torch.float64):
+        return logprobs.dtype
+    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(trainer.accelerator.mixed_precision))
+    model = getattr(trainer.model, "dtype", torch.float32)
+    return mixed or (model if model in (torch.bfloat16, torch.float16) else logprobs.dtype)
 
 
 @functools.cache
@@ -425,33 +497,3 @@ def check_entropy_gradient(entropy: Tensor | None) -> None:
     """Refuse to train on entropies that TRL gives without a gradient."""
     if entropy is None or (torch.is_grad_enabled() and not entropy.requires_grad):
         raise UserError("this TRL gives entropies without a gradient, so an entropy term cannot train; use TRL >= 1.16")
-
-
-def concatenate(batches: list[UpdateBatch]) -> UpdateBatch:
-    """Join the micro-batches of one update; they come from one generation batch and share its width."""
-    names = ("logprobs", "advantages", "mask", "row_ids", "old_logprobs", "entropy", "expected", "clipped", "accuracy")
-    joined = {
-        name: torch.cat([getattr(batch, name) for batch in batches])
-        for name in names
-        if getattr(batches[0], name) is not None
-    }
-    return replace(batches[0], **joined)
-
-
-def split_plan(plan: Plan, counts: list[int]) -> list[Plan]:
-    """Cut a plan back into its micro-batches; the quota and the state stay those of the whole update."""
-    advantages = [None] * len(counts) if plan.advantages is None else plan.advantages.split(counts)
-    parts = zip(plan.selected.split(counts), plan.covariance.split(counts), advantages, strict=True)
-    return [
-        replace(plan, selected=selected, covariance=covariance, advantages=part) for selected, covariance, part in parts
-    ]
-
-
-def join_plans(plans: list[Plan], per_micro_batch: bool) -> Plan:
-    """Join the plans of one update; micro-batch quotas add up, the update's own is already whole."""
-    return Plan(
-        torch.cat([plan.selected for plan in plans]),
-        torch.cat([plan.covariance for plan in plans]),
-        sum(plan.requested or 0 for plan in plans) if per_micro_batch else plans[0].requested,
-        state=plans[0].state,
-    )

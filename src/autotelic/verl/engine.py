@@ -32,7 +32,9 @@ from autotelic.functional.surrogate import ratio_clipped
 from autotelic.verl.losses import MicroBatch, clip_bounds, planned
 from autotelic.verl.methods import EntropyMinimization, Method, method_of
 
-SELECTED, REWRITTEN = "autotelic_selected", "autotelic_advantages"
+SELECTED = "autotelic_selected"
+CARRIED = {name: f"autotelic_{name}" for name in ("advantages", "old", "bound")}
+"""What of a plan travels with the rows besides the selection, where the control has it."""
 
 
 @dataclass
@@ -91,7 +93,7 @@ def planning(train_batch: Callable[..., Any]) -> Callable[..., Any]:
             coef = entropy_coef(run.method, run)
             plan, metrics = plan_update(self, data, run, run.method, config)
             attach(data, plan)
-            needs_entropy = coef != 0
+            needs_entropy = coef != 0 or run.method.follows_entropy
         if needs_entropy:
             assign_non_tensor(data, calculate_entropy=True)
         run.updates += 1
@@ -123,7 +125,7 @@ def entropy_coef(control: EntropyControl, run: Run) -> float:
     if run.updates_per_rollout is None:
         return 0.0
     try:
-        control.check(run.updates_per_rollout, "token")
+        control.check(run.updates_per_rollout, "token", clipped=not control.replaces_clip)
     except UserError as error:
         raise UserError(f"{error} On verl: lower ppo_mini_batch_size, or raise ppo_epochs.") from None
     return control.entropy_coef(run.updates_per_rollout)
@@ -163,13 +165,7 @@ def plan_update(
     plan = control.plan(batch)
     run.state = dict(plan.state)
     last, width = first + own.mask.shape[0], own.mask.shape[1]
-    part = Plan(
-        plan.selected[first:last, :width],
-        plan.covariance[first:last, :width],
-        plan.requested,
-        None if plan.advantages is None else plan.advantages[first:last, :width],
-    )
-    return part, plan_metrics(plan, batch)
+    return plan.split([first, own.mask.shape[0], len(mask) - last])[1].narrow(width), plan_metrics(plan, batch)
 
 
 def rows_of(engine: Any, data: Any, control: EntropyControl) -> Rows:
@@ -257,8 +253,9 @@ def plan_metrics(plan: Plan, batch: UpdateBatch) -> dict[str, float]:
 def attach(data: Any, plan: Plan) -> None:
     """Write the plan beside the rows, nested or padded as they are."""
     data[SELECTED] = like_rows(plan.selected.long(), data["response_mask"])
-    if plan.advantages is not None:
-        data[REWRITTEN] = like_rows(plan.advantages, data["response_mask"])
+    for name, key in CARRIED.items():
+        if getattr(plan, name) is not None:
+            data[key] = like_rows(getattr(plan, name), data["response_mask"])
 
 
 def like_rows(values: Tensor, rows: Any) -> Tensor:
@@ -292,11 +289,11 @@ def with_plan(
 
 def part_of(data: Any) -> Plan:
     """Return the plan that `attach` wrote beside these rows."""
-    names = [name for name in (SELECTED, REWRITTEN) if name in data]
-    fields = data.select(*names).to_padded_tensor()
+    present = {name: key for name, key in CARRIED.items() if key in data}
+    fields = data.select(SELECTED, *present.values()).to_padded_tensor()
     selected = fields[SELECTED].bool()
     unknown = torch.zeros(selected.shape, device=selected.device)
-    return Plan(selected, unknown, advantages=fields[REWRITTEN] if REWRITTEN in names else None)
+    return Plan(selected, unknown, **{name: fields[key] for name, key in present.items()})
 
 
 def assign_non_tensor(data: Any, **values: Any) -> None:

@@ -7,7 +7,8 @@ The plan (which tokens, which advantages) is made in `autotelic.verl.engine`, be
 over tokens and its denominator are verl's ``agg_loss``, over the mini-batch of all ranks.
 
 Reference: as the control's; Schulman et al. 2017, arXiv:1707.06347 for the surrogate.
-Deviations: clip_cov and kl_cov have no dual clip, as in the paper; the other controls keep verl's (``clip_ratio_c``).
+Deviations: clip_cov and kl_cov have no dual clip, as in the paper; the other controls keep verl's (``clip_ratio_c``),
+except those that take the place of PPO's clip.
 Log-ratios are held in [-20, 20]; beyond, the gradient is zero.
 """
 
@@ -29,6 +30,8 @@ from autotelic.verl import PREFIX
 from autotelic.verl.methods import EntropyMinimization, Method, method_names
 
 NO_DUAL_CLIP = ("clip_cov", "kl_cov")
+OUT_OF_REACH = 1e9
+"""A bound of the PPO clip that no ratio meets: for controls that have a bound of their own."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,15 @@ def policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         if isinstance(current.method, EntropyMinimization):
             return entropy_minimization(current, current.method, reduce)
         per_token, metrics = surrogate(
-            current.method, current.plan, log_prob, old_log_prob, advantages, mask, config, rollout_is_weights
+            current.method,
+            current.plan,
+            log_prob,
+            old_log_prob,
+            advantages,
+            mask,
+            config,
+            rollout_is_weights,
+            current.entropy,
         )
         total = reduce(per_token)
         if current.entropy_coef:
@@ -118,13 +129,19 @@ def surrogate(
     mask: Tensor,
     config: Any,
     weights: Tensor | None,
+    entropy: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss of every token on rewritten advantages, and verl's own metrics of a policy loss."""
     assert plan is not None
-    low, high = clip_bounds(config)
+    low, high = (OUT_OF_REACH, OUT_OF_REACH) if control.replaces_clip else clip_bounds(config)
     drift = fill_outside(logprobs.detach(), mask) - fill_outside(old_logprobs, mask)
     bounded = drift.float().clamp(-20, 20)
-    plan = replace(plan, weights=gradient_weights(bounded, "grpo", clip_low=low, clip_high=high))
+    plan = replace(
+        plan,
+        weights=gradient_weights(bounded, "grpo", clip_low=low, clip_high=high),
+        logprobs=fill_outside(logprobs.detach(), mask).float(),
+        entropy=None if entropy is None else fill_outside(entropy.detach(), mask).float(),
+    )
     rewritten = control.rewrite(fill_outside(advantages, mask).float(), drift.float(), plan)
     per_token = F.clipped_surrogate(
         logprobs,
@@ -133,7 +150,7 @@ def surrogate(
         clip_low=low,
         clip_high=high,
         mask=mask,
-        dual_clip=None if control.name in NO_DUAL_CLIP else config.get("clip_ratio_c", 3.0),
+        dual_clip=None if control.name in NO_DUAL_CLIP or control.replaces_clip else config.get("clip_ratio_c", 3.0),
     )
     if weights is not None:
         per_token = per_token * fill_outside(weights, mask)

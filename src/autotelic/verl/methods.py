@@ -18,8 +18,9 @@ from autotelic.errors import UserError, closest
 from autotelic.verl import PREFIX
 
 ENTROPY_MINIMIZATION = "one_shot_em"
-UNSUPPORTED = ("clip_v",)
-"""Controls that need more than log-probabilities and entropies of verl's engines."""
+UNSUPPORTED = ("aem", "clip_v", "entrocraft", "entropy_band", "lp_reg")
+"""Controls that need more than log-probabilities and entropies of an update: groups, whole distributions, the length of
+the run, or a term of the loss beside the policy's."""
 VERL_FIELDS = {
     "clip_cov": {"fraction": "clip_cov_ratio", "low": "clip_cov_lb", "high": "clip_cov_ub"},
     "kl_cov": {"fraction": "kl_cov_ratio", "coef": "ppo_kl_coef"},
