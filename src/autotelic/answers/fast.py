@@ -85,7 +85,8 @@ def decide(first: Plain, second: Plain) -> bool | None:
         return False if first.number is not None and second.number is not None else None
     if first.number is not None and second.number is not None:
         decimals = max(first.decimals, second.decimals)
-        return abs(first.number - second.number) * 10**decimals <= (1 if decimals >= PRINTED else 0)
+        printed = decimals >= PRINTED and min(first.decimals, second.decimals) == 0
+        return abs(first.number - second.number) * 10**decimals <= (1 if printed else 0)
     if first.size is not None and second.size is not None:
         scale = max(abs(first.size), abs(second.size))
         return False if abs(first.size - second.size) > APART * scale else None

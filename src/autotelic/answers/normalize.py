@@ -64,9 +64,9 @@ _WORDS = words(
     textsc"""
 )
 _SHORT_WORDS = words(
-    """no on up is it in of to so do go he we us by at as an am pm be not yes the for per any all one two six ten odd
-    even left down year june july none both true out off new old man men day may cat dog red blue east west only
-    full half most some base when then than more less over each also with from into mod"""
+    """no on up is it in of to so do go he we us by my why try dry sky fly ok at as an am pm be not yes the for per any all
+    one two six ten odd even left down year june july none both true out off new old man men day may cat dog red blue
+    east west only full half most some base when then than more less over each also with from into mod"""
 )
 _COUNT = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen twenty"""
@@ -202,7 +202,7 @@ def _unstyled(text: str, depth: int) -> str:
         elif name in ("quad", "qquad"):
             out.append(" \\quad ")
         elif (
-            name == "overline"
+            name in ("overline", "bar")
             and (repeat := re.match(r"\s*\{?(\d+)\}?", text[position:]))
             and re.search(r"\.\d*$", "".join(out))
         ):
@@ -232,7 +232,7 @@ def _marked(text: str, upright: bool) -> str:
             return f"\\text{{{found}}}" if upright and found in UNIT_LETTERS else found
         return _word(found)
 
-    if re.fullmatch(r"\s*[A-Za-z](?:\s*[_^][\s\S]*)", text) or re.search(r"[_^]", text):
+    if "_" in text or ("^" in text and not set(re.findall(r"(?<![\\A-Za-z])[A-Za-z]+", text)) <= UNITS.keys()):
         return text
     return _PIECE.sub(mark, text)
 
@@ -241,6 +241,8 @@ def _word(word: str) -> str:
     lower = word.lower()
     if lower in ("and", "or"):
         return f" \\{lower} "
+    if lower == "min":
+        return r"\text{min}"
     if word in _BARE or lower in ("pi", "infinity"):
         return f"\\{'infty' if lower == 'infinity' else word if word in _BARE else lower} "
     if lower in ("percent", "percentage", "pct", "percents"):
@@ -260,6 +262,8 @@ def _words_marked(text: str) -> str:
             return found
         lower = found.lower()
         before, after = text[: match.start()], text[match.end() : match.end() + 1]
+        if lower == "min" and re.search(r"\d\s*$", before):
+            return _word(found)
         if found in _BARE or lower in ("and", "or", "infinity", "inf", "oo", "pi", "percent", "percentage", "pct"):
             return "\\infty " if lower in ("inf", "oo") else _word(found)
         for name in ("sqrt", "pi", "cos", "sin", "tan", "ln", "log", "exp"):
@@ -275,7 +279,12 @@ def _words_marked(text: str) -> str:
         free = loose and after in ("", " ", ")", ",", ".", ";", ":", "/", "?", "!", "-", "^")
         if lower in _SHORT_WORDS or re.search(r"[-'][A-Za-z]{3}|[A-Za-z]{3}[-']", found):
             return _word(found)
-        if (found in UNITS or lower in UNITS) and re.search(r"[\d)}%iA-Za-z.]\s*(?:/\s*|\\cdot\s*)?$", before) and free:
+        if (
+            (found in UNITS or lower in UNITS)
+            and not (lower == "hr" and re.search(r"\\pi\s*$", before))
+            and re.search(r"[\d)}%iA-Za-z.]\s*(?:/\s*|\\cdot\s*)?$", before)
+            and free
+        ):
             return _word(found)
         if (
             lower in MAGNITUDES
@@ -302,7 +311,7 @@ def _words_marked(text: str) -> str:
 def _product(run: str) -> bool:
     """Return whether a run of letters is more likely a product of variables than a word: no vowel, or abc, xyz."""
     steps = {ord(b) - ord(a) for a, b in itertools.pairwise(run)}
-    return len(run) <= 4 and (steps == {1} or steps == {-1} or not re.search("[aeiouyAEIOUY]", run))
+    return len(run) <= 4 and (steps == {1} or steps == {-1} or not re.search("[aeiouAEIOU]", run))
 
 
 def _numbers(text: str) -> str:
@@ -311,7 +320,9 @@ def _numbers(text: str) -> str:
     text = re.sub(r"(?<=\d)\s*(?:[xX]|\\cdot|\*)\s*10\s*(?=\^|\*\*)", r" \\cdot 10", text)
     text = _SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
     text = re.sub(r"\^\{\+(\d)", r"^{\1", text)
-    text = re.sub(r"(?<![\d.])(\d*)\.(\d*)(?:\\overline\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?)", _repeating, text)
+    text = re.sub(
+        r"(?<![\d.])(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?|\((\d+)\))", _repeating, text
+    )
     text = re.sub(r"(?<![\d.])(\d*)\.(\d*?)(\d{1,3}?)\3{2,}(?:\.\.\.|\\ldots)", _repeating, text)
     text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
     text = re.sub(r"(?<![\d.\w}])(\d+) (\d+)/(\d+)(?![\d/.])", _mixed, text)
@@ -340,7 +351,7 @@ def _repeating(match: re.Match[str]) -> str:
     return f"\\frac{{{top}}}{{{bottom}}}"
 
 
-_TAKES = {"frac": 2, "binom": 2, "sqrt": 1}
+_TAKES = dict.fromkeys(("sqrt", "pmod", "mathbb", "overline", "vec", "hat", "bar", "dot"), 1) | {"frac": 2, "binom": 2}
 
 
 def _braced(text: str) -> str:

@@ -93,7 +93,7 @@ _QUALIFIER = re.compile(
 )
 _CONNECTIVES = re.compile(r"\\text\{(?:when|so|if|then|thus|hence|therefore|while|where|which gives|giving)\}")
 _OR = {"\\or", "\\lor", ";"}
-_AND = {",", "\\and", "\\land", "\\quad", "\\\\", "\\Rightarrow"}
+_AND = {",", "&", "\\&", "\\and", "\\land", "\\quad", "\\\\", "\\Rightarrow"}
 _RELATIONS = {"=", "<", ">", "\\leq", "\\geq", "\\neq", "\\approx", "\\in", "\\equiv"}
 
 
@@ -114,9 +114,9 @@ _BASED = re.compile(
     r"\(?\s*(?:\\text\{)?([0-9A-Fa-f]+)\}?\s*\)?\s*(?:_\s*\{\s*\(?\s*|\\text\{base\}\s*)(\d+|\\text\{\w+\})\s*\)?\s*\}?"
 )
 _CHOICE = re.compile(
-    r"(?:\\text\{(?:option|choice|answer)\}\s*)?\(\s*(?:\\text\{)?([A-Za-z])\}?\s*\)\s*(.*)|([A-Z])\s*[):]\s*(.*)"
-    r"|\\text\{(?:option|choice) ?\}\s*([A-Za-z])|([A-Z])\s*\.\s*\\text.*",
-    re.I | re.S,
+    r"(?:\\text\{(?i:option|choice|answer)\}\s*)?\(\s*(?:\\text\{)?([A-Za-z])\}?\s*\)\s*(.*)|([A-Z])\s*[):]\s*(.*)"
+    r"|\\text\{(?i:option|choice) ?\}\s*([A-Za-z])|([A-Z])\s*\.\s*\\text.*",
+    re.S,
 )
 _CONTINUES = re.compile(r"[\^_!+\-*/=<>,(]|\\(?:cdot|and|or|cup|leq|geq|in)(?![A-Za-z])")
 _CURRENCIES = {"Rs": "rupee", "US": "dollar", "USD": "dollar", "EUR": "euro", "GBP": "pound"}
@@ -261,6 +261,8 @@ _NAMES = (
     r"\\(?:sin|cos|tan)\s*(?:\\angle\s*)?(?:[A-Z]{1,3}|\\alpha|\\beta|\\theta)\s*",
     r"\|?\s*[A-Z](?:\s*'?[A-Z]'?){0,3}\s*\|?",  # AB, |AB|
     rf"[A-Z]{_SUB}(?:\s*:\s*[A-Z]{_SUB})+",  # A:B
+    r"(?:\\mathbb\s*\{)?E\}?\s*\[[^\[\]=]{1,20}\]",  # E[X]
+    r"\\vec\s*\{\w\}\s*\\cdot\s*\\vec\s*\{\w\}",
     r"\\frac\{d\s?(?:\^\{?\d\}?)?\s?[a-z]?\}\{d\s?[a-z](?:\^\{\d\})?\}",
     r"\(\s*[a-z](?:_\{\d\})?(?:\s*,\s*[a-z](?:_\{\d\})?)+\s*\)",  # (x, y)
     rf"{_ATOM}(?:\s*(?:\+|\\cdot)?\s*{_ATOM}){{1,4}}",  # m+n, abc
@@ -288,9 +290,8 @@ def _relation(text: str, depth: int) -> Node | None:
         return _read(sides[1], depth) if is_name(sides[0]) else Node("opaque", text=squeezed(text))
     if "\\in" in operators or "\\equiv" in operators or not all(sides):
         return Node("opaque", text=squeezed(text))
-    if "\\approx" in operators and not is_name(sides[0]):
-        at = operators.index("\\approx")
-        return _equality(sides[: at + 1], depth)
+    if "\\approx" in operators and (operators[0] == "=" or not is_name(sides[0])):
+        return _equality(sides[: operators.index("\\approx") + 1], depth)
     operators = ["=" if operator == "\\approx" else operator for operator in operators]
     if set(operators) == {"="}:
         return _equality(sides, depth)
@@ -435,7 +436,7 @@ def split_unit(text: str) -> tuple[str, Remark | None]:
         if remark is not None:
             return head.removesuffix("\\cdot").strip(), remark
         return text, None
-    letter = re.fullmatch(r"(.*[\d}]) ([A-Za-z]{1,2})(\^\{[23]\})?(?:\s*/\s*([A-Za-z]{1,2}))?", text)
+    letter = re.fullmatch(r"(.*[\d}]) ([A-Za-z]{1,2})(\^\{[23]\})?(?:\s*/\s*([A-Za-z]{1,2})(\^\{[23]\})?)?", text)
     if letter and re.fullmatch(r"-?[\d./]+(?: \\cdot 10\^\{-?\d+\})?|.*\\pi|-?\\frac\{\d+\}\{\d+\}", letter.group(1)):
         units = [u for u in (letter.group(2), letter.group(4)) if u]
         if all((len(u) == 1 and u in PLAIN_LETTERS) or (len(u) == 2 and u in UNITS) for u in units):

@@ -331,7 +331,9 @@ def _values(a: Parsed, b: Parsed) -> bool | None:
         return None
     for first, second in ((a, b), (b, a)):
         printed = re.fullmatch(r"-?\d+\.(\d{10,})", first.node.text)
-        if printed and not second.expression.free_symbols:  # a calculator's print-out of an exact value
+        if (
+            printed and not second.expression.free_symbols and "." not in second.node.text
+        ):  # a calculator's print-out of an exact value
             return bool((abs(first.expression - second.expression) * 10 ** len(printed.group(1))).evalf(20) <= 1)
     if a.values is not None and b.values is not None and values_apart(a.values, b.values):
         return False
@@ -353,7 +355,14 @@ def _equal(one: Any, two: Any) -> bool | None:
         return False
     positive = {s: sympy.Symbol(s.name, positive=True) for s in (one - two).free_symbols if not s.is_integer}
     difference = (one - two).xreplace(positive)  # at negative points the values have agreed, where both are real
-    for step in (sympy.expand, lambda d: sympy.cancel(sympy.together(d)), sympy.simplify, _logarithms, _radicals):
+    for step in (
+        sympy.expand,
+        lambda d: sympy.cancel(sympy.together(d)),
+        sympy.simplify,
+        _logarithms,
+        _angles,
+        _radicals,
+    ):
         try:
             if step(difference) == 0:
                 return True
@@ -364,6 +373,12 @@ def _equal(one: Any, two: Any) -> bool | None:
 
 def _logarithms(difference: Any) -> Any:
     return sympy.simplify(sympy.expand_log(sympy.expand_func(difference).rewrite(sympy.exp), force=True))
+
+
+def _angles(difference: Any) -> Any:
+    """Return 0 where a sum of inverse functions is zero: its sine is, and its values are near zero already."""
+    inverse = difference.is_number and difference.has(sympy.atan, sympy.asin, sympy.acos)
+    return sympy.simplify(sympy.expand_trig(sympy.sin(difference))) if inverse else difference
 
 
 def _radicals(difference: Any) -> Any:

@@ -31,7 +31,7 @@ def values_at(expression: Any) -> Values | None:
     found = []
     with mpmath.workdps(DIGITS):
         for point in points:
-            at = {symbol: _sample(symbol, point) for symbol in symbols}
+            at = {symbol: _sample(symbol, point) for symbol in symbols} | {"real": point >= _POSITIVE}
             try:
                 found.append(_value(expression, at))
             except (ArithmeticError, ValueError, TypeError, KeyError, NotImplementedError, AttributeError):
@@ -48,12 +48,10 @@ def values_apart(first: Values, second: Values) -> bool:
             first = first * len(second)
         if len(second) == 1:
             second = second * len(first)
-        for point, (one, two) in enumerate(zip(first, second, strict=True)):
+        for one, two in zip(first, second, strict=True):
             if one is None or two is None:
                 continue
             (a, da), (b, db) = one, two
-            if point >= _POSITIVE and (abs(mpmath.im(a)) > 1e-20 * abs(a) or abs(mpmath.im(b)) > 1e-20 * abs(b)):
-                continue  # off the real line the two may follow other branches
             if abs(a - b) > LOOSE * (da + db):
                 return True
     return False
@@ -95,13 +93,18 @@ def _value(expression: Any, at: dict[Any, Any]) -> tuple[Any, Any]:
         if base == 0:
             return _spread(lambda b: b**exponent, base, its)
         value = base**exponent
+        if at["real"] and mpmath.im(value):
+            raise ValueError("off the real line two equal formulas may follow other branches")
         return value, abs(value) * (unit + abs(exponent) * its / abs(base) + abs(mpmath.log(base)) * ours)
     if not expression.args:
         value = mpmath.mpmathify(expression.evalf(DIGITS))
         return value, abs(value) * unit
     function = getattr(mpmath, _NAMES.get(type(expression).__name__, ""), None)
     if function is not None and len(expression.args) == 1:
-        return _spread(function, *_value(expression.args[0], at))
+        found = _spread(function, *_value(expression.args[0], at))
+        if at["real"] and mpmath.im(found[0]):
+            raise ValueError("off the real line two equal formulas may follow other branches")
+        return found
     if isinstance(expression, sympy.Abs):
         value, error = _value(expression.args[0], at)
         return abs(value), error
