@@ -65,8 +65,8 @@ _WORDS = words(
 )
 _SHORT_WORDS = words(
     """no on up is it in of to so do go he we us by my why try dry sky fly ok at as an am pm be not yes the for per any
-    all one two six ten odd even left down year june july none both true out off new old man men day may cat dog red blue
-    east west only full half most some base when then than more less over each also with from into mod"""
+    all one two six ten odd even left down year june july none both true out off new old man men day may cat dog
+    red blue east west only full half most some base when then than more less over each also with from into mod"""
 )
 _COUNT = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen twenty"""
