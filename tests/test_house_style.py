@@ -40,7 +40,7 @@ PENDING_IMPORTS = {
     ("trl/build.py", "diagnostics"),
 }
 PENDING_NAMES = {"methods", "advantages", "base", "certainty", "entropy"}
-LABEL_READERS = ("evaluation.py", "rewards/verifiers.py", "rewards/__init__.py")
+LABEL_READERS = ("evaluation.py", "rewards/verifiers.py", "rewards/label_reader.py", "rewards/__init__.py")
 
 
 def modules():

@@ -5,16 +5,16 @@
 
 n samples of one prompt, c of them correct. Every figure is a mean over prompts with a percentile bootstrap
 interval over prompts.
-This module and the verifiers in `autotelic.rewards` are the only readers of labels; training code may not import it.
+This module and the verifiers in `autotelic.rewards` are the only readers of labels, all by `rewards.label_reader`;
+training code may not import it.
 
 Reference: pass@k is the unbiased estimator of Chen et al. 2021, arXiv:2107.03374v2, Eq. 1.
-Deviations: none.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class Evaluation:
     samples: tuple[PromptSamples, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    interrupted: bool = False
 
     def __getitem__(self, name: str) -> Estimate:
         """Return one estimate by its name."""
@@ -186,11 +187,15 @@ def evaluate_model(
     seed: int = 0,
     greedy: bool = True,
     chat: str | bool = "auto",
+    equivalence: Any = None,
+    progress: Callable[[float, int], None] | None = None,
+    keep_interrupted: bool = False,
 ) -> Evaluation:
     """Sample k responses of every problem, and one greedy response, and score them.
 
     Entropy is exact over the vocabulary, at temperature 1 whatever the sampling temperature, in nats a token: the mean
     over all sampled response tokens up to and including the first end token. The global random state is left as it was.
+    Problems whose label cannot be read are left out, and a warning names them.
 
     Args:
         model: a causal language model of transformers.
@@ -204,55 +209,75 @@ def evaluate_model(
         seed: of the sampling and of the bootstrap.
         greedy: also decode greedily once.
         chat: auto, on or off: whether text prompts go through the chat template (`autotelic.lm.chat`).
+        equivalence: of answers, see `autotelic.answers`; None is mathematics.
+        progress: called with the responses that are done, and how many there will be.
+        keep_interrupted: on Ctrl-C score the prompts that are complete, in place of raising `KeyboardInterrupt`.
     """
     if k < 1 or temperature <= 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or batch_size < 1:
         raise UserError(
             "evaluation needs k, max_new_tokens and batch_size of at least 1, temperature above 0 and top_p in (0, 1]; "
             f"got {k}, {max_new_tokens}, {batch_size}, {temperature} and {top_p}"
         )
-    answers = labels_of(problems)
     from autotelic.lm.chat import prompt_texts
     from autotelic.lm.sampling import sample
 
-    prompts = prompt_texts([row["prompt"] for row in problems], tokenizer, chat)
+    rows, warnings = labelled_rows(problems, equivalence)
+    prompts = prompt_texts([row["prompt"] for row in rows], tokenizer, chat)
+    total = len(rows) * (k + greedy)
+
+    def at(start: int) -> Callable[[float], None] | None:
+        if progress is None:
+            return None
+        report = progress
+        return lambda done: report(start + done, total)
+
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
-    sampled = sample(model, tokenizer, prompts, k=k, temperature=temperature, top_p=top_p, **options)
-    decoded = sample(model, tokenizer, prompts, temperature=0, statistics=(), **options) if greedy else None
+    options["keep_interrupted"] = keep_interrupted
+    sampled = sample(model, tokenizer, prompts, k=k, temperature=temperature, top_p=top_p, progress=at(0), **options)
+    done = sampled.complete(k)
+    decoded = None
+    if greedy and all(done):
+        decoded = sample(model, tokenizer, prompts, temperature=0, statistics=(), progress=at(len(rows) * k), **options)
+    if not any(done):
+        raise KeyboardInterrupt
     tokens, entropy = sampled.num_tokens, sampled.entropy_sum
     samples = []
-    for p, row in enumerate(problems):
+    for p in (place for place, is_done in enumerate(done) if is_done):
         own = slice(p * k, (p + 1) * k)
         samples.append(
             score_prompt(
-                row,
-                answers[p],
+                rows[p],
                 sampled.texts[own],
                 index=p,
-                greedy=decoded.texts[p] if decoded else None,
+                greedy=decoded.texts[p] if decoded and decoded.done.all() else None,
                 entropy=float(entropy[own].sum() / tokens[own].sum()),
                 num_tokens=int(tokens[own].sum()),
+                equivalence=equivalence,
             )
         )
+    interrupted = not all(done) or (decoded is not None and not decoded.done.all())
+    if interrupted:
+        warnings.append(f"interrupted: {len(samples)} of {len(rows)} prompts were sampled")
     settings = {"k": k, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
-    return summarize(samples, settings=settings, seed=seed)
+    return summarize(samples, settings=settings, seed=seed, warnings=warnings, interrupted=interrupted)
 
 
-def evaluate_samples(rows: Iterable[Mapping[str, Any]], *, seed: int = 0) -> Evaluation:
+def evaluate_samples(rows: Iterable[Mapping[str, Any]], *, seed: int = 0, equivalence: Any = None) -> Evaluation:
     """Score recorded responses: rows `{prompt, responses: [...], answer}`, optionally `id` and `greedy`.
 
     Rows with unequal numbers of responses are cut to the smallest, their first ones are kept, and a warning says so.
+    Rows whose label cannot be read are left out, and a warning names them.
     """
-    rows = list(rows)
-    answers = labels_of(rows)
+    rows, warnings = labelled_rows(list(rows), equivalence)
     for number, row in enumerate(rows, start=1):
         responses = row.get("responses")
         if not isinstance(responses, list | tuple) or not responses or not all(isinstance(r, str) for r in responses):
             raise UserError(f"row {number} has no `responses`: give a list of at least one string")
     k = min(len(row["responses"]) for row in rows)
     most = max(len(row["responses"]) for row in rows)
-    warnings = [f"rows hold {k} to {most} responses: the first {k} of each are scored"] if most > k else []
+    warnings += [f"rows hold {k} to {most} responses: the first {k} of each are scored"] if most > k else []
     samples = [
-        score_prompt(row, answers[p], list(row["responses"][:k]), index=p, greedy=row.get("greedy"))
+        score_prompt(row, list(row["responses"][:k]), index=p, greedy=row.get("greedy"), equivalence=equivalence)
         for p, row in enumerate(rows)
     ]
     return summarize(samples, settings={"k": k}, seed=seed, warnings=warnings)
@@ -265,19 +290,40 @@ def temperature_sweep(
     temperatures: Sequence[float | int],
     **settings: Any,
 ) -> dict[float, Evaluation]:
-    """Evaluate once per sampling temperature, on the same problems and seed; greedy is decoded the first time only."""
+    """Evaluate once per sampling temperature, on the same problems and seed; greedy is decoded the first time only.
+
+    With `keep_interrupted`, an interruption ends the sweep, and what was sampled until then is returned.
+    """
     results: dict[float, Evaluation] = {}
     for number, temperature in enumerate(temperatures):
         options = {**settings, "greedy": settings.get("greedy", True) and number == 0}
-        results[float(temperature)] = evaluate_model(model, tokenizer, problems, temperature=temperature, **options)
+        try:
+            result = evaluate_model(model, tokenizer, problems, temperature=temperature, **options)
+        except KeyboardInterrupt:
+            if not results or not settings.get("keep_interrupted"):
+                raise
+            last = list(results)[-1]
+            note = f"interrupted: nothing was sampled at temperature {temperature}"
+            results[last] = replace(results[last], warnings=(*results[last].warnings, note), interrupted=True)
+            break
+        results[float(temperature)] = result
+        if result.interrupted:
+            break
     return results
 
 
-def labels_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return each row's answer as text; a row without one cannot be evaluated."""
+def labelled_rows(
+    rows: Sequence[Mapping[str, Any]], equivalence: Any = None
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return the rows whose label can be read, and a warning that names the others.
+
+    Raises:
+        UserError: no rows, a row without prompt or answer, or no label that can be read.
+    """
+    from autotelic.rewards.label_reader import unread_labels
+
     if not rows:
         raise UserError("nothing to evaluate: the source holds no problem")
-    answers = []
     for number, row in enumerate(rows, start=1):
         for name in ("prompt", "answer"):
             if row.get(name) is None:
@@ -285,43 +331,53 @@ def labels_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 raise UserError(
                     f"row {number} has no `{name}` (it has {has}): evaluation compares responses with answers"
                 )
-        answers.append(str(row["answer"]))
-    return answers
+    places, note = unread_labels([row["answer"] for row in rows], free_text=equivalence is not None)
+    kept = [row for place, row in enumerate(rows) if place not in set(places)]
+    return kept, [] if note is None else [f"{note}: these prompts are left out"]
 
 
 def score_prompt(
     row: Mapping[str, Any],
-    answer: str,
     responses: Sequence[str],
     *,
     index: int,
     greedy: str | None = None,
     entropy: float | None = None,
     num_tokens: int | None = None,
+    equivalence: Any = None,
 ) -> PromptSamples:
     """Read the answers of one prompt's responses, cluster them, and compare them with the label."""
-    from autotelic.answers import cluster, equivalent, extract
+    from autotelic.answers import cluster, extract
+    from autotelic.rewards.label_reader import is_right, read_label
+    from autotelic.tasks.conversations import question_text
 
+    accepted = read_label(row["answer"], free_text=equivalence is not None)
+    question = question_text(row["prompt"])
     extracted = [extract(text) for text in responses]
     final = None if greedy is None else extract(greedy)
-    verdicts = {text: bool(equivalent(text, answer)) for text in {*extracted, final} if text is not None}
+    verdicts = {text: is_right(text, accepted, equivalence, question) for text in {*extracted, final}}
     return PromptSamples(
         id=str(row.get("id", index)),
         prompt=row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], ensure_ascii=False),
-        answer=answer,
+        answer=row["answer"] if isinstance(row["answer"], str) else json.dumps(row["answer"], ensure_ascii=False),
         responses=tuple(responses),
         extracted=tuple(extracted),
-        clusters=tuple(int(c) for c in cluster(extracted)),
-        correct=tuple(text is not None and verdicts[text] for text in extracted),
+        clusters=tuple(int(c) for c in cluster(extracted, equivalence=equivalence)),
+        correct=tuple(verdicts[text] for text in extracted),
         greedy=greedy,
-        greedy_correct=None if greedy is None else final is not None and verdicts[final],
+        greedy_correct=None if greedy is None else verdicts[final],
         entropy=entropy,
         num_tokens=num_tokens,
     )
 
 
 def summarize(
-    samples: Sequence[PromptSamples], *, settings: Mapping[str, Any], seed: int = 0, warnings: Sequence[str] = ()
+    samples: Sequence[PromptSamples],
+    *,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+    warnings: Sequence[str] = (),
+    interrupted: bool = False,
 ) -> Evaluation:
     """Turn scored prompts into estimates; greedy, entropy and length appear only where every prompt has them."""
     correct = np.array([sample.correct for sample in samples], dtype=bool)
@@ -334,4 +390,4 @@ def summarize(
         metrics["entropy"] = bootstrap(np.array([float(s.entropy or 0.0) for s in samples]), tokens, seed=seed)
         metrics["length"] = bootstrap(tokens / correct.shape[1], seed=seed)
     metrics["parsed"] = bootstrap((clusters >= 0).mean(axis=1), seed=seed)
-    return Evaluation(metrics, tuple(samples), dict(settings), tuple(warnings))
+    return Evaluation(metrics, tuple(samples), dict(settings), tuple(warnings), interrupted)

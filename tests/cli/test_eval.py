@@ -129,3 +129,104 @@ def test_bad_arguments_are_one_line(tmp_path, capsys, arguments, message):
 def test_impossible_settings_are_refused(model, capsys):
     assert main(["eval", str(model), "--limit", "2", "--temperature", "0", "--quiet"]) == 2
     assert "temperature above 0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def interrupted_after(monkeypatch):
+    """Ctrl-C in the middle of sampling, once so many responses are there."""
+    from autotelic.cli import progress_line
+
+    def set_limit(limit):
+        def call(self, done, total):
+            if done > limit:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(progress_line.ProgressLine, "__call__", call)
+
+    return set_limit
+
+
+def test_an_interruption_keeps_what_was_sampled_and_score_reads_it(model, tmp_path, capsys, interrupted_after):
+    interrupted_after(4)
+    out = tmp_path / "out.json"
+    options = ["--limit", "4", "--k", "2", "--max-new-tokens", "5", "--batch-size", "2", "--out", str(out), "--quiet"]
+    assert main(["eval", str(model), *options]) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "warning: interrupted: 2 of 4 prompts were sampled\n"
+    assert captured.out.startswith("2 prompts")
+    assert main(["score", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompts"] == 2
+    interrupted_after(0)
+    assert main(["eval", str(model), *options]) == 130
+    assert capsys.readouterr().err == "autotelic: interrupted\n"
+
+
+def test_a_sweep_that_is_interrupted_keeps_its_first_temperatures(model, capsys, interrupted_after):
+    interrupted_after(5)  # greedy decoding of the first temperature is cut
+    options = ["--limit", "2", "--k", "2", "--max-new-tokens", "3", "--batch-size", "1", "--json", "--quiet"]
+    assert main(["eval", str(model), *options, "--temperature", "1", "2"]) == 130
+    out = json.loads(capsys.readouterr().out)
+    assert "greedy" not in out and out["num_prompts"] == 2
+
+
+def test_labels_that_cannot_be_read_are_named_and_left_out(tmp_path, capsys):
+    rows = [
+        {"prompt": "a", "answer": "She buys 2.\n#### 2", "responses": ["2", "3"]},
+        {"prompt": "b", "answer": "First one. Then another, which is all.", "responses": ["2", "3"]},
+        {"prompt": "c", "answer": ["4", "four"], "responses": ["4", "\\boxed{four}"]},
+    ]
+    path = write_samples(tmp_path / "s.jsonl", rows)
+    assert main(["eval", str(path), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["mean@2"]["value"] == 0.75
+    assert captured.err.startswith("warning: 1 of 3 labels cannot be read (row 2; the first is 'First one.")
+    assert main(["eval", str(write_samples(path, rows[1:2]))]) == 2
+    assert "1 of 1 labels cannot be read" in capsys.readouterr().err
+
+
+def test_maj_at_k_and_the_largest_cluster_are_one_number(tmp_path, capsys):
+    """A tie of the right answer with another is half right, in both commands."""
+    rows = [
+        {"prompt": "a", "answer": "1", "responses": ["1", "1", "2", "2"]},
+        {"prompt": "b", "answer": "1", "responses": ["1", "2", "2", "3"]},
+        {"prompt": "c", "answer": "1", "responses": ["1", "2", "3", "4"]},
+    ]
+    path = write_samples(tmp_path / "s.jsonl", rows)
+    assert main(["eval", str(path), "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert main(["score", str(path), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["largest_cluster_correct"] / 3 == pytest.approx(evaluated["maj@4"]["value"]) == pytest.approx(0.25)
+
+
+def test_a_chat_model_gets_its_template_and_says_so(model, tmp_path, capsys):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(model, tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}="
+    tokenizer.save_pretrained(folder)
+    options = ["--limit", "2", "--k", "2", "--max-new-tokens", "3", "--no-greedy"]
+    results = []
+    for chat in ([], ["--chat", "off"]):
+        assert main(["eval", str(folder), *options, *chat, "--out", str(tmp_path / "out.json")]) == 0
+        results.append(capsys.readouterr().err)
+    assert results[0].count("go through the model's chat template") == 1
+    assert results[1].count("without the model's chat template") == 1
+    assert main(["eval", str(model), *options, "--chat", "on"]) == 2
+    assert "--chat on needs a chat template" in capsys.readouterr().err
+
+
+def test_problems_of_a_published_shape(model, tmp_path, capsys):
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text(json.dumps({"question": "1+1=?", "answer": "so\n#### 2"}) + "\n")
+    options = ["--k", "2", "--max-new-tokens", "3", "--no-greedy"]
+    assert main(["eval", str(model), "--problems", str(path), *options]) == 0
+    assert "columns: prompt = question, answer = answer" in capsys.readouterr().err
+    path.write_text(json.dumps({"q": "1+1=?", "gold": "2"}) + "\n")
+    named = ["--prompt-column", "q", "--answer-column", "gold"]
+    assert main(["eval", str(model), "--problems", str(path), *options, *named]) == 0
+    assert main(["eval", str(model), "--problems", str(path), *options]) == 2
+    assert "no column 'answer'" in capsys.readouterr().err

@@ -92,3 +92,30 @@ def test_too_few_points_are_refused(tmp_path, capsys):
     path = write_log(tmp_path / "trainer_state.json", points=2)
     assert main(["forecast", str(path)]) == 2
     assert "at least 3 evaluations" in capsys.readouterr().err
+
+
+def test_several_logs_give_one_table(tmp_path, capsys):
+    for name, a in (("one", 0.5), ("two", 0.3)):
+        (tmp_path / name).mkdir()
+        write_log(tmp_path / name / "trainer_state.json", a=a)
+    (tmp_path / "empty.jsonl").write_text('{"step": 1, "x": 2}\n')
+    logs = [str(tmp_path / name) for name in ("one", "two", "empty.jsonl")]
+    assert main(["forecast", *logs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "ceiling" in lines[0] and lines[1].split()[:3] == [logs[0], "30", lines[1].split()[2]]
+    assert "no law: " in lines[3] and "no entropy column" in lines[3]
+    assert main(["forecast", *logs, "--json"]) == 0
+    first, second, third = json.loads(capsys.readouterr().out)["logs"]
+    assert first["a"] == pytest.approx(0.5, abs=0.05) and second["a"] == pytest.approx(0.3, abs=0.05)
+    assert "error" in third
+    assert main(["forecast", logs[2], logs[2]]) == 2
+    assert main(["forecast", *logs, "--plot", "x.html"]) == 2
+    assert "--plot draws one log" in capsys.readouterr().err
+
+
+def test_fractional_steps_are_kept(tmp_path, capsys):
+    path = tmp_path / "epochs.csv"
+    rows = [f"{i / 400},{0.7 * math.exp(-i / 12)},{1.2 - 0.5 * math.exp(0.7 * math.exp(-i / 12))}" for i in range(12)]
+    path.write_text("epoch,entropy,reward\n" + "\n".join(rows) + "\n")
+    assert main(["forecast", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["last_step"] == pytest.approx(11 / 400)

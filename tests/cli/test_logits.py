@@ -58,6 +58,7 @@ def test_compat_official_sees_each_model_on_its_own_text(sharper, capsys):
     [
         (["any_pair", "any_pair"], "twice"),
         (["any_pear"], "neither"),
+        (["any_pair", "any_pear"], "neither"),
         (["any_pair", "--limit", "0"], "at least 1"),
         (["any_pair", "--out", "/proc/x/y.json"], "cannot write"),
         (["any_pair", "--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -67,3 +68,27 @@ def test_bad_input_is_one_line(capsys, options, message):
     assert main(["logits", *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error and error.startswith("autotelic: error")
+
+
+def test_every_model_is_looked_at_before_anything_is_sampled(tmp_path, capsys, monkeypatch):
+    from autotelic.lm import sampling
+
+    monkeypatch.setattr(sampling, "sample", lambda *args, **kwargs: pytest.fail("sampled"))
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["logits", "any_pair", str(tmp_path)]) == 2
+    assert "without weights" in capsys.readouterr().err
+
+
+def test_an_interruption_compares_what_was_sampled(capsys, monkeypatch):
+    from autotelic.cli import progress_line
+
+    def call(self, done, total):
+        if done > 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress_line.ProgressLine, "__call__", call)
+    assert main(["logits", "any_pair", *SMALL, "--batch-size", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    (row,) = json.loads(captured.out)["models"].values()
+    assert row["num_sequences"] == 2
+    assert captured.err == "interrupted: the models are compared on 2 of 6 responses\n"

@@ -110,3 +110,27 @@ def test_unreadable_and_unwritable(samples, tmp_path, capsys):
     assert main(["score", str(samples), "--reward", "empi"]) == 2
     assert "did you mean 'empo'" in capsys.readouterr().err
     assert main(["score", str(samples), "--low", "2"]) == 2
+
+
+def test_settings_of_another_reward_are_refused(samples, capsys):
+    assert main(["score", str(samples), "--reward", "srt", "--denominator", "parseable"]) == 2
+    assert "--denominator is of the EMPO reward" in capsys.readouterr().err
+
+
+def test_thresholds_decide_what_is_kept_whatever_the_reward(samples, capsys):
+    """Entropies 1.04, 0 and 1.39 nats."""
+    kept = []
+    for options in ([], ["--low", "1.1", "--units", "nats"], ["--high", "1.2", "--units", "nats"]):
+        for reward in ("empo", "majority_vote"):
+            assert main(["score", str(samples), "--reward", reward, *options, "--json"]) == 0
+            kept.append(json.loads(capsys.readouterr().out)["kept"])
+    assert kept == [1, 1, 0, 0, 1, 1]
+
+
+def test_columns_by_name(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", [{"q": "a", "texts": ["1", "2"], "gold": "1"}])
+    named = ["--prompt-column", "q", "--response-column", "texts", "--answer-column", "gold"]
+    assert main(["score", str(path), *named]) == 0
+    assert "1 labelled" in capsys.readouterr().out
+    assert main(["score", str(path)]) == 2
+    assert "--prompt-column names another" in capsys.readouterr().err

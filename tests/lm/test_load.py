@@ -70,12 +70,15 @@ def test_an_unfinished_run_is_its_newest_checkpoint(adapter, tmp_path):
         ("x.gguf", "gguf|GGUF"),
         ("EMPTY", "has no config.json"),
         ("RUN", "has saved no model yet"),
+        ("BARE", "without weights"),
         ("BROKEN", "cannot load the model"),
     ],
 )
 def test_what_is_no_model_is_one_line(tmp_path, name, message):
     if name.isupper():
-        (tmp_path / {"RUN": "run.json", "BROKEN": "config.json"}.get(name, "x")).write_text("{}")
+        files = {"RUN": "run.json", "BARE": "config.json", "BROKEN": "config.json model.safetensors"}.get(name, "x")
+        for file in files.split():
+            (tmp_path / file).write_text("{}")
         name = str(tmp_path)
     with pytest.raises(UserError, match=message) as error:
         load_model(name)

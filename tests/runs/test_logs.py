@@ -136,3 +136,99 @@ def test_what_is_missing_is_named(tmp_path):
         pick_curve(read_log(tmp_path), entropy_column="policy/entropi")
     with pytest.raises(UserError, match="no column 'time'"):
         read_log(tmp_path, step_column="time")
+
+
+@pytest.mark.parametrize(
+    ("row", "entropy", "reward"),
+    [
+        ({"actor/entropy": 0, "critic/score/mean": 1, "val-core/math/acc/mean@8": 1}, 0, 2),
+        ({"actor/entropy_loss": 0, "critic/score/mean": 1, "val/test_score/openai/gsm8k": 1}, 0, 2),
+        ({"entropy": 0, "reward": 1, "eval_reward": 1, "eval_reward_std": 1, "eval_runtime": 1}, 0, 2),
+        ({"entropy": 0, "reward": 1, "eval_rewards/accuracy_reward/mean": 1, "eval_loss": 1}, 0, 2),
+        (
+            {"entropy/mean": 0, "reward/mean": 1, "eval/math500/avg@1": 1, "eval/math500/no_response": 1},
+            0,
+            2,
+        ),  # prime-rl
+        (
+            {"train/entropy_loss": 0, "rollout/raw_reward": 1, "eval/aime": 1, "eval/aime-truncated_ratio": 1},
+            0,
+            2,
+        ),  # slime
+        ({"train/entropy_loss": 0, "train/reward": 1, "eval/eval_math_pass1": 1}, 0, 2),  # OpenRLHF
+        ({"train/entropy_loss": 0, "train/reward": 1, "train/kl": 1}, 0, 1),
+        ({"entropy": 0, "reward": 1, "accuracy": 1}, 0, 1),
+    ],
+)
+def test_the_names_of_each_engine_are_known_validation_first(tmp_path, row, entropy, reward):
+    rows = [{"step": s} | {name: 0.5 - s / 100 if v == 0 else s / 100 for name, v in row.items()} for s in range(4)]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    curve = pick_curve(read_log(path))
+    names = list(row)
+    assert (curve.entropy_column, curve.reward_column) == (names[entropy], names[reward])
+    assert curve.notes == ()
+
+
+def test_several_rewards_as_good_as_each_other_are_named(tmp_path):
+    """The one with the most points is taken; the others are in a note."""
+    path = tmp_path / "m.jsonl"
+    rows = [{"step": s, "actor/entropy": 0.5, "val-core/b/acc/mean@4": 0.1} for s in range(3)]
+    rows[0]["val-core/a/acc/mean@4"] = 0.2
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    curve = pick_curve(read_log(path))
+    assert curve.reward_column == "val-core/b/acc/mean@4"
+    assert "not val-core/a/acc/mean@4: --reward-column names another" in curve.notes[0]
+
+
+def test_ms_swift_llama_factory_and_verls_console(tmp_path):
+    swift = tmp_path / "logging.jsonl"
+    rows = zip(STEPS, ENTROPY, REWARD, strict=True)
+    swift.write_text(
+        "".join(
+            json.dumps({"reward": r, "entropy/mean": h, "entropy/max": 9, "global_step/max_steps": f"{s}/100"}) + "\n"
+            for s, h, r in rows
+        )
+    )
+    factory = tmp_path / "trainer_log.jsonl"
+    rows = zip(STEPS, ENTROPY, REWARD, strict=True)
+    factory.write_text(
+        "".join(
+            json.dumps({"current_steps": s, "total_steps": 100, "entropy": h, "reward": r, "percentage": 1}) + "\n"
+            for s, h, r in rows
+        )
+    )
+    console = tmp_path / "verl.log"
+    lines = [
+        f"(TaskRunner pid=1) step:{s} - actor/entropy:np.float64({h}) - critic/score/mean:{r} - note:x"
+        for s, h, r in zip(STEPS, ENTROPY, REWARD, strict=True)
+    ]
+    console.write_text("Ray started\n" + "\n".join(lines))
+    for path in (swift, factory, console, tmp_path):  # the folder holds ms-swift's
+        curve = pick_curve(read_log(path))
+        assert curve.step.tolist() == STEPS
+        assert curve.entropy == pytest.approx(ENTROPY) and curve.reward == pytest.approx(REWARD)
+    console.write_text("nothing of ours")
+    with pytest.raises(UserError, match="no line such as 'step:4"):
+        read_log(console)
+
+
+def test_fractional_steps_percentages_and_counted_rows(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("epoch,entropy,accuracy\n0.25,.5,10%\n0.5,.4,20 %\n0.75,.3,30%\n")
+    curve = pick_curve(read_log(path, step_column="epoch"))
+    assert curve.step.tolist() == [0.25, 0.5, 0.75] and curve.reward == pytest.approx([0.1, 0.2, 0.3])
+    assert curve.notes == ()
+    path.write_text("entropy,accuracy\n.5,.1\n.4,.2\n")
+    curve = pick_curve(read_log(path))
+    assert curve.step.tolist() == [0, 1] and "rows are counted" in curve.notes[0]
+
+
+def test_steps_that_go_back_are_said(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text(
+        "".join(json.dumps({"step": s, "entropy": 0.5, "reward": i}) + "\n" for i, s in enumerate([1, 2, 3, 2, 3]))
+    )
+    curve = pick_curve(read_log(path))
+    assert curve.reward.tolist() == [0, 3, 4]
+    assert "step goes back 1 time(s) (3 to 2)" in curve.notes[0]

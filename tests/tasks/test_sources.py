@@ -98,3 +98,113 @@ def test_a_dataset_without_answers_is_made_by_naming_the_columns():
     data = to_dataset(rows, columns=("prompt", "id"))
     assert sorted(data.column_names) == ["id", "prompt"]
     assert data["prompt"][:] == [row["prompt"] for row in rows]
+
+
+GSM8K = {"question": "1+1=?", "answer": "He has <<1+1=2>>2\n#### 2"}
+MATH_500 = {
+    "problem": "1+1=?",
+    "solution": "So \\boxed{2}",
+    "answer": "2",
+    "subject": "Algebra",
+    "level": 2,
+    "unique_id": "test/a/1.json",
+}
+DAPO = {
+    "data_source": "math_dapo",
+    "prompt": [{"content": "1+1=?", "role": "user"}],
+    "ability": "MATH",
+    "reward_model": {"ground_truth": "2", "style": "rule-lighteval/MATH_v2"},
+    "extra_info": {"index": "9a9b6eb4"},
+}
+PUBLISHED = {
+    "openai/gsm8k": (GSM8K, "1+1=?", GSM8K["answer"]),
+    "HuggingFaceH4/MATH-500": (MATH_500, "1+1=?", "2"),
+    "BytedTsinghua-SIA/DAPO-Math-17k": (DAPO, DAPO["prompt"], "2"),
+    "AI-MO/NuminaMath-CoT": (
+        {"problem": "1+1=?", "solution": "So \\boxed{2}", "source": "x"},
+        "1+1=?",
+        "So \\boxed{2}",
+    ),
+    "facebook/natural_reasoning": ({"question": "1+1=?", "reference_answer": "2", "responses": []}, "1+1=?", "2"),
+    "trl": ({"prompt": DAPO["prompt"], "solution": "2"}, DAPO["prompt"], "2"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "disk"])
+def test_published_data_sets_load_as_they_are(tmp_path: Path, name: str, suffix: str):
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    row, prompt, answer = PUBLISHED[name]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "jsonl":
+        write(path, [row] * 2)
+    elif suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row] * 2), path)
+    else:
+        datasets.DatasetDict({"test": datasets.Dataset.from_list([row] * 2)}).save_to_disk(path)
+    said: list[str] = []
+    assert load_problems(path, require_answer=True, say=said.append) == [{"prompt": prompt, "answer": answer}] * 2
+    assert said and said[0].startswith("columns: prompt = ")
+    assert to_dataset(load_problems(path), columns=("prompt",))[0] == {"prompt": prompt}
+
+
+def test_columns_by_name_nested_ones_too(tmp_path: Path):
+    path = write(tmp_path / "rows.jsonl", [{"q": "1+1=?", "info": {"gold": ["2", 2.0]}, "level": 3}])
+    rows = load_problems(path, columns={"prompt": "q", "answer": "info.gold"}, keep=("level", "solution"))
+    assert rows == [{"prompt": "1+1=?", "answer": ["2", "2.0"], "level": 3, "solution": ["2", "2.0"]}]
+    with pytest.raises(UserError, match="no column 'difficulty'"):
+        load_problems(path, columns={"prompt": "q"}, keep=("difficulty",))
+
+
+def test_an_answer_list_makes_every_answer_a_list(tmp_path: Path):
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": [2, "two"]}])
+    assert [row["answer"] for row in load_problems(path)] == [["1"], ["2", "two"]]
+
+
+def test_csv_and_json_arrays(tmp_path: Path):
+    (tmp_path / "rows.csv").write_bytes('\ufeffprompt,answer\r\n1+1=?,2\r\n"a, b",\r\n'.encode())
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS, indent=1))
+    assert load_problems(tmp_path / "rows.csv") == [
+        {"prompt": "1+1=?", "answer": "2"},
+        {"prompt": "a, b", "answer": ""},
+    ]
+    assert load_problems(tmp_path / "rows.json") == ROWS
+
+
+def test_folders_and_splits(tmp_path: Path):
+    import datasets
+
+    data = datasets.Dataset.from_list(ROWS)
+    data.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"dev": data, "test": data.select([1])}).save_to_disk(tmp_path / "two")
+    assert load_problems(tmp_path / "one") == ROWS
+    assert load_problems(f"{tmp_path / 'two'}:test") == ROWS[1:]
+    for source, message in (
+        (tmp_path / "two", "has the splits dev, test"),
+        (f"{tmp_path / 'one'}:test", "has no splits"),
+        (tmp_path, "no data set was saved to"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_problems(source)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "1<2?", "answer": True}], "a bool is not text"),
+        ([{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}], "row 2: texts and conversations are mixed"),
+        ([{"prompt": [{"content": "b"}]}], "a list is not text"),
+    ],
+)
+def test_rows_that_make_no_problem(tmp_path: Path, rows: list, message: str):
+    with pytest.raises(UserError, match=message):
+        load_problems(write(tmp_path / "rows.jsonl", rows))
+
+
+def test_a_model_is_no_data_set(tmp_path: Path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="holds a model, not problems"):
+        load_problems(tmp_path / "x.gguf")

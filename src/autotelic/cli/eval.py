@@ -1,9 +1,11 @@
 """mean@k, pass@k, maj@k, greedy and entropy of a model or of a file of samples, with 95 % intervals over prompts.
 
-MODEL_OR_FILE is the name of a carried model, a model folder, a hub name (OWNER/NAME), or a JSONL file of samples:
-{"prompt": ..., "responses": [...], "answer": ..., "greedy": ... (optional), "id": ... (optional)}, one object a line.
+MODEL_OR_FILE is a model (a carried name, a model or run folder, a LoRA adapter, OWNER/NAME of the hub), or a file of
+samples: {"prompt": ..., "responses": [...], "answer": ..., "greedy": ... (optional), "id": ... (optional)}, one object
+a line. Samples of lm-evaluation-harness, OpenAI batches, vLLM, verl, TRL and of `eval --out` are read too.
 
     autotelic eval any_pair --problems chain_sums:test --limit 100
+    autotelic eval runs/mine --problems openai/gsm8k:test --dataset-config main --max-new-tokens 512
     autotelic eval samples.jsonl --json
     autotelic eval any_pair --temperature 0.6 1.0 1.4
 """
@@ -17,14 +19,16 @@ from typing import Any
 from autotelic.cli.options import (
     add_batch_size,
     add_chat,
+    add_columns,
     add_output,
     add_sampling,
-    read_samples,
+    columns_of,
     say,
     say_chat,
     say_written,
 )
 from autotelic.errors import UserError
+from autotelic.tasks.samples import read_samples
 
 DEFAULT_PROBLEMS = "chain_sums:test"
 
@@ -34,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="MODEL_OR_FILE", help="what to evaluate")
     parser.add_argument("--problems", help=f"problems with answers, for a model (default: {DEFAULT_PROBLEMS})")
     parser.add_argument("--limit", type=int, default=200, help="at most this many problems (default: %(default)s)")
+    add_columns(parser, responses=True)
     add_sampling(parser, k=8)
     add_batch_size(parser)
     parser.add_argument(
@@ -50,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print."""
+    """Evaluate and print; an interrupted evaluation prints and writes what was sampled."""
     from contextlib import nullcontext
 
     from autotelic.runs.files import replacing
@@ -68,38 +73,46 @@ def run(args: argparse.Namespace) -> int:
         parts = {str(t): result.as_dict() for t, result in results.items()}
         print(json.dumps(next(iter(parts.values())) if len(parts) == 1 else parts))
     say_written(args, args.out)
-    return 0
+    return 130 if any(result.interrupted for result in results.values()) else 0
 
 
 def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
     """Return one evaluation per temperature; a file of samples has one, under the key "samples"."""
+    from autotelic.cli.progress_line import ProgressLine
     from autotelic.evaluation import evaluate_samples, temperature_sweep
     from autotelic.lm.load import load_model
 
     path = Path(args.source)
-    if path.is_file():
+    if path.is_file() and path.suffix != ".gguf":
         if args.problems:
             raise UserError("--problems is for a model: a file of samples brings its own prompts and answers")
-        return {"samples": evaluate_samples(read_samples(path, answers=True, least=1), seed=args.seed)}
+        rows = read_samples(path, answers=True, least=1, columns=columns_of(args), say=lambda text: say(args, text))
+        return {"samples": evaluate_samples(rows, seed=args.seed)}
     problems = read_problems(args)
     model, tokenizer = load_model(args.source, device="auto")
     say(args, f"{len(problems)} problems x {args.k} samples ...")
     say_chat(args, [row["prompt"] for row in problems], tokenizer)
-    return dict(
-        temperature_sweep(
-            model,
-            tokenizer,
-            problems,
-            args.temperature,
-            k=args.k,
-            top_p=args.top_p,
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            greedy=not args.no_greedy,
-            chat=args.chat,
+    progress = ProgressLine(quiet=args.quiet)
+    try:
+        return dict(
+            temperature_sweep(
+                model,
+                tokenizer,
+                problems,
+                args.temperature,
+                k=args.k,
+                top_p=args.top_p,
+                max_new_tokens=args.max_new_tokens,
+                batch_size=args.batch_size,
+                seed=args.seed,
+                greedy=not args.no_greedy,
+                chat=args.chat,
+                progress=progress,
+                keep_interrupted=True,
+            )
         )
-    )
+    finally:
+        progress.close()
 
 
 def read_problems(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -108,7 +121,15 @@ def read_problems(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     if args.limit < 1:
         raise UserError(f"--limit must be at least 1, got {args.limit}")
-    return load_problems(args.problems or DEFAULT_PROBLEMS, limit=args.limit, seed=args.seed, require_answer=True)
+    return load_problems(
+        args.problems or DEFAULT_PROBLEMS,
+        limit=args.limit,
+        seed=args.seed,
+        columns=columns_of(args) if args.problems else {},
+        config=args.dataset_config,
+        require_answer=True,
+        say=lambda text: say(args, text),
+    )
 
 
 def table(result: Any, temperature: float | None = None) -> str:

@@ -1,9 +1,11 @@
 """Fit R = -a exp(H) + b to a training log: the ceiling b - a, and what is left to gain.
 
-LOG is a metrics.jsonl or a run folder, transformers' trainer_state.json, a TensorBoard folder, a W&B CSV export, or any
-CSV with named columns. Entropy H is in nats a token, reward R is the mean validation accuracy where the log has it.
+LOG is a metrics.jsonl or a run folder, transformers' trainer_state.json, verl's file or console log, a log of ms-swift
+or LLaMA-Factory, a TensorBoard folder, a W&B CSV export, or any CSV with named columns. Entropy H is in nats a token,
+reward R is the mean validation accuracy where the log has it. Several logs give one table.
 
     autotelic forecast runs/demo/grpo
+    autotelic forecast runs/demo/grpo runs/demo/empo runs/demo/grpo_kl_cov
     autotelic forecast export.csv --entropy-column actor/entropy --reward-column val/accuracy --plot law.html
 """
 
@@ -21,31 +23,33 @@ BASELINES = ("law", "last_value", "linear_in_entropy", "linear_in_step")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("log", metavar="LOG", type=Path, help="the log to read")
+    parser.add_argument("logs", metavar="LOG", nargs="+", type=Path, help="the log to read, or several to compare")
     parser.add_argument("--entropy-column", help="name of the entropy, in nats")
     parser.add_argument("--reward-column", help="name of the reward or accuracy")
     parser.add_argument("--step-column", help="name of the step")
     parser.add_argument("--at", type=float, nargs="+", default=[], metavar="H", help="predict R at these entropies")
     parser.add_argument("--share", type=float, default=0.15, help="share of training that is fitted (default: 0.15)")
     parser.add_argument(
-        "--intervention", help="what acts on the entropy in this run, if anything (found by itself in our run folders)"
+        "--intervention", help="what acts on the entropy in this run, if anything (detected in our run folders)"
     )
     add_output(parser, plot="also write a picture: .html, or .png with matplotlib")
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, fit, forecast, print."""
-    from autotelic.runs.logs import pick_curve, read_log
-
     if args.plot and args.plot.suffix not in {".html", ".png"}:
         raise UserError(f"--plot writes .html or .png, not {args.plot.suffix or 'a name without a suffix'}")
     if not 0 < args.share < 1:
         raise UserError(f"--share must be between 0 and 1, got {args.share}: it is the part of training that is fitted")
     if any(not h >= 0 for h in args.at):
         raise UserError("--at takes entropies in nats, none of them negative")
-    log = read_log(args.log, step_column=args.step_column)
-    curve = pick_curve(log, entropy_column=args.entropy_column, reward_column=args.reward_column)
-    result, fit = fitted(curve, args)
+    if len(args.logs) > 1:
+        if args.plot:
+            raise UserError("--plot draws one log: give one")
+        results = compared(args)
+        print(json.dumps({"logs": results}) if args.json else comparison(results))
+        return 0
+    curve, result, fit = forecast(args.logs[0], args)
     if args.plot:
         write_plot(args.plot, curve, fit, result)
         result["plot"] = str(args.plot)
@@ -54,11 +58,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def fitted(curve: Any, args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+def forecast(log: Path, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:
+    """Read one log; return its curve, everything that is printed, and the law itself."""
+    from autotelic.runs.logs import pick_curve, read_log
+
+    read = read_log(log, step_column=args.step_column)
+    curve = pick_curve(read, entropy_column=args.entropy_column, reward_column=args.reward_column)
+    return curve, *fitted(curve, args, intervention_of(log))
+
+
+def compared(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one result per log; a log without a law keeps its reason under "error".
+
+    Raises:
+        UserError: no log has a law.
+    """
+    results: list[dict[str, Any]] = []
+    for log in args.logs:
+        try:
+            results.append({"log": str(log)} | forecast(log, args)[1])
+        except UserError as error:
+            results.append({"log": str(log), "error": str(error)})
+    if all("error" in result for result in results):
+        raise UserError("; ".join(result["error"] for result in results))
+    return results
+
+
+def fitted(curve: Any, args: argparse.Namespace, detected: str | None) -> tuple[dict[str, Any], Any]:
     """Return everything that is printed, and the law itself."""
     from autotelic.functional.entropy_law import fit_entropy_law, rolling_forecasts
 
-    fit = fit_entropy_law(curve.entropy, curve.reward, intervention=args.intervention or intervention_of(args.log))
+    fit = fit_entropy_law(curve.entropy, curve.reward, intervention=args.intervention or detected)
     warnings = [*fit.warnings, *curve.notes]
     forecasts = []
     if len(curve.step) >= 4:
@@ -88,7 +118,7 @@ def fitted(curve: Any, args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         "residual_std": fit.residual_std,
         "num_points": fit.num_points,
         "entropy_range": list(fit.entropy_range),
-        "last_step": int(curve.step[-1]),
+        "last_step": curve.step[-1].item(),
         "last_entropy": float(curve.entropy[-1]),
         "last_reward": float(curve.reward[-1]),
         "entropy_column": curve.entropy_column,
@@ -131,7 +161,7 @@ def text(result: dict[str, Any]) -> str:
         f"  b                  {interval('b')}",
         f"  ceiling b - a      {interval('ceiling')}",
         f"  now                {result['last_reward']:8.4f}  at H = {result['last_entropy']:.3f}, "
-        f"step {result['last_step']}",
+        f"step {result['last_step']:g}",
     ]
     if result["share_taken"] is not None:
         lines.append(f"  gain taken         {100 * result['share_taken']:8.1f} %")
@@ -150,6 +180,30 @@ def text(result: dict[str, Any]) -> str:
         "intervals: 95 %, Student t; points of one run are correlated, so they are too narrow rather than too wide"
     )
     return "\n".join(lines)
+
+
+def comparison(results: list[dict[str, Any]]) -> str:
+    """Return one row per log: its law, where it stands, and how well its first part forecasts the rest."""
+    width = max(len("log"), *(len(result["log"]) for result in results))
+    titles = ("points", "a", "b", "ceiling", "95 %", "now", "reached", "R2", "RMSE law", "RMSE last")
+    lines = [f"{'log':<{width}}" + "".join(f"{title:>{18 if title == '95 %' else 10}}" for title in titles)]
+    for result in results:
+        if "error" in result:
+            lines.append(f"{result['log']:<{width}}  no law: {result['error']}")
+            continue
+        low, high = result["ceiling_interval"]
+        reached = "" if result["share_taken"] is None else f"{100 * result['share_taken']:.0f} %"
+        rmse = result["forecast"]["rmse"] if result["forecast"] else {}
+        cells = [f"{result[name]:.4f}" for name in ("a", "b", "ceiling")]
+        cells = [str(result["num_points"]), *cells, f"[{low:.3f}, {high:.3f}]"]
+        cells += [f"{result['last_reward']:.4f}", reached, f"{result['r_squared']:.3f}"]
+        cells += [f"{rmse[name]:.4f}" if rmse else "" for name in ("law", "last_value")]
+        widths = [18 if title == "95 %" else 10 for title in titles]
+        lines.append(f"{result['log']:<{width}}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+    notes = [f"{r['log']}: {warning}" for r in results for warning in r.get("warnings", ())]
+    columns = {(r["reward_column"], r["entropy_column"]) for r in results if "error" not in r}
+    lines += [f"R = -a exp(H) + b, {reward} against {entropy}" for reward, entropy in sorted(columns)]
+    return "\n".join([*lines, *(f"warning: {note}" for note in notes)])
 
 
 def write_plot(path: Path, curve: Any, fit: Any, result: dict[str, Any]) -> None:

@@ -12,12 +12,24 @@ as a column `response` (or `responses`) of the prompt file.
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autotelic.cli.options import add_chat, add_output, add_sampling, say, say_chat, say_written
+from autotelic.cli.options import (
+    add_batch_size,
+    add_chat,
+    add_columns,
+    add_output,
+    add_sampling,
+    columns_of,
+    say,
+    say_chat,
+    say_written,
+)
 from autotelic.errors import UserError
+from autotelic.tasks.samples import read_samples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", default="chain_sums:test", help="a data set or a file (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=50, help="at most this many prompts (default: %(default)s)")
     add_sampling(parser, k=4)
+    add_batch_size(parser)
     add_chat(parser)
+    add_columns(parser, responses=True)
     parser.add_argument("--temperature", type=float, default=1.0, help="of the text; 0: greedy (default: %(default)s)")
     parser.add_argument("--bin-width", type=float, default=0.25, help="of the histograms (default: %(default)s)")
     parser.add_argument("--compat", choices=("none", "official"), default="none", help="official: the published plot")
@@ -53,44 +67,52 @@ def run(args: argparse.Namespace) -> int:
             plot.write(picture(result))
     print(json.dumps(result) if args.json else table(result))
     say_written(args, args.out, args.plot)
-    return 0
+    return 130 if getattr(args, "interrupted", False) else 0
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Return {"settings", "models": {name: statistics}}."""
+    """Return {"settings", "models": {name: statistics}}; every model is looked at before anything is sampled."""
     from autotelic.diagnostics.logit_shift import OFFICIAL, RAW, logit_shift
-    from autotelic.lm.load import load_model
+    from autotelic.lm.chat import prompt_texts
+    from autotelic.lm.load import load_model, load_tokenizer
     from autotelic.tasks import load_problems
 
     if len(set(args.models)) < len(args.models):
         raise UserError("a model is named twice: name each once")
     official = args.compat == "official"
-    prompts = [row["prompt"] for row in load_problems(args.prompts, limit=args.limit, seed=args.seed)]
     given = None if official else given_responses(args)
-    base, tokenizer = load_model(args.models[0], device="auto")
-    say_chat(args, prompts, tokenizer)
-    say(
-        args, f"{len(prompts)} prompts, text of {'each model' if official else 'the file' if given else args.models[0]}"
+    rows = given or load_problems(
+        args.prompts,
+        limit=args.limit,
+        seed=args.seed,
+        columns=columns_of(args),
+        config=args.dataset_config,
+        say=lambda text: say(args, text),
     )
-    shared = given_sequences(given, tokenizer) if given else sample(base, tokenizer, prompts, args)
-    del base
+    tokenizers = {name: load_tokenizer(name) for name in args.models}
+    tokenizer = tokenizers[args.models[0]]
+    for name, own in tokenizers.items():
+        if own.get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"{name} has another vocabulary than {args.models[0]}: logits cannot be compared")
+    say_chat(args, [row["prompt"] for row in rows], tokenizer)
+    prompts = prompt_texts([row["prompt"] for row in rows], tokenizer, args.chat)
+    say(args, f"{len(rows)} prompts, text of {'each model' if official else 'the file' if given else args.models[0]}")
+    if given:
+        shared = given_sequences(prompts, [row["responses"] for row in given], tokenizer)
+    else:
+        shared = sample(load_model(args.models[0], device="auto")[0], tokenizer, prompts, args)
     sequences = dict.fromkeys(args.models, shared)
     loaders = {}
     for name in args.models:
 
         def loader(name: str = name) -> Any:
             say(args, f"{name} ...")
-            model, own = load_model(name)
-            if own.get_vocab() != tokenizer.get_vocab():
-                raise UserError(f"{name} has another vocabulary than {args.models[0]}: logits cannot be compared")
-            return model
+            return load_model(name, device="auto")[0]
 
         loaders[name] = loader
     if official:
         for name in args.models[1:]:
-            model, own = load_model(name)
-            sequences[name] = sample(model, own, prompts, args)
-            del model
+            sequences[name] = sample(load_model(name, device="auto")[0], tokenizer, prompts, args)
     results = logit_shift(
         loaders,
         sequences,
@@ -99,55 +121,71 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         pad_id=tokenizer.pad_token_id or 0,
     )
+    if len(results) < len(args.models):
+        args.interrupted = True
+        print(f"interrupted: {len(results)} of {len(args.models)} models were measured", file=sys.stderr)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     return {"settings": settings, "models": results}
 
 
-def given_responses(args: argparse.Namespace) -> list[tuple[str, str]] | None:
-    """Return (prompt, response) pairs of the prompt file, where it has responses."""
+def given_responses(args: argparse.Namespace) -> list[dict[str, Any]] | None:
+    """Return the rows of the prompt file, where it has responses (`responses`, or one text `response`)."""
     path = Path(args.prompts)
     if path.suffix != ".jsonl" or not path.is_file():
         return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()][: args.limit]
-    pairs = []
-    for row in rows:
-        texts = row.get("responses", [row["response"]] if "response" in row else None)
-        if texts is None:
-            return None
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{path}: `responses` must be a list of strings")
-        pairs += [(row["prompt"], text) for text in texts]
-    return pairs
+    with path.open(encoding="utf-8-sig") as file:
+        first = next((line for line in file if line.strip()), "{}")
+    row = json.loads(first) if first.lstrip().startswith("{") else {}
+    columns = columns_of(args)
+    if isinstance(row.get("response"), str):
+        columns["responses"] = "response"
+    if columns.get("responses", "responses") not in row:
+        return None
+    return read_samples(path, least=1, columns=columns)[: args.limit]
 
 
-def given_sequences(pairs: list[tuple[str, str]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-    """Turn texts into token ids, as a tuple of pairs that can be compared."""
+def given_sequences(
+    prompts: list[str], responses: list[list[str]], tokenizer: Any
+) -> list[tuple[list[int], list[int]]]:
+    """Turn prompts and their responses into token ids, as pairs that can be compared."""
+    from autotelic.lm.sampling import encode
+
+    asked = [encode(prompt, tokenizer) for prompt in prompts]
     return [
-        (tokenizer(prompt)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"])
-        for prompt, text in pairs
+        (ids, tokenizer(text, add_special_tokens=False)["input_ids"])
+        for ids, texts in zip(asked, responses, strict=True)
+        for text in texts
     ]
 
 
 def sample(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namespace) -> list:
-    """Return the text that a model writes, as token ids."""
-    from autotelic.lm.chat import prompt_texts
-    from autotelic.lm.sampling import encode
-    from autotelic.lm.sampling import sample as sampled
+    """Return the text that a model writes, as token ids; an interruption ends it early."""
+    from autotelic.cli.progress_line import ProgressLine
+    from autotelic.lm import sampling
 
-    texts = prompt_texts(prompts, tokenizer, args.chat)
     k = args.k if args.temperature > 0 else 1
-    found = sampled(
+    total, progress = len(prompts) * k, ProgressLine(quiet=args.quiet)
+    found = sampling.sample(
         model,
         tokenizer,
-        texts,
+        prompts,
         k=k,
         temperature=args.temperature,
         max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
         seed=args.seed,
         statistics=(),
+        progress=lambda done: progress(done, total),
+        keep_interrupted=True,
     )
-    asked = [encode(text, tokenizer) for text in texts for _ in range(k)]
-    return list(zip(asked, found.without_end(), strict=True))
+    progress.close()
+    if not found.done.any():
+        raise KeyboardInterrupt
+    if not found.done.all():
+        print(f"interrupted: the models are compared on {int(found.done.sum())} of {total} responses", file=sys.stderr)
+    asked = [sampling.encode(prompt, tokenizer) for prompt in prompts for _ in range(k)]
+    pairs = zip(asked, found.without_end(), found.done, strict=True)
+    return [(ids, tokens) for ids, tokens, done in pairs if done]
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -4,13 +4,10 @@ The result goes to stdout, as text or with `--json` as one JSON value; all else 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from autotelic.errors import UserError, closest
 
 
 def add_output(parser: argparse.ArgumentParser, *, out: str | None = None, plot: str | None = None) -> None:
@@ -47,6 +44,24 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="sequences at once (default: %(default)s)")
 
 
+def add_columns(parser: argparse.ArgumentParser, *, responses: bool = False) -> None:
+    """Declare the names of columns, and the configuration of a hub data set."""
+    parser.add_argument("--prompt-column", default="prompt", help="column with the prompts (default: %(default)s)")
+    parser.add_argument("--answer-column", default="answer", help="column with the labels (default: %(default)s)")
+    if responses:
+        parser.add_argument(
+            "--response-column", default="responses", help="column with the responses (default: %(default)s)"
+        )
+    parser.add_argument("--dataset-config", metavar="NAME", help="configuration of a hub data set, as main of gsm8k")
+
+
+def columns_of(args: argparse.Namespace) -> dict[str, str]:
+    """Return the columns that were named, by role."""
+    named = {"prompt": args.prompt_column, "answer": args.answer_column}
+    named |= {"responses": args.response_column} if hasattr(args, "response_column") else {}
+    return {role: column for role, column in named.items() if column != role}
+
+
 def say(args: argparse.Namespace, text: str) -> None:
     """Print progress or a remark to stderr, where it is wanted."""
     if not args.quiet:
@@ -67,49 +82,3 @@ def say_written(args: argparse.Namespace, *paths: Path | None) -> None:
     for path in paths:
         if path:
             say(args, f"written to {path}")
-
-
-def read_samples(path: Path, *, answers: bool = False, least: int = 2) -> list[dict[str, Any]]:
-    """Read samples, one JSON object a line with a prompt and its responses; every complaint names its line.
-
-    Args:
-        path: the file.
-        answers: every row must have an answer.
-        least: responses that a row must have.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
-    columns = ("prompt", "responses", *(["answer"] if answers else []))
-    samples = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error}): give one JSON object a line") from None
-        samples.append(checked(row, f"{path}, line {number}", columns, least))
-    if not samples:
-        raise UserError(f"{path} is empty: give one JSON object a line with {', '.join(columns)}")
-    return samples
-
-
-def checked(row: Any, where: str, columns: Sequence[str], least: int) -> dict[str, Any]:
-    """Return the row if it is a sample."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is not a JSON object but {type(row).__name__}: give {', '.join(columns)}")
-    for column in columns:
-        if row.get(column) is None:
-            raise UserError(f"{where} has no column {column!r}, it has {', '.join(sorted(row))}{closest(column, row)}")
-    responses = row["responses"]
-    if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses):
-        raise UserError(f"{where}: 'responses' must be a list of strings")
-    if len(responses) < least:
-        raise UserError(
-            f"{where} has a group of {len(responses)}: agreement needs at least {least} responses to a prompt"
-            if least > 1
-            else f"{where} has no responses: give a list of at least one string"
-        )
-    return row

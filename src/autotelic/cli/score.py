@@ -1,12 +1,14 @@
 """Cluster sampled answers by meaning: semantic entropy and label-free rewards for a file of samples.
 
 FILE holds one JSON object a line: {"prompt": ..., "responses": [...], "answer": ... (optional), "id": ... (optional)}.
+Samples of lm-evaluation-harness, OpenAI batches, vLLM, verl, TRL and of `autotelic eval --out` are read too.
 The output has one row per prompt: id, clusters (an integer per response, -1 where unparseable), semantic_entropy
 (nats), rewards, kept (the decision of the thresholds). Answers in the file reach the printed summary only.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -14,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotelic.cli.options import add_output, read_samples, say_written
+from autotelic.cli.options import add_columns, add_output, columns_of, say, say_written
 from autotelic.errors import UserError, closest
+from autotelic.tasks.samples import read_samples
 
 REWARDS = ("empo", "majority_vote", "srt", "srt_soft", "evol_rl", "format", "random", "constant")
 """Rewards that need nothing but the responses."""
@@ -25,18 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("file", metavar="FILE", type=Path, help="samples, one JSON object a line")
     parser.add_argument("--reward", default="empo", help=f"one of {', '.join(REWARDS)} (default: %(default)s)")
-    parser.add_argument("--low", type=float, default=0.0, help="keep prompts above this entropy (default: %(default)s)")
+    parser.add_argument("--low", type=float, help="keep prompts above this entropy, whatever the reward (default: 0)")
+    parser.add_argument("--high", type=float, help="keep prompts below this entropy (default: the largest)")
     parser.add_argument(
-        "--high", type=float, default=1.0, help="keep prompts below this entropy (default: %(default)s)"
+        "--units", choices=("nats", "fraction_of_log_G", "p_max"), help="of low and high (default: fraction_of_log_G)"
     )
-    parser.add_argument(
-        "--units",
-        default="fraction_of_log_G",
-        choices=("nats", "fraction_of_log_G", "p_max"),
-        help="what low and high are measured in (default: %(default)s)",
-    )
-    parser.add_argument("--denominator", default="group", choices=("group", "parseable"), help="of the EMPO reward")
+    parser.add_argument("--denominator", choices=("group", "parseable"), help="of the EMPO reward (default: group)")
     parser.add_argument("--linkage", default="union_find", choices=("union_find", "greedy", "complete"))
+    add_columns(parser, responses=True)
     add_output(parser, out="write the rows here; only the summary is printed without it")
 
 
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"unknown reward {args.reward!r}{closest(args.reward, REWARDS)}: use {', '.join(REWARDS)}")
     from autotelic.runs.files import replacing
 
-    samples = read_samples(args.file)
+    samples = read_samples(args.file, columns=columns_of(args), say=lambda text: say(args, text))
     reward = _reward(args)
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(replacing(args.out)) if args.out else None
@@ -62,14 +61,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _thresholds(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the thresholds that were given; the defaults are EMPO's."""
+    return {name: getattr(args, name) for name in ("low", "high", "units") if getattr(args, name) is not None}
+
+
 def _reward(args: argparse.Namespace) -> Any:
     """Build the chosen reward, with the thresholds where it has them."""
     from autotelic import rewards
 
-    thresholds = {"low": args.low, "high": args.high, "units": args.units}
     if args.reward == "empo":
-        return rewards.EMPO(**thresholds, denominator=args.denominator, linkage=args.linkage)
-    return type(getattr(rewards, args.reward))(linkage=args.linkage)
+        denominator = {"denominator": args.denominator} if args.denominator else {}
+        return rewards.EMPO(**_thresholds(args), **denominator, linkage=args.linkage)
+    if args.denominator:
+        raise UserError(f"--denominator is of the EMPO reward, and this is {args.reward}: leave it out")
+    return dataclasses.replace(getattr(rewards, args.reward), linkage=args.linkage)
 
 
 def _score(samples: Sequence[dict[str, Any]], reward: Any, *, watched: bool) -> tuple[list[Any], Any]:
@@ -96,7 +102,7 @@ def _rows(
     from autotelic.functional import semantic_entropy
     from autotelic.rewards import EMPO
 
-    thresholds = EMPO(low=args.low, high=args.high, units=args.units)
+    thresholds = EMPO(**_thresholds(args))
     rows = []
     for p, (sample, group) in enumerate(zip(samples, groups, strict=True)):
         size = len(group.rows)
@@ -129,9 +135,7 @@ def _summary(
     }
     labelled = [p for p, sample in enumerate(samples) if sample.get("answer") is not None]
     if labelled:
-        correct = [_majority_is_right(groups[p], rows[p]["clusters"], str(samples[p]["answer"])) for p in labelled]
-        area = _auroc([-rows[p]["semantic_entropy"] for p in labelled], correct)
-        summary |= {"labelled": len(labelled), "largest_cluster_correct": sum(correct), "auroc": area}
+        summary |= _against_labels(samples, groups, rows, labelled)
     return summary
 
 
@@ -147,7 +151,7 @@ def _text(summary: Mapping[str, Any]) -> str:
     if "labelled" in summary:
         correct, labelled, area = summary["largest_cluster_correct"], summary["labelled"], summary["auroc"]
         lines += [
-            f"largest cluster correct  {correct / labelled:.3f} ({correct} of {labelled} labelled)",
+            f"largest cluster correct  {correct / labelled:.3f} ({correct:g} of {labelled} labelled)",
             "AUROC of entropy         " + ("undefined: one class only" if area is None else f"{area:.3f}"),
         ]
     seconds = summary["seconds"]
@@ -155,23 +159,43 @@ def _text(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _majority_is_right(group: Any, clusters: Sequence[int], label: str) -> bool:
-    """Return whether the largest cluster's answer is the label (of several largest, the first to appear)."""
-    from autotelic.answers import equivalent, extract
+def _against_labels(
+    samples: Sequence[dict[str, Any]], groups: Sequence[Any], rows: Sequence[dict], labelled: Sequence[int]
+) -> dict[str, Any]:
+    """Return how often the largest cluster is right, tied ones equally likely to win, and what entropy tells of it."""
+    import numpy as np
 
-    parsed = [c for c in clusters if c >= 0]
-    if not parsed:
-        return False
-    largest = max(dict.fromkeys(parsed), key=parsed.count)
-    answer = group.rows[list(clusters).index(largest)].answer
-    return equivalent(answer, extract(label, methods=("boxed", "hashes")) or label)
+    from autotelic.evaluation import majority_at_k
+    from autotelic.rewards.label_reader import is_right, read_label, unread_labels
+
+    unread, note = unread_labels([samples[p]["answer"] for p in labelled])
+    if note:
+        print(f"warning: {note}: these prompts count as unlabelled", file=sys.stderr)
+    labelled = [p for place, p in enumerate(labelled) if place not in set(unread)]
+    right = []
+    for p in labelled:
+        accepted = read_label(samples[p]["answer"])
+        verdicts = {row.answer: is_right(row.answer, accepted) for row in groups[p].rows}
+        correct = np.array([[verdicts[row.answer] for row in groups[p].rows]])
+        right.append(float(majority_at_k(correct, np.array([rows[p]["clusters"]]))[0]))
+    area = _auroc([-rows[p]["semantic_entropy"] for p in labelled], right)
+    return {"labelled": len(labelled), "largest_cluster_correct": sum(right), "auroc": area}
 
 
-def _auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
-    """Return P(score of a positive > score of a negative), ties counting half; None with one class only."""
-    above = [s for s, p in zip(scores, positive, strict=True) if p]
-    below = [s for s, p in zip(scores, positive, strict=True) if not p]
-    if not above or not below:
-        return None
-    wins = sum((a > b + 1e-12) + 0.5 * (abs(a - b) <= 1e-12) for a in above for b in below)
-    return wins / (len(above) * len(below))
+def _auroc(scores: Sequence[float], positive: Sequence[float]) -> float | None:
+    """Return P(score of a positive > score of a negative), ties counting half; None with one class only.
+
+    Args:
+        scores: one per prompt.
+        positive: share of each prompt that is positive, in [0, 1]; what is left of it is negative.
+    """
+    import numpy as np
+
+    right = np.asarray(positive, dtype=float)
+    wrong = 1 - right
+    _, place = np.unique(np.round(scores, 12), return_inverse=True)
+    at = np.bincount(place, wrong)
+    below = np.cumsum(at) - at
+    pairs = float(right.sum() * wrong.sum() - (right * wrong).sum())  # a prompt is no pair with itself
+    wins = float((right * (below[place] + 0.5 * (at[place] - wrong))).sum())
+    return wins / pairs if pairs > 1e-9 else None

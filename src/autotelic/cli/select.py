@@ -15,6 +15,7 @@ Ties go to the smaller id.
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from typing import Any
 from autotelic.cli.options import (
     add_batch_size,
     add_chat,
+    add_columns,
     add_output,
     add_sampling,
-    read_samples,
+    columns_of,
     say,
     say_chat,
     say_written,
 )
 from autotelic.errors import UserError
+from autotelic.tasks.samples import read_samples
 
 COLUMNS = ("mean", "variance", "majority_share", "majority_variance", "semantic_entropy", "token_entropy", "agreement")
 
@@ -51,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[1.0],
         help="the first gives every score, further ones the agreement (default: 1.0)",
     )
-    parser.add_argument("--prompt-column", default="prompt", help="column with the prompts (default: %(default)s)")
-    parser.add_argument("--answer-column", default="answer", help="column with the labels, if any")
+    add_columns(parser, responses=True)
     parser.add_argument("--top", type=int, default=10, help="rows shown, and compared (default: %(default)s)")
     parser.add_argument("--take", type=int, help="write only the best so many to --out, ready for training")
     add_output(parser, out="write the ranking here, one JSON object a line", plot="write a picture here (HTML)")
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         print(table(ranked[: args.top], by, len(ranked)))
         print(comparison_table(comparison, args.top), end="")
     say_written(args, args.out, args.plot)
-    return 0
+    return 130 if getattr(args, "interrupted", None) else 0
 
 
 def read(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -98,23 +100,27 @@ def read(args: argparse.Namespace) -> list[dict[str, Any]]:
     path = Path(args.source)
     if not path.is_file():
         raise UserError(f"{path} is not a file of samples; to sample from a data set, say which model: --model NAME")
-    rows = read_samples(path)[: args.limit]
+    rows = read_samples(path, columns=columns_of(args), say=lambda text: say(args, text))[: args.limit]
     for number, row in enumerate(rows, start=1):
         row["id"] = str(row.get("id", f"{number}"))
     return rows
 
 
 def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Sample every prompt of a data set k times at each temperature."""
+    """Sample every prompt of a data set k times at each temperature; an interruption keeps the complete prompts."""
+    from autotelic.cli.progress_line import ProgressLine
     from autotelic.lm.chat import prompt_texts
     from autotelic.lm.load import load_model
     from autotelic.lm.sampling import sample
     from autotelic.tasks import load_problems
 
-    columns = {"prompt": args.prompt_column}
-    if args.answer_column != "answer":
-        columns["answer"] = args.answer_column
-    problems = load_problems(args.source, limit=args.limit, columns=columns)
+    problems = load_problems(
+        args.source,
+        limit=args.limit,
+        columns=columns_of(args),
+        config=args.dataset_config,
+        say=lambda text: say(args, text),
+    )
     model, tokenizer = load_model(args.model, device="auto")
     asked = [row["prompt"] for row in problems]
     say_chat(args, asked, tokenizer)
@@ -124,8 +130,10 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
         for number, row in enumerate(problems)
     ]
     temperatures = list(dict.fromkeys(args.temperatures))
+    total, progress = len(rows) * args.k * len(temperatures), ProgressLine(quiet=args.quiet)
     for index, temperature in enumerate(temperatures):
         say(args, f"{len(rows)} prompts x {args.k} samples at temperature {temperature} ...")
+        before = index * len(rows) * args.k
         found = sample(
             model,
             tokenizer,
@@ -136,13 +144,26 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
             batch_size=args.batch_size,
             seed=args.seed,
             statistics=("entropy",) if index == 0 else (),
+            progress=lambda done, before=before: progress(before + done, total),
+            keep_interrupted=True,
         )
+        progress.close()
+        done = found.complete(args.k)
         for p, row in enumerate(rows):
             own = slice(p * args.k, (p + 1) * args.k)
+            if not done[p]:
+                continue
             row["responses"] += found.texts[own]
             row["temperatures"] += [temperature] * args.k
             if index == 0:
                 row["entropy"] = float(found.entropy_sum[own].sum() / found.num_tokens[own].sum())
+        if not all(done):
+            args.interrupted = f"interrupted: {sum(done)} of {len(rows)} prompts at temperature {temperature}"
+            print(args.interrupted, file=sys.stderr)
+            break
+    rows = [row for row in rows if row["responses"]]
+    if not rows:
+        raise KeyboardInterrupt
     return rows
 
 
@@ -151,7 +172,13 @@ def score(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     from autotelic.answers import cluster, extract
     from autotelic.diagnostics.prompt_selection import label_free_scores, labelled_scores
     from autotelic.evaluation import score_prompt
+    from autotelic.rewards.label_reader import unread_labels
 
+    labelled = [sample for sample in samples if sample.get("answer") is not None]
+    places, note = unread_labels([sample["answer"] for sample in labelled])
+    unread = {labelled[place]["id"] for place in places}
+    if note:
+        print(f"warning: {note}: these prompts count as unlabelled", file=sys.stderr)
     seen: set[str] = set()
     rows = []
     for sample in samples:
@@ -165,15 +192,15 @@ def score(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             temperatures=temperatures,
             token_entropy=sample.get("entropy"),
         )
-        if sample.get("answer") is not None:
+        if sample.get("answer") is not None and sample["id"] not in unread:
             first = temperatures[0] if temperatures else None
             responses = [
                 text
                 for text, t in zip(sample["responses"], temperatures or [None] * len(sample["responses"]), strict=True)
                 if t == first
             ]
-            scored = score_prompt(sample, str(sample["answer"]), responses, index=0)
-            row |= labelled_scores(scored.correct) | {"answer": str(sample["answer"])}
+            scored = score_prompt(sample, responses, index=0)
+            row |= labelled_scores(scored.correct) | {"answer": sample["answer"]}
         rows.append(row)
     return rows
 

@@ -187,6 +187,8 @@ def logit_shift(
 ) -> dict[str, Any]:
     """Return each model's statistics; the first model is the base that the others are compared with.
 
+    An interruption keeps the models that were measured.
+
     Args:
         load: name -> function returning the model; one model is held at a time.
         sequences: name -> its text; the same for all, unless each is to be seen on its own.
@@ -200,8 +202,13 @@ def logit_shift(
     base_sequences: Any = None
     for name, loader in load.items():
         statistics = LogitStatistics(form=form, bin_width=bin_width)
-        for logits in response_logits(loader(), sequences[name], pad_id=pad_id):
-            statistics.add(logits)
+        try:
+            for logits in response_logits(loader(), sequences[name], pad_id=pad_id):
+                statistics.add(logits)
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            break
         shared = base is not None and sequences[name] == base_sequences
         results[name] = statistics.summary(base if shared else None, seed=seed)
         if base is None:

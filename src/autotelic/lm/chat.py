@@ -3,16 +3,15 @@
 A plain question given to a chat model without its template is not the text that the model was trained to answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from autotelic.errors import UserError
+from autotelic.tasks.conversations import Message, content_text
 
 MODES = ("auto", "on", "off")
 """`auto` applies the template where the tokenizer has one and the prompts are plain questions; `off` suits base models.
 Lists of messages always go through it."""
-
-Message = Mapping[str, Any]
 
 
 def uses_chat(prompts: Sequence[str | Sequence[Message]], tokenizer: Any, mode: str | bool = "auto") -> bool:
@@ -81,7 +80,7 @@ def prompt_text(prompt: str | Sequence[Message], tokenizer: Any, chat: bool = Fa
         if isinstance(blocks, list) and any(block.get("type") not in (None, "text") for block in blocks):
             raise UserError("a prompt holds an image, and text models are sampled here: leave it out, or use `train`")
         if isinstance(blocks, list):
-            message["content"] = "".join(block.get("text") or "" for block in blocks)
+            message["content"] = content_text(message)
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # the template is a program of the model's author, and may refuse in its own way

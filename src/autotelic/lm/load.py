@@ -11,12 +11,15 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autotelic.errors import UserError, closest
 from autotelic.tasks import model_names, model_path
 
+CONFIGS = ("config.json", "adapter_config.json")
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz")
 
 
@@ -49,7 +52,7 @@ def load_model(
         UserError: no such model, or one that cannot be loaded; one line.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -57,9 +60,9 @@ def load_model(
     gpu = torch.cuda.is_available()
     where = resolve(name)
     base = adapter_base(Path(where))
-    code = {"revision": revision, "trust_remote_code": trust_remote_code}
+    code: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     given = {"attn_implementation": attn_implementation, "quantization_config": quantization, **kwargs}
-    try:
+    with one_line(name):
         model = AutoModelForCausalLM.from_pretrained(
             base or where,
             **({} if base else code),
@@ -69,15 +72,35 @@ def load_model(
         )
         if base:
             model = with_adapter(model, where, merge)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(where, base), **({} if base else code))
+    tokenizer = load_tokenizer(name, **code)
+    if device is not None:
+        model.to(("cuda" if gpu else "cpu") if device == "auto" else device)  # pyright: ignore[reportArgumentType]
+    return model, tokenizer
+
+
+def load_tokenizer(name: str | Path, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer that `load_model` returns, without loading the model."""
+    from transformers import AutoTokenizer
+
+    where = resolve(name)
+    base = adapter_base(Path(where))
+    code = {} if base else {"revision": revision, "trust_remote_code": trust_remote_code}
+    with one_line(name):
+        return AutoTokenizer.from_pretrained(tokenizer_folder(where, base), **code)
+
+
+@contextmanager
+def one_line(name: str | Path) -> Iterator[None]:
+    """Turn what loading raises into one line."""
+    try:
+        yield
+    except UserError:
+        raise
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"cannot load the model {str(name)!r}: {reason} (carried models: {', '.join(model_names())})"
         ) from error
-    if device is not None:
-        model.to(("cuda" if gpu else "cpu") if device == "auto" else device)  # pyright: ignore[reportArgumentType]
-    return model, tokenizer
 
 
 def resolve(name: str | Path) -> str:
@@ -106,11 +129,13 @@ def resolve(name: str | Path) -> str:
 
 def model_folder(path: Path) -> Path:
     """Return the folder that holds the weights: the one given, or the newest whole checkpoint of an unfinished run."""
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+    if any((path / name).is_file() for name in CONFIGS):
+        if not any(path.glob("*.safetensors")):
+            raise UserError(f"{path} holds a model without weights: no .safetensors file")
         return path
     steps = [folder for folder in path.glob("checkpoint-*") if folder.name[11:].isdigit()]
     for folder in sorted(steps, key=lambda folder: -int(folder.name[11:])):
-        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        if any((folder / name).is_file() for name in CONFIGS) and any(folder.glob("*.safetensors")):
             return folder
     if (path / "run.json").is_file():
         raise UserError(f"the run in {path} has saved no model yet: it has no config.json and no checkpoint")

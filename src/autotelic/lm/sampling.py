@@ -46,6 +46,10 @@ class Responses:
         """Tokens of each response, the end token included."""
         return np.array([len(row) for row in self.tokens])
 
+    def complete(self, k: int) -> list[bool]:
+        """Tell of each prompt, with k responses, whether all of them were sampled."""
+        return [bool(self.done[i : i + k].all()) for i in range(0, len(self.done), k)]
+
     def without_end(self) -> list[list[int]]:
         """Return the tokens without the end token of those that ended."""
         return [row[:-1] if ended else row for row, ended in zip(self.tokens, self.ended, strict=True)]

@@ -24,7 +24,8 @@ from torch import Tensor
 from autotelic.answers import cluster_group, default_pool, extract
 from autotelic.errors import UserError
 from autotelic.functional import cluster_sizes, semantic_entropy
-from autotelic.rewards.groups import Completion, Group, Prompt, Row, as_text, gather_groups, prompt_key
+from autotelic.rewards.groups import Group, Row, gather_groups, prompt_key
+from autotelic.tasks.conversations import Completion, Prompt, assistant_text, final_text
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class LabelFreeReward(ABC):
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], stats: TokenStats | None
     ) -> list[Row]:
         """Turn this process's responses into rows: text, answer, and the statistics that this reward needs."""
-        texts = [as_text(completion) for completion in completions]
+        texts = [assistant_text(completion) for completion in completions]
         columns: dict[str, list[float]] = {}
         for need in self.needs:
             reduction, _, name = need.partition("_")
@@ -253,8 +254,13 @@ class LabelFreeReward(ABC):
             columns[need] = values.tolist()
         options = {} if self.extraction is None else {"methods": self.extraction}
         return [
-            Row(prompt_key(prompt), text, extract(text, **options), {need: columns[need][i] for need in columns})
-            for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+            Row(
+                prompt_key(prompts[i]),
+                texts[i],
+                extract(final_text(completions[i]), **options),
+                {need: columns[need][i] for need in columns},
+            )
+            for i in range(len(texts))
         ]
 
     def _most_consistent(self, clusters: Int[Tensor, "P G"], sizes: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:

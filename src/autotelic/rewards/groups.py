@@ -14,10 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autotelic.errors import UserError
-
-Message = Mapping[str, Any]
-Prompt = str | Sequence[Message]
-Completion = str | Sequence[Message]
+from autotelic.tasks.conversations import Prompt
 
 
 @dataclass(frozen=True)
@@ -58,21 +55,6 @@ class Group:
             raise UserError("a group needs one answer and one statistic per response")
         columns = [{name: float(values[i]) for name, values in stats.items()} for i in range(len(texts))]
         return cls(tuple(Row(prompt, t, a, s) for t, a, s in zip(texts, answers, columns, strict=True)))
-
-
-def as_text(value: Prompt | Completion) -> str:
-    """Return the text of a prompt or completion: a string as it is, of chat messages the contents, joined."""
-    if isinstance(value, str):
-        return value
-    return "\n".join(_content(message) for message in value)
-
-
-def _content(message: Message) -> str:
-    """Return a message's text; of content blocks, the text blocks."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "".join(block.get("text") or "" for block in content if isinstance(block, Mapping))
 
 
 def prompt_key(prompt: Prompt) -> str:

@@ -8,7 +8,8 @@ import torch
 from autotelic.errors import UserError
 from autotelic.rewards.base import Context
 from autotelic.rewards.formulas import Normalize, normalized
-from autotelic.rewards.groups import Completion, Prompt, Row, gather_groups, prompt_key
+from autotelic.rewards.groups import Row, gather_groups, prompt_key
+from autotelic.tasks.conversations import Completion, Prompt
 
 
 class MixedReward:
@@ -47,7 +48,7 @@ class MixedReward:
             for component, _ in self.components
         ]
         rows = [
-            Row(prompt_key(prompt), "", None, {str(k): float(column[i]) for k, column in enumerate(columns)})
+            Row(prompt_key(prompt), "", None, {str(k): float(column[i] or 0.0) for k, column in enumerate(columns)})
             for i, prompt in enumerate(prompts)
         ]
         groups, places = gather_groups(rows, self.num_generations or Context.take(kwargs).num_generations)

@@ -1,11 +1,13 @@
-"""Readers of training logs: our `metrics.jsonl`, verl's, `trainer_state.json`, TensorBoard, W&B and other CSV files.
+"""Readers of training logs: ours, verl's, TRL's, ms-swift's, LLaMA-Factory's, TensorBoard, W&B and other CSV files.
 
-Every reader returns a `Log`: for each column its steps and values. Nothing is interpreted here but names.
+Every reader returns a `Log`: for each column its steps and values. Nothing is interpreted here but names; what had to
+be chosen or left out stands in the log's notes.
 """
 
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,27 +17,72 @@ import numpy as np
 
 from autotelic.errors import UserError, closest
 
-ENTROPY_COLUMNS = ("eval/entropy", "policy/entropy", "entropy", "train/entropy", "actor/entropy", "actor/entropy_loss")
-REWARD_COLUMNS = (
-    "eval/mean_at_k",
-    "eval/accuracy",
-    "eval/reward",
-    "eval_reward",
-    "reward/mean",
-    "reward",
-    "train/reward",
-    "critic/score/mean",
-    "critic/rewards/mean",
+ENTROPY_COLUMNS = (
+    r"eval/entropy",
+    r"policy/entropy",
+    r"(train/|rollout/)?entropy",
+    r"actor/entropy(_loss)?",  # verl, new and old
+    r"entropy/(all/)?mean",  # prime-rl, ms-swift
+    r"(train|policy|actor)/(policy_)?entropy_loss",  # slime, OpenRLHF: the mean entropy, not a loss
 )
-STEP_COLUMNS = ("step", "Step", "_step", "global_step", "train/global_step", "trainer/global_step")
+"""What engines call the entropy of the policy, in nats a token; whole names, in the order of preference."""
+
+VALIDATION_COLUMNS = (
+    r"eval/mean_at_k",
+    r"eval/(accuracy|reward)",
+    r"val-core/.+/acc/mean@\d+",  # verl
+    r"val-core/.+/mean@\d+",
+    r"val/test_score/.+",  # verl before 0.3
+    r"eval_(reward|accuracy)",  # transformers, TRL, ms-swift
+    r"eval_(.+_)?(accuracy|rewards?|score|acc)(/.+)?(?<!std)",
+    r"eval/.+/(avg|mean|pass)@\d+",  # prime-rl
+    r"eval/(eval_)?.+_(pass1|accuracy|reward|score)",  # OpenRLHF
+    r"eval/[\w.-]+",  # slime: eval/DATASET
+    r"val(idation)?[/_](.+[/_])?(accuracy|acc|reward|score)(/mean(@\d+)?)?",
+)
+TRAINING_COLUMNS = (
+    r"reward/(all/)?mean",
+    r"(train/|rollout/)?(raw_)?reward",
+    r"critic/score/mean",
+    r"critic/rewards/mean",
+    r"(train/)?accuracy",
+    r"rewards/.*accuracy.*/mean",
+)
+REWARD_COLUMNS = VALIDATION_COLUMNS + TRAINING_COLUMNS
+"""What engines call the reward, accuracy or score: of validation first."""
+
+NOT_REWARDS = re.compile(
+    r".*(loss|length|entropy|runtime|per_second|std|kl|num_|no_response|clip|truncat|tokens|time|epoch|step).*"
+)
+"""What a pattern of a whole family, such as `eval/DATASET`, must not take for a reward."""
+
+STEP_COLUMNS = (
+    "step",
+    "Step",
+    "_step",
+    "global_step",
+    "train/global_step",
+    "trainer/global_step",
+    "training/global_step",
+    "current_steps",  # LLaMA-Factory
+    "global_step/max_steps",  # ms-swift: "10/400"
+    "train/step",
+    "rollout/step",
+    "iteration",
+    "epoch",
+)
+LOG_FILES = ("metrics.jsonl", "trainer_state.json", "logging.jsonl", "trainer_log.jsonl")
+"""Logs in a run folder: ours, transformers', ms-swift's, LLaMA-Factory's."""
+_CONSOLE = re.compile(r"\bstep:(\d+(?:\.\d+)?)((?: - [^\s:]+:\S+)+)")
 
 
 @dataclass(frozen=True)
 class Log:
-    """Columns of one log: name -> (steps, values), steps increasing."""
+    """Columns of one log: name -> (steps, values), steps increasing; and what had to be decided in reading it."""
 
     source: Path
     columns: dict[str, tuple[np.ndarray, np.ndarray]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,24 +101,28 @@ def read_log(path: Path, *, step_column: str | None = None) -> Log:
     """Read any supported log, recognised by what it is rather than by an option.
 
     Args:
-        path: `metrics.jsonl`, a run folder that holds it, `trainer_state.json`, a TensorBoard folder, or a CSV file.
-        step_column: name of the step column of a CSV; None looks for the usual ones, and else counts rows.
+        path: `metrics.jsonl`, a run folder that holds it, `trainer_state.json`, a TensorBoard folder, a CSV file, or
+            what verl prints on the console.
+        step_column: name of the step column; None looks for the usual ones, and else counts rows.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; give a metrics.jsonl, trainer_state.json, TensorBoard folder or CSV")
     if path.is_dir():
-        for name in ("metrics.jsonl", "trainer_state.json"):
+        for name in LOG_FILES:
             if (path / name).exists():
                 return read_log(path / name, step_column=step_column)
-        return read_tensorboard(path)
+        states = sorted(path.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
+        return read_log(states[-1], step_column=step_column) if states else read_tensorboard(path)
     if path.name.startswith("events.out.tfevents"):
         return read_tensorboard(path)
     if path.suffix == ".jsonl":
         return log_from_rows(path, [unwrapped(row) for row in read_jsonl(path)], step_column)
     if path.suffix == ".json":
-        return read_trainer_state(path)
+        return read_trainer_state(path, step_column)
     if path.suffix in {".csv", ".tsv"}:
         return read_csv(path, step_column=step_column)
+    if path.suffix in {".log", ".txt", ".out"}:
+        return read_console(path)
     raise UserError(f"{path} is not a log that can be read: give .jsonl, .json, .csv, .tsv or a TensorBoard folder")
 
 
@@ -100,7 +151,7 @@ def unwrapped(row: dict[str, Any]) -> dict[str, Any]:
     return {"step": row.get("step")} | data if isinstance(data, dict) else row
 
 
-def read_trainer_state(path: Path) -> Log:
+def read_trainer_state(path: Path, step_column: str | None = None) -> Log:
     """Read the `log_history` of transformers' `trainer_state.json`."""
     try:
         state = json.loads(path.read_bytes())
@@ -109,7 +160,7 @@ def read_trainer_state(path: Path) -> Log:
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list):
         raise UserError(f"{path} has no log_history; a trainer_state.json of transformers was expected")
-    return log_from_rows(path, [row for row in history if isinstance(row, dict)], None)
+    return log_from_rows(path, [row for row in history if isinstance(row, dict)], step_column)
 
 
 def read_csv(path: Path, *, step_column: str | None = None) -> Log:
@@ -127,6 +178,29 @@ def read_csv(path: Path, *, step_column: str | None = None) -> Log:
     return log_from_rows(path, [{renamed[n]: row.get(n) for n in names} for row in rows], step_column)
 
 
+def read_console(path: Path) -> Log:
+    """Read what verl prints: `step:4 - actor/entropy:0.67 - critic/score/mean:0.4 - ...`, whatever stands before it."""
+    rows = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            found = _CONSOLE.search(line)
+            if found:
+                pairs = [pair.rsplit(":", 1) for pair in found.group(2).split(" - ") if ":" in pair]
+                rows.append({"step": found.group(1)} | {name: number_in(value) for name, value in pairs})
+    if not rows:
+        raise UserError(
+            f"{path} is not a log that can be read: it has no line such as 'step:4 - actor/entropy:0.6 - ...'; "
+            "give .jsonl, .json, .csv, .tsv or a TensorBoard folder"
+        )
+    return log_from_rows(path, rows, None)
+
+
+def number_in(text: str) -> str:
+    """Return the number of a printed value such as `np.float64(0.4)`, or the text itself."""
+    found = re.fullmatch(r"np\.\w+\(([^()]+)\),?", text)
+    return found.group(1) if found else text.rstrip(",")
+
+
 def read_tensorboard(path: Path) -> Log:
     """Read the scalars of a TensorBoard folder (needs the `tensorboard` package)."""
     files = [path] if path.is_file() else sorted(path.rglob("events.out.tfevents*"))
@@ -138,7 +212,7 @@ def read_tensorboard(path: Path) -> Log:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
         raise UserError("reading TensorBoard events needs the package: pip install tensorboard") from None
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[float, float]] = {}
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0, "tensors": 0})
         events.Reload()
@@ -166,35 +240,59 @@ def log_from_rows(path: Path, rows: Sequence[Mapping[str, Any]], step_column: st
     if step_column is not None and step_column not in names:
         raise UserError(missing_column(path, step_column, "step", names))
     step_name = step_column or next((name for name in STEP_COLUMNS if name in names), None)
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[float, float]] = {}
+    steps: list[float] = []
     for number, row in enumerate(rows):
-        step = number if step_name is None else as_number(row.get(step_name))
+        step = number if step_name is None else as_step(row.get(step_name))
         if step is None:
             continue
+        steps.append(float(step))
         for name, raw in row.items():
             value = as_number(raw)
             if name != step_name and value is not None:
-                found.setdefault(name, {})[int(step)] = value
-    return Log(path, to_columns(found))
+                found.setdefault(name, {})[step] = value
+    return Log(path, to_columns(found), tuple(notes_on_steps(steps, step_name)))
+
+
+def notes_on_steps(steps: Sequence[float], name: str | None) -> list[str]:
+    """Say how steps were counted, and where a resumed run took some of them again."""
+    if name is None:
+        return ["no step column was found: rows are counted; --step-column names one"]
+    back = [i for i in range(1, len(steps)) if steps[i] < steps[i - 1]]
+    if not back:
+        return []
+    where = "; ".join(f"{steps[i - 1]:g} to {steps[i]:g}" for i in back[:3])
+    return [f"{name} goes back {len(back)} time(s) ({where}): of a step that comes twice, the later row is kept"]
 
 
 def as_number(raw: Any) -> float | None:
-    """Return a finite number, or None."""
+    """Return a finite number, or None; `45.2%` is .452."""
     if raw is None or isinstance(raw, bool) or not isinstance(raw, int | float | str):
         return None
+    scale = 1.0
+    if isinstance(raw, str):
+        raw = raw.strip()
+        if raw.endswith("%"):
+            raw, scale = raw[:-1], 0.01
     try:
-        value = float(raw)
-    except ValueError:
+        value = float(raw) * scale
+    except (ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
 
 
-def to_columns(found: Mapping[str, Mapping[int, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Sort each column by step."""
+def as_step(raw: Any) -> float | None:
+    """Return a step, or None; `10/400`, a step of so many, is 10."""
+    return as_number(raw.split("/")[0] if isinstance(raw, str) and re.fullmatch(r"\d+/\d+", raw) else raw)
+
+
+def to_columns(found: Mapping[str, Mapping[Any, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Sort each column by step; steps are integers unless one is a fraction."""
     columns = {}
     for name, values in found.items():
         steps = sorted(values)
-        columns[name] = (np.array(steps, dtype=np.int64), np.array([values[s] for s in steps], dtype=np.float64))
+        kind = np.int64 if all(float(step).is_integer() for step in steps) else np.float64
+        columns[name] = (np.array(steps, dtype=kind), np.array([values[s] for s in steps], dtype=np.float64))
     return columns
 
 
@@ -203,8 +301,8 @@ def pick_curve(log: Log, *, entropy_column: str | None = None, reward_column: st
 
     Where the reward is logged at steps without an entropy, the entropy is interpolated linearly, and a note says so.
     """
-    entropy_name = choose(log, entropy_column, ENTROPY_COLUMNS, "entropy")
-    reward_name = choose(log, reward_column, REWARD_COLUMNS, "reward")
+    entropy_name, _ = choose(log, entropy_column, ENTROPY_COLUMNS, "entropy")
+    reward_name, others = choose(log, reward_column, REWARD_COLUMNS, "reward")
     (h_steps, h_values), (r_steps, r_values) = log.columns[entropy_name], log.columns[reward_name]
     inside = (r_steps >= h_steps[0]) & (r_steps <= h_steps[-1])
     steps, rewards = r_steps[inside], r_values[inside]
@@ -218,19 +316,35 @@ def pick_curve(log: Log, *, entropy_column: str | None = None, reward_column: st
         notes.append(f"{between} of {len(steps)} steps have no {entropy_name}: interpolated between its neighbours")
     if len(steps) < len(r_steps):
         notes.append(f"{len(r_steps) - len(steps)} steps lie outside the steps of {entropy_name} and are left out")
+    if others:
+        shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        notes.append(
+            f"{reward_name} is taken as the reward (most points, then by name), not {shown}: "
+            "--reward-column names another"
+        )
     entropy = np.interp(steps, h_steps, h_values)
-    return Curve(steps, entropy, rewards, entropy_name, reward_name, tuple(notes))
+    return Curve(steps, entropy, rewards, entropy_name, reward_name, (*notes, *log.notes))
 
 
-def choose(log: Log, name: str | None, known: Iterable[str], role: str) -> str:
-    """Return the column asked for, or the first known one that the log has."""
+def choose(log: Log, name: str | None, known: Iterable[str], role: str) -> tuple[str, list[str]]:
+    """Return the column asked for, or the first known one that the log has, and the others that are as good.
+
+    Of several that one name fits, the one with the most points is taken, then the first by name.
+    """
     if name is not None:
         if name not in log.columns:
             raise UserError(missing_column(log.source, name, role, log.columns))
-        return name
-    for candidate in known:
-        if candidate in log.columns:
-            return candidate
+        return name, []
+    for pattern in known:
+        fitting = [
+            column
+            for column in log.columns
+            if re.fullmatch(pattern, column)
+            and (role != "reward" or not NOT_REWARDS.fullmatch(column.rsplit("/", 1)[-1]))
+        ]
+        if fitting:
+            ranked = sorted(fitting, key=lambda column: (-len(log.columns[column][0]), column))
+            return ranked[0], ranked[1:]
     raise UserError(missing_column(log.source, None, role, log.columns))
 
 

@@ -4,23 +4,42 @@
 | --- | --- |
 | `chain_sums:test` | the small world's split "train", "test" or "ood" |
 | `reasoning_gym:NAME` | a data set of reasoning-gym, such as `reasoning_gym:chain_sum` |
-| `FILE.jsonl`, `FILE.parquet` | a file |
-| `OWNER/NAME` or `OWNER/NAME:SPLIT` | a data set of the `datasets` hub (split "train" when none is given) |
+| `FILE.jsonl`, `.json`, `.parquet`, `.csv`, `.tsv` | a file |
+| `FOLDER` or `FOLDER:SPLIT` | what `Dataset.save_to_disk` wrote |
+| `OWNER/NAME` or `OWNER/NAME:SPLIT` | a data set of the `datasets` hub (split "train", or the only one there is) |
+
+A prompt is a text or a list of chat messages. Columns that are called otherwise are named by `columns`; the published
+shapes in `SHAPES` (GSM8K, MATH-500, DAPO-Math, verl's parquet files, ...) are known.
 """
 
+import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from autotelic.errors import UserError, closest
 from autotelic.tasks.chain_sums import SPLITS, ChainSums, problems
+from autotelic.tasks.conversations import is_conversation
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ROLES = ("id", "prompt", "answer")
 DEFAULT_COUNT = 1000  # rows of a generated source when no limit is given
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+
+SHAPES = (
+    ("prompt", "reward_model.ground_truth"),  # verl, DAPO-Math-17k
+    ("question", "answer"),  # GSM8K
+    ("problem", "answer"),  # MATH-500, OpenR1-Math
+    ("problem", "solution"),  # MATH, NuminaMath
+    ("problem", "expected_answer"),  # OpenMathReasoning
+    ("question", "reference_answer"),  # NaturalReasoning
+    ("prompt", "solution"),  # TRL's examples
+    ("prompt", "ground_truth"),
+)
+"""Columns of prompt and answer in published data sets; the first pair that a file has is taken."""
 
 
 def load_problems(
@@ -29,9 +48,12 @@ def load_problems(
     limit: int | None = None,
     seed: int = 0,
     columns: Mapping[str, str] | None = None,
+    keep: Sequence[str] = (),
+    config: str | None = None,
     world: ChainSums | None = None,
     require_answer: bool = False,
-) -> list[dict[str, str]]:
+    say: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
     """Read problems from any source.
 
     Args:
@@ -39,12 +61,16 @@ def load_problems(
         limit: at most this many rows; generated sources give 1000 when it is None.
         seed: of generated sources; files and hub data sets are read in order.
         columns: which column holds "prompt", "answer" or "id" where it has another name, as
-            `{"prompt": "question"}`.
+            `{"prompt": "question"}`; a dot leads into a nested one, as in "reward_model.ground_truth".
+        keep: further columns, kept as they are; without a column "solution" or "ground_truth", that is the answer.
+        config: of a hub data set that has several, as "main" of openai/gsm8k.
         world: settings of the small world, for `chain_sums:...` (default `ChainSums()`).
         require_answer: refuse a source without the column "answer".
+        say: takes remarks, such as which columns were taken.
 
     Returns:
-        One dictionary per problem, with "prompt" and, where the source has them, "answer" and "id".
+        One dictionary per problem: "prompt" (text or messages) and, where the source has them, "answer" (a text, or a
+        list of accepted ones), "id", and what `keep` names.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}.")
@@ -56,17 +82,20 @@ def load_problems(
     if kind == "chain_sums":
         if rest not in SPLITS:
             raise UserError(f"unknown split in {name!r}{closest(rest, SPLITS)} Write chain_sums:SPLIT, {SPLITS}.")
-        return problems(world or ChainSums(), rest, limit or DEFAULT_COUNT, seed)
-    if kind == "reasoning_gym":
-        return _reasoning_gym(rest, limit or DEFAULT_COUNT, seed)
-    if Path(name).suffix in (".jsonl", ".parquet") or Path(name).exists():
-        rows: Iterable[Mapping[str, Any]] = _read_file(Path(name))
+        rows: Iterable[Mapping[str, Any]] = problems(world or ChainSums(), rest, limit or DEFAULT_COUNT, seed)
+        columns = {}
+    elif kind == "reasoning_gym":
+        rows, columns = _reasoning_gym(rest, limit or DEFAULT_COUNT, seed), {}
+    elif Path(name).is_dir() or (Path(kind).is_dir() and rest):
+        rows = _folder(Path(name), "") if Path(name).is_dir() else _folder(Path(kind), rest)
+    elif Path(name).suffix in SUFFIXES or Path(name).exists():
+        rows = _read_file(Path(name))
     else:
-        rows = _hub(name)
-    return _select(rows, name, dict(columns or {}), limit, require_answer)
+        rows = _hub(name, config)
+    return _select(rows, name, dict(columns or {}), limit, require_answer, tuple(keep), say)
 
 
-def to_dataset(rows: Sequence[Mapping[str, str]], columns: Sequence[str] | None = None) -> "Dataset":
+def to_dataset(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> "Dataset":
     """Return rows as a `datasets.Dataset`.
 
     Args:
@@ -77,6 +106,16 @@ def to_dataset(rows: Sequence[Mapping[str, str]], columns: Sequence[str] | None 
 
     kept = list(columns) if columns is not None else list(rows[0])
     return Dataset.from_list([{name: row[name] for name in kept} for row in rows])
+
+
+def nested(row: Mapping[str, Any], column: str) -> Any:
+    """Return a column's value; `reward_model.ground_truth` is a field of a column that holds objects."""
+    value: Any = row.get(column)
+    if value is None and "." in column:
+        value = row
+        for part in column.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _reasoning_gym(name: str, count: int, seed: int) -> list[dict[str, str]]:
@@ -100,20 +139,39 @@ def _read_file(path: Path) -> list[Mapping[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a .jsonl or .parquet file, or a source such as chain_sums:test.")
     if path.suffix == ".parquet":
-        return _read_parquet(path)
-    rows: list[Mapping[str, Any]] = []
+        return read_parquet(path)
+    if path.suffix in (".gguf", ".safetensors", ".bin", ".pt"):
+        raise UserError(f"{path} holds a model, not problems: give it as the model, and a data set here.")
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                rows.append(_parse_row(line, f"{path}, line {number}"))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix in (".csv", ".tsv"):
+                return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+            if path.suffix == ".json":
+                text = file.read()
+                return _array(text, path) if text.lstrip().startswith("[") else _lines(text.split("\n"), path)
+            return _lines(file, path)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
         ) from error
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file: {error}.") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
+
+
+def _lines(lines: Iterable[str], path: Path) -> list[Mapping[str, Any]]:
+    return [_parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _array(text: str, path: Path) -> list[Mapping[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}): give a list of objects.") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, row {number} is a JSON {type(row).__name__}, not an object.")
     return rows
 
 
@@ -127,7 +185,8 @@ def _parse_row(line: str, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _read_parquet(path: Path) -> list[Mapping[str, Any]]:
+def read_parquet(path: Path) -> list[Mapping[str, Any]]:
+    """Return the rows of a parquet file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -137,41 +196,146 @@ def _read_parquet(path: Path) -> list[Mapping[str, Any]]:
         raise UserError(f"cannot read {path} as parquet: {str(error).splitlines()[0]}") from error
 
 
-def _hub(name: str) -> Iterable[Mapping[str, Any]]:
+def _folder(path: Path, split: str) -> Iterable[Mapping[str, Any]]:
+    """Return what `save_to_disk` wrote: one data set, or several splits."""
+    import datasets
+
+    if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise UserError(
+            f"{path} is a folder that no data set was saved to: give a file, or what Dataset.save_to_disk wrote."
+        )
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:  # many kinds; all mean that it cannot be read
+        raise UserError(f"cannot read the data set in {path}: {(str(error).splitlines() or [''])[0]}") from error
+    return _one_split(found, split, str(path))
+
+
+def _hub(name: str, config: str | None) -> Iterable[Mapping[str, Any]]:
     import datasets
 
     repository, _, split = name.partition(":")
     try:
-        return cast("Iterable[Mapping[str, Any]]", datasets.load_dataset(repository, split=split or "train"))
+        try:
+            found: Any = datasets.load_dataset(repository, config, split=split or "train")
+        except ValueError as error:
+            if split or "nknown split" not in str(error):
+                raise
+            found = datasets.load_dataset(repository, config)
     except Exception as error:  # the hub client raises many kinds; all mean that it cannot be read
         first = (str(error).splitlines() or [""])[0]
+        hint = " (name it with --dataset-config)" if "onfig name is missing" in str(error) else ""
         raise UserError(
             f"cannot read {name!r}: there is no such file, and as a hub data set it failed with "
-            f"{type(error).__name__}: {first}"
+            f"{type(error).__name__}: {first}{hint}"
         ) from error
+    return _one_split(found, "", repository)
+
+
+def _one_split(found: Any, split: str, name: str) -> Iterable[Mapping[str, Any]]:
+    """Return a data set's split: the one asked for, "train", or the only one there is."""
+    if not isinstance(found, dict):
+        if split:
+            raise UserError(f"{name} has no splits: leave out ':{split}'.")
+        return cast("Iterable[Mapping[str, Any]]", found)
+    chosen = split or ("train" if "train" in found else next(iter(found)) if len(found) == 1 else "")
+    if chosen not in found:
+        raise UserError(f"{name} has the splits {', '.join(map(str, found))}: choose one as {name}:SPLIT.")
+    return found[chosen]
 
 
 def _select(
-    rows: Iterable[Mapping[str, Any]], name: str, columns: dict[str, str], limit: int | None, require_answer: bool
-) -> list[dict[str, str]]:
+    rows: Iterable[Mapping[str, Any]],
+    name: str,
+    columns: dict[str, str],
+    limit: int | None,
+    require_answer: bool,
+    keep: tuple[str, ...],
+    say: Callable[[str], None] | None,
+) -> list[dict[str, Any]]:
     required = {"prompt", *columns} | ({"answer"} if require_answer else set())
-    selected: list[dict[str, str]] = []
+    selected: list[dict[str, Any]] = []
+    names: dict[str, str] | None = None
     for number, row in enumerate(rows, start=1):
         if limit is not None and len(selected) == limit:
             break
+        names = _columns(row, columns, say) if names is None else names
+        where = f"{name}, row {number}"
+        found = {role: nested(row, column) for role, column in names.items()}
         for role in sorted(required):
-            column = columns.get(role, role)
-            if row.get(column) is None:
-                raise UserError(f"{name}, row {number}: no column {column!r}; present: {', '.join(row) or 'none'}.")
-        names = {role: columns.get(role, role) for role in ROLES}
-        found = {role: row[column] for role, column in names.items() if row.get(column) is not None}
-        selected.append({role: _text(value, f"{name}, row {number}, {names[role]}") for role, value in found.items()})
+            if found[role] is None:
+                present = ", ".join(map(str, row)) or "none"
+                raise UserError(f"{where}: no column {names[role]!r}; present: {present}.")
+        cleaned = {
+            role: _CLEAN[role](value, f"{where}, {names[role]}") for role, value in found.items() if value is not None
+        }
+        selected.append(cleaned | {column: _kept(row, column, cleaned, where) for column in keep})
     if not selected:
         raise UserError(f"{name} is empty: it has no rows.")
-    return selected
+    return _of_one_kind(selected, name)
+
+
+def _columns(row: Mapping[str, Any], columns: Mapping[str, str], say: Callable[[str], None] | None) -> dict[str, str]:
+    """Return which column holds each role: the one named, the role's own name, or that of a published shape."""
+    names = {role: columns.get(role, role) for role in ROLES}
+    open_roles = [role for role in ("prompt", "answer") if names[role] == role and row.get(role) is None]
+    for prompt, answer in SHAPES if open_roles else ():
+        shape = {"prompt": prompt, "answer": answer}
+        chosen = names | {role: shape[role] for role in open_roles}
+        fixed = all(
+            names[role] == shape[role] or columns.get(role, role) != role for role in shape if role not in open_roles
+        )
+        if fixed and all(nested(row, chosen[role]) is not None for role in shape):
+            if say is not None:
+                say(f"columns: prompt = {chosen['prompt']}, answer = {chosen['answer']}")
+            return chosen
+    return names
+
+
+def _kept(row: Mapping[str, Any], column: str, cleaned: Mapping[str, Any], where: str) -> Any:
+    """Return a further column, or the answer where that is what the column's name means."""
+    value = cleaned.get(column) if column in ROLES else row.get(column)
+    if value is None and column in ("solution", "ground_truth", "answer"):
+        value = cleaned.get("answer")
+    if value is None:
+        raise UserError(f"{where}: no column {column!r}; present: {', '.join(map(str, row))}.")
+    return value
 
 
 def _text(value: Any, where: str) -> str:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     raise UserError(f"{where}: a {type(value).__name__} is not text: give a string or a number.")
+
+
+def _prompt(value: Any, where: str) -> str | list[dict[str, Any]]:
+    """Return a prompt: a text, or chat messages."""
+    if is_conversation(value):
+        return [dict(message) for message in value]
+    if isinstance(value, list):
+        raise UserError(f"{where}: a list is not text: give a string, or messages with role and content.")
+    return _text(value, where)
+
+
+def _answer(value: Any, where: str) -> str | list[str]:
+    """Return a label: a text, or a list of accepted ones."""
+    if isinstance(value, list) and value:
+        return [_text(item, where) for item in value]
+    return _text(value, where)
+
+
+_CLEAN: dict[str, Callable[[Any, str], Any]] = {"id": _text, "prompt": _prompt, "answer": _answer}
+
+
+def _of_one_kind(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Make every answer a list where one is, as a table has one type a column; refuse texts among conversations."""
+    texts = [isinstance(row["prompt"], str) for row in rows]
+    if any(texts) and not all(texts):
+        raise UserError(
+            f"{name}, row {texts.index(not texts[0]) + 1}: texts and conversations are mixed: use one kind."
+        )
+    if any(isinstance(row.get("answer"), list) for row in rows):
+        for row in rows:
+            if isinstance(row.get("answer"), str):
+                row["answer"] = [row["answer"]]
+    return rows
