@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from autotelic.errors import UserError
-from autotelic.rewards import VerifierReward
+from autotelic.rewards import MixedReward, VerifierReward, empo
 from autotelic.rewards.label_reader import is_right, read_label, unread_labels
+from autotelic.rewards.verifiers import label_columns, takes_messages
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,18 @@ def test_the_verifier_reads_the_last_assistant_message_and_any_label(caplog):
     labels = ["42", "#### 42", ["41", "42"], "Why? Because it is so, I say."]
     assert verifier(["q"] * 4, [tool, said, said, said], answer=labels) == [0, 1, 1, None]
     assert verifier.num_unread == 1 and "cannot be read" in caplog.text
+
+
+def exact(prompts, completions, answer, *, difficulty=None, **kwargs):
+    return [float(text == gold) for text, gold in zip(completions, answer, strict=True)]
+
+
+def test_a_reward_gets_the_columns_that_it_names_and_a_label_free_one_none():
+    accuracy = pytest.importorskip("trl.rewards").accuracy_reward
+    assert label_columns(exact) == ("answer", "difficulty")
+    assert label_columns(accuracy) == label_columns(takes_messages(accuracy)) == ("solution",)
+    assert label_columns(VerifierReward("gold")) == ("gold",)
+    assert label_columns(empo) == ()
+    assert label_columns(MixedReward([(empo, 1.0), (exact, 1.0), (VerifierReward(), 1.0)])) == ("answer", "difficulty")
+    texts = ["So $\\boxed{2}$.", "So $\\boxed{3}$."]
+    assert takes_messages(accuracy)(prompts=["q"] * 2, completions=texts, solution=["$2$"] * 2) == [1.0, 0.0]

@@ -1,10 +1,12 @@
-"""The reward that knows the labels. Beside `autotelic.evaluation`, this folder alone may see one.
+"""Rewards that know the labels: ours, and a user's own. Beside `autotelic.evaluation`, this folder alone may see one.
 
-It is the supervised baseline that label-free rewards are compared with, and never a part of them.
+They are the supervised baselines that label-free rewards are compared with, and never a part of them.
 """
 
+import functools
+import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autotelic.answers import extract
@@ -62,3 +64,49 @@ class VerifierReward:
             return None
         options = {} if self.extraction is None else {"methods": self.extraction}
         return float(is_right(extract(text, **options), accepted, self.equivalence))
+
+
+PROTOCOL = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+    "num_generations",
+    "token_stats",
+)
+"""What a trainer gives to every reward function; any other parameter is a column of the data set."""
+
+
+def label_columns(reward: Any) -> tuple[str, ...]:
+    """Return the columns of the data set that a reward asks for by name; a label-free reward gets none.
+
+    Args:
+        reward: a reward function of TRL's protocol, or an object with such a `__call__`. Its parameters beside the
+            protocol's are columns; what `**kwargs` takes is not asked for by name.
+    """
+    from autotelic.rewards.base import LabelFreeReward
+    from autotelic.rewards.mixing import MixedReward
+
+    if isinstance(reward, LabelFreeReward):
+        return ()
+    if isinstance(reward, VerifierReward):
+        return (reward.column,)
+    if isinstance(reward, MixedReward):
+        return tuple(dict.fromkeys(name for part, _ in reward.components for name in label_columns(part)))
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(reward).parameters.values()
+    return tuple(p.name for p in parameters if p.kind in kinds and p.name not in PROTOCOL)
+
+
+def takes_messages(reward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a reward of TRL's own that also takes completions of plain prompts, which are texts and not messages."""
+
+    @functools.wraps(reward)
+    def call(*, completions: Sequence[Completion], **kwargs: Any) -> Any:
+        messages = [[{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions]
+        return reward(completions=messages, **kwargs)
+
+    return call

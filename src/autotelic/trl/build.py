@@ -59,6 +59,7 @@ def build_trainer(
     from autotelic.runs.callbacks import MetricsFile, Progress, StopCleanly, Validation
     from autotelic.tasks import to_dataset
     from autotelic.trl.control_part import Control
+    from autotelic.trl.empty_responses import NotEmpty
     from autotelic.trl.entropy_term import EntropyMinimization, EntropyTerm
     from autotelic.trl.fast_passes import FastPasses
     from autotelic.trl.label_free import LabelFree, SurplusVotes
@@ -81,7 +82,7 @@ def build_trainer(
         if method == "one_shot_em"
         else None
     )
-    parts: list[Any] = [LabelFree(), FastPasses(run.fused_head, run.shared_prefix)]
+    parts: list[Any] = [NotEmpty(), LabelFree(), FastPasses(run.fused_head, run.shared_prefix)]
     if control is not None:
         parts.append(Control(control, run.entropy_change_rows))
     if minimization is not None:
