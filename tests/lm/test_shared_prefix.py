@@ -414,7 +414,16 @@ def with_own_loss(trainer_class):
     return with_entropy_control(OwnLoss)
 
 
+def experts(tokenizer):
+    """A mixture of experts, whose router has a loss of each micro-batch (1.4 % apart in one run)."""
+    names = ("eos_token_id", "pad_token_id", "bos_token_id")
+    shape = {name: getattr(tokenizer, name) for name in names} | {"vocab_size": len(tokenizer)}
+    shape |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    return random_model("Qwen3MoeForCausalLM", **shape)
+
+
 ORDER_MATTERS = {
+    "the loss of the experts' router": (with_entropy_control, {"model": experts}),
     "tokens of a micro-batch": (with_entropy_control, {"loss_type": "bnpo"}),
     "a quantile of each": (with_entropy_control, {"top_entropy_quantile": 0.5}),
     "a mean of means": (with_entropy_control, {"entropy_coef": 0.1}),
@@ -432,8 +441,9 @@ ORDER_MATTERS = {
 
 
 @pytest.mark.parametrize("why", ["", *ORDER_MATTERS])
-def test_order_is_left_to_trl_where_the_split_matters(why, make_trainer):
+def test_order_is_left_to_trl_where_the_split_matters(why, make_trainer, tokenizer):
     wrap, settings = ORDER_MATTERS.get(why, (with_entropy_control, {}))
+    settings = {name: value(tokenizer) if name == "model" else value for name, value in settings.items()}
     trainer = make_trainer(
         wrap,
         shared_prefix="on",

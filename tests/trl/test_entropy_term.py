@@ -11,6 +11,7 @@ from autotelic.cli.train import parse, train
 from autotelic.errors import UserError
 from autotelic.functional import entropy_minimization_loss, entropy_minimization_official
 from autotelic.trl import EntropyMinimization, EntropyTerm, with_entropy_minimization
+from autotelic.trl.label_free import with_surplus_votes
 from autotelic.trl.seam import response_mask
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -24,12 +25,15 @@ def constant_reward(prompts, completions, **kwargs):
 def make_em(make_trainer, make_model):
     """A trainer of 32 rollouts of one prompt in `accumulation` micro-batches, with its own copy of one model."""
 
-    def build(accumulation=1, prompts=("1+2+3=?",), **settings):
+    def build(accumulation=1, prompts=("1+2+3=?",), train_generations=None, **settings):
         model = make_model()
         with torch.no_grad():
             model.model.embed_tokens.weight.mul_(4.0)  # as initialised, every token's entropy is ln V
+        wrap = with_entropy_minimization
+        if train_generations is not None:
+            wrap = lambda cls: with_surplus_votes(with_entropy_minimization(cls, train_generations=train_generations))  # noqa: E731
         return make_trainer(
-            with_entropy_minimization,
+            wrap,
             model=model,
             prompts=prompts,
             reward_funcs=constant_reward,
@@ -139,6 +143,18 @@ def test_the_split_into_micro_batches_does_not_matter(make_em, settings):
     gradients = [first_update(make_em(accumulation, **settings))[1] for accumulation in (1, 2, 4)]
     for gradient in gradients[1:]:
         assert float((gradient - gradients[0]).norm() / gradients[0].norm()) < 1e-5
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+def test_responses_that_only_vote_are_not_in_the_mean(make_em, reduction):
+    """32 votes, 8 rows that train: gradient and logged loss are those of the 8, in float64 (they were .47 of it)."""
+    trainer = make_em(2, reduction=reduction, train_generations=4)
+    micro_batches, gradient = first_update(trainer)
+    assert sum(len(micro["completion_ids"]) for micro in micro_batches) == 8
+    expected, loss = reference_gradient(trainer, micro_batches, reduction)
+    assert float((gradient - expected).norm() / expected.norm()) < 1e-5
+    logged = trainer._metrics["train"]["train/em_loss"]
+    assert sum(logged) / len(logged) == pytest.approx(loss, rel=1e-5)
 
 
 def micro_batch(rows, tokenizer, left=0, right=0):

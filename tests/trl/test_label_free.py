@@ -17,8 +17,8 @@ from autotelic.tasks import model_path
 from autotelic.trl.label_free import token_statistics, with_label_free_rewards, with_surplus_votes
 
 
-class Graded(LabelFreeReward):
-    """Rewards by place in the group; masks the first prompt; scales the second by ten."""
+class Masking(LabelFreeReward):
+    """Rewards by place in the group; masks the first prompt."""
 
     name = "graded"
 
@@ -27,6 +27,10 @@ class Graded(LabelFreeReward):
 
     def prompt_mask(self, batch):
         return torch.arange(len(batch.groups)) > 0
+
+
+class Graded(Masking):
+    """Also scales the second by ten."""
 
     def advantage_scale(self, batch):
         scale = torch.ones(len(batch.groups), dtype=torch.float64)
@@ -95,6 +99,39 @@ def test_token_statistics_by_hand(make_model, tokenizer):
     assert float(found.self_certainty[0, 0]) == pytest.approx(
         float(-log_p.mean() - torch.tensor(float(len(log_p))).log()), abs=1e-5
     )
+
+
+def brevity(prompts, completions, **kwargs):
+    return [-0.1 * len(completion) for completion in completions]
+
+
+@pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
+def test_a_second_reward_does_not_bring_a_masked_prompt_back(make_trainer, scale_rewards):
+    """Advantages of the other prompts are those of a batch without the first; the first prompt's rows have none."""
+    trainer = make_trainer(
+        with_label_free_rewards, reward_funcs=[Masking(), brevity], scale_rewards=scale_rewards, steps_per_generation=1
+    )
+    output = rollout(trainer)
+    lengths = [len(trainer.processing_class.decode(ids, skip_special_tokens=True)) for ids in output["completion_ids"]]
+    total = torch.arange(4).repeat(4).double() - 0.1 * torch.tensor(lengths).double()
+    groups = total.view(4, 4)[1:]
+    centred = groups - groups.mean(1, keepdim=True)
+    spread = {"group": groups.std(1, keepdim=True), "batch": groups.flatten().std(), "none": torch.tensor(1 - 1e-4)}
+    expected = centred / (spread[scale_rewards] + 1e-4)
+    found = output["advantages"].view(4, 4)
+    assert bool((found[0] == 0).all())
+    torch.testing.assert_close(found[1:].double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_has_no_meaning_beside_a_second_reward_is_refused(make_trainer):
+    with pytest.raises(UserError, match="seed_grpo scales the advantages"):
+        make_trainer(with_label_free_rewards, reward_funcs=[SeedGRPO(), brevity])
+    with pytest.raises(UserError, match="normalize_then_sum"):
+        make_trainer(
+            with_label_free_rewards,
+            reward_funcs=[EMPO(), brevity],
+            multi_objective_aggregation="normalize_then_sum",
+        )
 
 
 @pytest.mark.parametrize("reward", [EMPO(), SelfCertainty(), SeedGRPO()], ids=lambda r: r.name)

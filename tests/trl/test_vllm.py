@@ -23,6 +23,7 @@ from autotelic.trl import (
     with_entropy_control,
     with_entropy_minimization,
 )
+from autotelic.trl.control_part import warn_once
 
 
 class Sampler:
@@ -122,6 +123,21 @@ def test_without_the_correction_the_samplers_own_decide(with_sampler):
     assert inputs.get("old_per_token_logps") is None
     expected = covariance_of(inputs["sampling_per_token_logps"], inputs)
     torch.testing.assert_close(inputs["plan"].covariance, expected)
+
+
+def test_truncated_sampling_is_said_once_where_its_log_probabilities_are_read(with_sampler, caplog):
+    """Under top-p the sampler's log-probabilities are those of another distribution; refresh reads the policy's."""
+    warn_once.cache_clear()
+    settings = {"steps_per_generation": 1, "vllm_importance_sampling_correction": False, "top_p": 0.9}
+    for refresh, expected in ((False, 1), (False, 1), (True, 1)):
+        control = ClipCov(fraction=0.2, low=-9.0, high=9.0, refresh=refresh)
+        with_sampler(with_entropy_control, entropy_control=control, **settings)
+        lines = [record.message for record in caplog.records if "truncated distribution" in record.message]
+        assert len(lines) == expected and "top_p=0.9" in lines[0]
+    warn_once.cache_clear()
+    caplog.clear()
+    with_sampler(with_entropy_control, entropy_control=control, **settings)
+    assert not [record for record in caplog.records if "truncated distribution" in record.message]
 
 
 def test_the_importance_ratio_is_trls_and_multiplies_the_rewritten_advantage(with_sampler):

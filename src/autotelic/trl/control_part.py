@@ -221,7 +221,7 @@ class Control(Part):
             if name in micro:
                 return micro[name]
         found = micro.get("sampling_per_token_logps")
-        if found is not None:
+        if found is not None and not self.control.refresh:
             warn_if_truncated(self.trainer)
         return found
 
