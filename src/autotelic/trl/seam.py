@@ -322,7 +322,7 @@ def with_parts(trainer_class: type[TrainerT], *makers: Callable[..., list[Part]]
     if not any(base.__name__ in SERVED for base in trainer_class.__mro__):
         raise UserError(
             f"{trainer_class.__name__} is not served: this works on trl.GRPOTrainer, trl.RLOOTrainer and their "
-            "subclasses (TRL >= 1.16)"
+            "subclasses (TRL >= 1.10, not 1.15.0)"
         )
     known = getattr(trainer_class, "makers", ())
     own = {
