@@ -44,10 +44,11 @@ def run_one(experiment: dict[str, Any], name: str, settings: dict[str, Any], see
     options = dict(experiment.get("common", {})) | settings
     method = options.pop("method", "grpo")
     if method != "base":
+        from autotelic.cli.config import to_options
         from autotelic.cli.train import train
 
         options |= {"seed": seed, "output_dir": folder / "run", "overwrite": True, "quiet": True}
-        train(method, [item for key, value in options.items() for item in (f"--{key}", str(value))])
+        train(method, to_options(options))
     evaluation = evaluate(experiment["evaluation"], None if method == "base" else folder / "run", seed)
     record = {"name": name, "seed": seed, "seconds": time.monotonic() - started, "evaluation": evaluation}
     temporary = result.with_suffix(".tmp")

@@ -36,7 +36,7 @@ EM = {"method": "one_shot_em", "prompt": PROMPT, "learning_rate": 2e-4, "max_ste
 MANY = EM | {"prompt": None, "dataset": "chain_sums:train", "max_steps": 20}
 RL = {"method": "grpo", "dataset": "chain_sums:train", "dataset_limit": 4000, "num_generations": 8}
 RL |= {"per_device_train_batch_size": 64, "steps_per_generation": 2, "learning_rate": 2e-4, "max_steps": 24}
-STRICTER = ("majority_drift=0.3", "diversity=0.9", "entropy_floor=0.75", "length=1.25", "logit_skew=0.1")
+STRICTER = {"majority_drift": 0.3, "diversity": 0.9, "entropy_floor": 0.75, "length": 1.25, "logit_skew": 0.1}
 SCORES = ("variance", "majority_variance", "semantic_entropy", "token_entropy", "disagreement", "chance")
 
 
@@ -108,6 +108,7 @@ def trial(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def train(settings: dict[str, Any], seed: int, output: Path, start: Path | None, curve: int) -> None:
+    from autotelic.cli.config import to_options
     from autotelic.cli.train import train as run
 
     options = COMMON | {key: value for key, value in settings.items() if value is not None}
@@ -117,11 +118,11 @@ def train(settings: dict[str, Any], seed: int, output: Path, start: Path | None,
     if start is not None:
         options["model_name_or_path"] = start
     if curve:  # a rule that never speaks, so that all probes are taken
-        options |= {"stop_rule": "length=1000", "probe_dataset": "chain_sums:train", "probe_steps": curve, "probe_k": 8}
+        options |= {"stop_rule": "length,threshold=1000", "probe": f"dataset=chain_sums:train,steps={curve},k=8"}
         options |= {"validation_dataset": "chain_sums:test", "validation_limit": 50, "validation_k": 4}
         options["validation_steps"] = curve
     method = options.pop("method")
-    run(method, [item for key, value in options.items() for item in (f"--{key}", str(value))])
+    run(method, to_options(options))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -324,9 +325,10 @@ def curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def stop_rules(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """For each rule, over seeds: the step of the checkpoint it keeps, and the accuracy lost against the run's best."""
-    from autotelic.diagnostics.stopping import STOP_RULES, ProbeStatistics, parse_rules, stopping_point
+    from autotelic.diagnostics.stopping import RULES, ProbeStatistics, stopping_point
 
-    rules = dict(STOP_RULES) | {f"{text} (stricter)": rule for text in STRICTER for rule in parse_rules(text).values()}
+    rules = {name: rule() for name, rule in RULES.items() if not rule.collapse}
+    rules |= {f"{name}={limit} (stricter)": RULES[name](limit) for name, limit in STRICTER.items()}
 
     kept: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for row in rows:

@@ -191,9 +191,9 @@ def small_world(args: Any) -> dict[str, Any]:
                 "max_steps": 2 * steps,
                 "learning_rate": 1e-6,
                 "save_strategy": "no",
-                "entropy_control": control,
+                "entropy_control": "kl_cov,fraction=0.02" if control == "kl_cov" else control,
                 "quiet": True,
-            } | ({"fraction": 0.02} if control == "kl_cov" else {})
+            }
             options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
             run, settings, model_args = train.parse("grpo", options)
             rows, (model, tokenizer) = train.load_rows(run), train.load_model(model_args, settings)

@@ -37,7 +37,7 @@ def write_run(
     if method == "random_reward":
         own["reward"] = "random"
     if method == "empo":
-        own |= {"reward": "empo", "threshold_low": 0.2, "threshold_high": 0.9, "threshold_units": "fraction_of_log_G"}
+        own |= {"reward": {"name": "empo", "low": 0.2, "high": 0.9, "units": "fraction_of_log_G"}}
     training = {"learning_rate": 2e-4, "seed": seed, "output_dir": str(folder), "num_generations": responses}
     training["temperature"] = temperature
     run = {

@@ -15,6 +15,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -119,10 +120,11 @@ def training_options():
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl import DPOConfig, GRPOConfig, ModelConfig
 
-    from autotelic.preferences.run import PreferenceArguments  # RunArguments and more
+    from autotelic.preferences.run import PreferenceArguments
+    from autotelic.trl.arguments import RunArguments
 
-    kinds = (PreferenceArguments, GRPOConfig, DPOConfig, ModelConfig)
-    return {"config"} | {field.name for kind in kinds for field in fields(kind)}
+    kinds = (RunArguments, PreferenceArguments, GRPOConfig, DPOConfig, ModelConfig)
+    return {"config", "output", "help", "help_all"} | {field.name for kind in kinds for field in fields(kind)}
 
 
 def refuse(message: str) -> None:
@@ -153,17 +155,23 @@ def subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]
 
 
 def check_training(words: list[str], known: set[str]) -> None:
-    from autotelic.trl.arguments import CONTROL_NAMES, METHODS
+    from autotelic.controls.base import EntropyControlWarning
+    from autotelic.controls.table import read_control
+    from autotelic.diagnostics.stopping import read_rules
+    from autotelic.rewards.reward_table import read_reward
+    from autotelic.runs.training_methods import METHODS
 
     assert words[0] in METHODS, words
     for place, word in enumerate(words):
         if word.startswith("--"):
             option, _, value = word.removeprefix("--").partition("=")
-            option = option.replace("-", "_").removeprefix("no_")
+            option = option.replace("-", "_").removeprefix("no_").partition(".")[0]
             assert option in known, f"autotelic train has no option {word}"
             value = value or next(iter(words[place + 1 : place + 2]), "")
-            if option == "entropy_control":
-                assert value in CONTROL_NAMES, value
+            readers = {"entropy_control": read_control, "reward": read_reward, "stop_rule": read_rules}
+            if option in readers and "." not in word and "." not in value.partition(",")[0] and "NAME" not in value:
+                with warnings.catch_warnings(action="ignore", category=EntropyControlWarning):  # large shares
+                    readers[option](value)
             if option == "config":
                 assert (ROOT / value).is_file(), f"{value} does not exist"
 

@@ -35,9 +35,7 @@ LAYERS = {
 """Every folder and every module at the top of the package, by how high it stands; imports never point upwards."""
 COMPAT_READERS = ("compat", "verl")
 PENDING_IMPORTS = {
-    ("runs/model_card.py", "trl"),
     ("trl/__init__.py", "preferences"),
-    ("trl/build.py", "diagnostics"),
 }
 PENDING_NAMES = {"methods", "advantages", "base", "certainty", "entropy"}
 LABEL_READERS = ("evaluation.py", "rewards/verifiers.py", "rewards/label_reader.py", "rewards/__init__.py")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from autotelic.cli.demo_jobs import JOBS, Job, run_demo, table
+from autotelic.cli.demo import JOBS, Job, run_demo, table
 from autotelic.errors import UserError
 
 

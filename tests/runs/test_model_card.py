@@ -65,7 +65,7 @@ def test_the_card_tells_what_was_trained_and_whether_labels_were_used(tmp_path, 
 
 def test_labels_and_lora_are_on_the_card(tmp_path, options):
     extra = {"use_peft": "true", "lora_r": 2, "lora_target_modules": "all-linear"}
-    train("grpo", options(entropy_control="clip_cov", fraction=0.1, low=-9, high=9, **extra))
+    train("grpo", options(entropy_control="clip_cov,fraction=0.1,low=-9,high=9", **extra))
     header, text = header_and_text(tmp_path / "run")
     assert header["library_name"] == "peft" and {"grpo", "clip_cov"} <= set(header["tags"])
     assert "**Labels were used**" in text and "(a LoRA adapter)" in text and "| fraction | `0.1` |" in text
@@ -122,7 +122,7 @@ def test_tensorboard_gets_the_run(tmp_path, options, monkeypatch):
     from autotelic.runs.logs import read_log
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    train("grpo", options(report_to="tensorboard", entropy_control="kl_cov", fraction=0.1))
+    train("grpo", options(report_to="tensorboard", entropy_control="kl_cov,fraction=0.1"))
     log = read_log(tmp_path / "board")
     ours = {
         json.loads(line)["step"]: json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
@@ -138,7 +138,7 @@ def test_wandb_gets_the_run_offline(tmp_path, options, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    train("grpo", options(report_to="wandb", entropy_control="kl_cov", fraction=0.1))
+    train("grpo", options(report_to="wandb", entropy_control="kl_cov,fraction=0.1"))
     import wandb
 
     wandb.finish()
@@ -152,7 +152,7 @@ def test_wandb_gets_the_run_offline(tmp_path, options, monkeypatch):
     reason="needs trackio, and TRACKIO_DIR set before it is imported: a folder for its database",
 )
 def test_trackio_gets_the_run(options):
-    train("grpo", options(report_to="trackio", entropy_control="kl_cov", fraction=0.1, project="small"))
+    train("grpo", options(report_to="trackio", entropy_control="kl_cov,fraction=0.1", project="small"))
     (database,) = Path(os.environ["TRACKIO_DIR"]).glob("small*.db")
     with closing(sqlite3.connect(database)) as connection:
         logged = [bytes(row[0]) for row in connection.execute("SELECT CAST(metrics AS BLOB) FROM metrics")]

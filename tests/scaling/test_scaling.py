@@ -19,9 +19,9 @@ CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 METHODS = {
     "clip_cov": (
         "grpo",
-        {"entropy_control": "clip_cov", "fraction": 0.1, "low": 0.0, "high": 99, "reward": "ranks.length_reward"},
+        {"entropy_control": "clip_cov,fraction=0.1,low=0,high=99", "reward": "ranks.length_reward"},
     ),
-    "kl_cov": ("grpo", {"entropy_control": "kl_cov", "fraction": 0.1, "reward": "ranks.length_reward"}),
+    "kl_cov": ("grpo", {"entropy_control": "kl_cov,fraction=0.1", "reward": "ranks.length_reward"}),
     "empo": ("empo", {"epsilon": 0.2, "epsilon_high": 0.2}),
     "one_shot_em": ("one_shot_em", {"reward": "constant"}),
 }
@@ -152,7 +152,7 @@ def test_accelerates_configurations_train_alike(config, tmp_path):
         pytest.skip("DeepSpeed is not installed")
     # FSDP cannot load the state of an optimizer that has none, as SGD; so large an epsilon makes Adam nearly linear.
     extras = {"optim": "adamw_torch", "adam_epsilon": 1.0, "learning_rate": 0.5}
-    probes = {"stop_rule": "entropy_floor=0.001", "probe_steps": 2, "probe_k": 2, "probe_limit": 2, "log_rollouts": 1}
+    probes = {"stop_rule": "entropy_floor,threshold=0.001", "probe": "steps=2,k=2,limit=2", "log_rollouts": 1}
     extras |= {} if config == "zero3" else probes
     runs = [run(f"alone-{method}", method, 1, options=extras | {"max_steps": 8}) for method in METHODS]
     for method in METHODS:

@@ -59,10 +59,7 @@ def test_grpo_with_clip_cov_leaves_a_run_folder(tmp_path, options):
         [
             *options(
                 reward="random",
-                entropy_control="clip_cov",
-                fraction=0.01,
-                low=-9,
-                high=9,
+                entropy_control="clip_cov,fraction=0.01,low=-9,high=9",
                 log_rollouts=2,
                 validation_steps=2,
             ),
@@ -119,7 +116,7 @@ def test_one_shot_em_lowers_entropy(tmp_path, options):
 def test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path, options, method):
     extra = {"max_steps": 8, "save_steps": 4, "reward": "random" if method == "grpo" else "constant"}
     if method == "grpo":
-        extra |= {"entropy_control": "kl_cov", "fraction": 0.1}
+        extra |= {"entropy_control": "kl_cov,fraction=0.1"}
     train(method, options("whole", **extra))
     train(method, options("parts", **extra))
     parts = tmp_path / "parts"
@@ -148,7 +145,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path, options):
         ("grpo", {"learning_rat": 1}, "did you mean 'learning_rate'"),
         ("grpo", {"entropy_control": "clip_kov"}, "did you mean 'clip_cov'"),
         ("grpo", {"entropy_control": "kl_cov", "steps_per_generation": 1}, "zero gradient"),
-        ("grpo", {"entropy_control": "clip_cov", "fraction": 2}, "share of the response tokens"),
+        ("grpo", {"entropy_control": "clip_cov,fraction=2"}, "share of the response tokens"),
         ("grpo", {"reward": "empoo"}, "did you mean 'empo'"),
         ("grpo", {"answer_column": "solution"}, "solution"),
         ("grpo", {"num_generations": 1}, "at least 2|group"),

@@ -38,7 +38,7 @@ def configuration(estimator, mode):
     options = [
         f"algorithm.adv_estimator={estimator}",
         f"actor_rollout_ref.actor.policy_loss.loss_mode={mode}",
-        "actor_rollout_ref.actor.policy_loss._target_=autotelic.verl.config.PolicyLoss",
+        "actor_rollout_ref.actor.policy_loss._target_=autotelic.verl.policy_loss.PolicyLoss",
         f"actor_rollout_ref.model.path={model_path('any_pair')}",
         "actor_rollout_ref.model.use_remove_padding=False",
         "actor_rollout_ref.model.enable_gradient_checkpointing=False",

@@ -14,7 +14,7 @@ rank, size, port = (int(argument) for argument in sys.argv[1:])
 cpu.start(rank, size, port)
 
 from autotelic.tasks import model_path  # noqa: E402
-from autotelic.verl.config import PolicyLoss  # noqa: E402
+from autotelic.verl.policy_loss import PolicyLoss  # noqa: E402
 
 METHODS = {
     "clip_cov": {"fraction": 0.2, "low": -9.0, "high": 9.0},

@@ -36,7 +36,7 @@ def _process_group():
 
 
 def policy_loss(mode, **settings):
-    from autotelic.verl.config import PolicyLoss
+    from autotelic.verl.policy_loss import PolicyLoss
 
     warnings.simplefilter("ignore", EntropyControlWarning)
     return PolicyLoss(loss_mode=f"autotelic_{mode}", settings=settings)

@@ -1,6 +1,7 @@
 """Settings x seeds of a recipe, on Ray Tune: resumable, with means, intervals, best-of-n and a strip plot.
 
     autotelic sweep recipes/sweep_one_shot_em.yaml --seeds 16 --grid learning_rate=1e-4,2e-4 temperature=0.5,1.0
+    autotelic sweep MY.yaml --grid entropy_control.fraction=0.02,0.1              # a setting of a method
     autotelic sweep recipes/sweep_one_shot_em.yaml --seeds 16 --address auto      # a running Ray cluster
 
 The recipe is a mapping: `method` (of `autotelic train`), `config` (its options), and optionally `seeds`, `grid`,
@@ -20,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autotelic.cli.config import read_yaml, to_options
 from autotelic.cli.options import add_output, say, say_written
 from autotelic.errors import UserError, closest
 from autotelic.runs.files import write_output
@@ -78,15 +80,8 @@ def run(args: argparse.Namespace) -> int:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read and check a recipe."""
-    import yaml
-
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the recipe {path} is not YAML: {error}") from error
-    if not isinstance(recipe, dict) or ("method" in recipe) == ("function" in recipe):
+    recipe = read_yaml(path)
+    if ("method" in recipe) == ("function" in recipe):
         raise UserError(f"the recipe {path} must be a mapping with either `method` or `function`")
     for key in recipe:
         if key not in KEYS:
@@ -134,7 +129,7 @@ def train_options(settings: Mapping[str, Any], folder: Path) -> tuple[str, list[
     settings = {"save_strategy": "no", "quiet": True} | dict(settings) | {"output_dir": folder / "run"}
     method = settings.pop("method")
     settings["overwrite"] = True
-    return method, [item for key, value in settings.items() for item in (f"--{key}", str(value))]
+    return method, to_options(settings)
 
 
 def train_trial(settings: dict[str, Any], folder: Path) -> dict[str, float]:

@@ -8,17 +8,14 @@ Values on the command line override the recipe, the recipe overrides the method'
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,48 +36,41 @@ def run(args: argparse.Namespace) -> int:
 
 def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
     """Return (RunArguments, GRPOConfig or DPOConfig, ModelConfig) from defaults, recipe and command line."""
-    from autotelic.trl.arguments import RunArguments, method_defaults
+    from autotelic.cli.config import read
+    from autotelic.runs.training_methods import method_named
+    from autotelic.trl.arguments import RunArguments, former, of_other_methods
 
-    defaults = method_defaults(method)  # before TRL is imported: a misspelt method is answered at once
+    defaults = method_named(method).defaults  # before TRL is imported: a misspelt method is answered at once
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl import DPOConfig, GRPOConfig, ModelConfig, TrlParser
+    from trl import DPOConfig, GRPOConfig, ModelConfig
 
     run_class, engine_class = RunArguments, GRPOConfig
     if method == "ppl":
         from autotelic.preferences.run import PreferenceArguments
 
-        run_class, engine_class = PreferenceArguments, DPOConfig
-    classes = (run_class, engine_class, ModelConfig)
-    with unchanged_fields(*classes):
-        parser = TrlParser(classes, prog=f"autotelic train {method}")  # pyright: ignore[reportArgumentType]
-    known = {action.dest for action in parser._actions}
-    parser.set_defaults_with_config(**{**machine_defaults(engine_class), **defaults, "output_dir": f"runs/{method}"})
-    recipe, options = split_recipe(list(options))
-    for key in recipe:
-        if key not in known:
-            raise UserError(f"the recipe has an unknown key {key!r}{closest(key, known)}")
-    for option in options:
-        name = option.removeprefix("--").split("=")[0].replace("-", "_")
-        if option.startswith("--") and name not in known | {"help"} and name.removeprefix("no_") not in known:
-            raise UserError(f"unknown option {option.split('=')[0]!r}{closest(name, known)}")
-    parser.set_defaults_with_config(**recipe)
-    parser.error = refuse  # type: ignore[method-assign]
+        run_class, engine_class, former = PreferenceArguments, DPOConfig, of_other_methods
+    defaults = machine_defaults(engine_class) | defaults | {"output_dir": f"runs/{method}"}
     try:
-        run_args, training_args, model_args = parser.parse_args_and_config(options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"this configuration cannot be used: {error}") from error
+        run_args, training_args, model_args = read((run_class, engine_class, ModelConfig), options, defaults, former)
+    except ImportError as error:  # --deepspeed is looked for by TRL's class itself
+        name = "deepspeed" if "deepspeed" in str(error) else str(error.name)
+        raise UserError(f"a package is missing: {name}; pip install {name}") from error
+    check_packages(training_args)
     return run_args, training_args, model_args
 
 
-@contextmanager
-def unchanged_fields(*classes: type) -> Iterator[None]:
-    """Put back the types of data class fields, which transformers' parser rewrites and shares with their subclasses."""
-    types = [(field, field.type) for cls in classes for field in dataclasses.fields(cls)]
-    try:
-        yield
-    finally:
-        for field, kind in types:
-            field.type = kind
+TRACKERS = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow"}
+
+
+def check_packages(training_args: Any) -> None:
+    """Refuse options whose packages are missing before anything is loaded."""
+    for tracker in training_args.report_to:
+        if tracker in TRACKERS:
+            require(TRACKERS[tracker], f"--report_to {tracker}")
+    if getattr(training_args, "use_vllm", False) and training_args.vllm_mode == "colocate":
+        require("vllm", "--use_vllm", "'trl[vllm]'")
+    if training_args.push_to_hub and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise UserError("--push_to_hub needs the hub, and HF_HUB_OFFLINE is set: unset it, or leave --push_to_hub out")
 
 
 def machine_defaults(config_class: Any) -> dict[str, Any]:
@@ -91,32 +81,6 @@ def machine_defaults(config_class: Any) -> dict[str, Any]:
     names = ("gradient_checkpointing", "activation_checkpointing")  # transformers renamed it in 5.23
     recompute = {name: gpu for name in names if name in config_class.__dataclass_fields__}
     return {"bf16": gpu and torch.cuda.is_bf16_supported(), "use_cpu": not gpu} | recompute
-
-
-def split_recipe(options: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Take `--config FILE` out of the options and read it."""
-    import yaml
-
-    if "--config" not in options:
-        return {}, options
-    place = options.index("--config")
-    if place + 1 == len(options):
-        raise UserError("--config needs a file name")
-    path = Path(options[place + 1])
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"the recipe {path} is not YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise UserError(f"the recipe {path} must be a mapping of names to values")
-    return recipe, options[:place] + options[place + 2 :]
-
-
-def refuse(message: str) -> None:
-    """Turn argparse's own complaint into ours."""
-    raise UserError(message)
 
 
 def train(method: str, options: Sequence[str]) -> dict[str, Any]:
@@ -150,8 +114,6 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
     """Return the trainer of a GRPO method."""
     rows = load_rows(run_args)
     model, tokenizer = load_model(model_args, training_args)
-    from trl import get_peft_config
-
     from autotelic.trl.build import build_trainer
 
     return build_trainer(
@@ -163,17 +125,15 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
         rows=rows,
         reward=build_reward(run_args, training_args),
         evaluate=build_evaluation(run_args, tokenizer, training_args),
-        probe=build_probe(run_args, tokenizer, training_args),
+        stop_rules=build_stop_rules(run_args, tokenizer, training_args),
         follow=build_follower(run_args, tokenizer, training_args, rows),
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config_of(model_args, model),
     )
 
 
 def build_preferences(method: str, run_args: Any, training_args: Any, model_args: Any) -> Any:
     """Return the trainer of policy-labelled preferences."""
     from dataclasses import replace
-
-    from trl import get_peft_config
 
     from autotelic.preferences.run import build_preference_trainer, check_settings
 
@@ -192,8 +152,8 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
         load_model=load,
         reward=build_reward(run_args, training_args) if run_args.online else None,
         evaluate=build_evaluation(run_args, tokenizer, training_args),
-        probe=build_probe(run_args, tokenizer, training_args),
-        peft_config=get_peft_config(model_args),
+        stop_rules=build_stop_rules(run_args, tokenizer, training_args),
+        peft_config=peft_config_of(model_args, model),
     )
 
 
@@ -222,13 +182,15 @@ def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder:
 
 def load_rows(run_args: Any) -> list[dict[str, str]]:
     """Return what training sees: prompt and id, and an answer only where the reward is the verifier."""
+    from autotelic.rewards.reward_table import VERIFIER
     from autotelic.tasks import load_problems
+    from autotelic.trl.arguments import name_of
 
     if run_args.prompt is not None:
         return [{"prompt": run_args.prompt, "id": "prompt"}]
     if run_args.dataset is None:
         raise UserError("nothing to train on: give --dataset SOURCE or --prompt TEXT")
-    labelled = run_args.reward == "verifier"
+    labelled = name_of(run_args.reward) == VERIFIER
     columns = {"prompt": run_args.prompt_column} | ({"answer": run_args.answer_column} if labelled else {})
     rows = load_problems(run_args.dataset, limit=run_args.dataset_limit, columns=columns, require_answer=labelled)
     kept = ("prompt", "answer") if labelled else ("prompt",)
@@ -236,72 +198,75 @@ def load_rows(run_args: Any) -> list[dict[str, str]]:
 
 
 def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
-    """Load a carried model by name, or any causal language model by path or hub name."""
+    """Return model and tokenizer as the options ask for them; with LoRA, an adapter folder goes on being trained."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from trl import get_quantization_config
 
-    from autotelic.tasks import model_names, model_path
+    from autotelic.lm.load import load_model
+    from autotelic.tasks import model_names
 
-    transformers_logging.disable_progress_bar()
-    torch.manual_seed(training_args.seed)
+    check_model(model_args)
     name = model_args.model_name_or_path
     if name is None:
-        raise UserError(
-            f"which model? give --model_name_or_path: a folder, a hub name, or one of {', '.join(model_names())}"
-        )
-    path = str(model_path(name)) if name in model_names() else name
-    dtype = model_args.dtype if model_args.dtype not in (None, "auto") else "auto"
-    try:
-        source = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
-        tokenizer = AutoTokenizer.from_pretrained(path, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            **source,
-            use_safetensors=True,  # a pickle runs what its author wrote
-            dtype="float32" if training_args.use_cpu else dtype,
-            attn_implementation=model_args.attn_implementation,
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot load the model {name!r}: {first} Carried models: {', '.join(model_names())}."
-        ) from error
-    return model, tokenizer
+        carried = ", ".join(model_names())
+        raise UserError(f"which model? give --model_name_or_path: a folder, a hub name, or one of {carried}")
+    torch.manual_seed(training_args.seed)
+    wanted = {
+        "dtype": model_args.dtype,
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "quantization": get_quantization_config(model_args) if quantized(model_args) else None,
+        "trust_remote_code": training_args.trust_remote_code,
+    }
+    return load_model(name, merge=not model_args.use_peft, **(wanted | dict(training_args.model_init_kwargs or {})))
+
+
+def check_model(model_args: Any) -> None:
+    """Refuse what ModelConfig holds and this run would not use."""
+    from dataclasses import fields
+
+    default = {field.name: field.default for field in fields(model_args)}
+    changed = [name for name in default if getattr(model_args, name) != default[name]]
+    lora = [name for name in changed if name.startswith(("lora_", "use_rslora", "use_dora"))]
+    if lora and not model_args.use_peft:
+        raise UserError(f"{', '.join(lora)} sets LoRA, and this run has none: give --use_peft too, or leave it out")
+    bits = [name for name in changed if "bnb" in name]
+    if bits and not model_args.load_in_4bit:
+        raise UserError(f"{', '.join(bits)} belongs to --load_in_4bit: give that too, or leave it out")
+    if model_args.lora_task_type != "CAUSAL_LM":
+        raise UserError(f"lora_task_type {model_args.lora_task_type}: a language model is trained here, CAUSAL_LM")
+    if quantized(model_args):
+        if not model_args.use_peft:
+            raise UserError("quantised weights cannot be trained: give --use_peft (LoRA) beside --load_in_4bit or 8bit")
+        require("bitsandbytes", "--load_in_4bit and --load_in_8bit")
+
+
+def quantized(model_args: Any) -> bool:
+    """Tell whether the base model is loaded in 4 or 8 bits."""
+    return model_args.load_in_4bit or model_args.load_in_8bit
+
+
+def require(package: str, what: str, install: str | None = None) -> None:
+    """Refuse an option whose package is missing, with the line that installs it."""
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise UserError(f"{what} needs {package}: pip install {install or package}")
+
+
+def peft_config_of(model_args: Any, model: Any) -> Any:
+    """Return the LoRA configuration to put on a model; None where it carries its adapter already."""
+    from trl import get_peft_config
+
+    return None if hasattr(model, "peft_config") else get_peft_config(model_args)
 
 
 def build_reward(run_args: Any, training_args: Any) -> Any:
-    """Return the reward that a run names: one of `autotelic.rewards`, or `package.module.function`."""
-    import importlib
+    """Return the reward that a run names."""
+    from autotelic.rewards.reward_table import read_reward
 
-    from autotelic import rewards
-
-    name = run_args.reward
-    if "." in name:
-        module, _, attribute = name.rpartition(".")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"cannot import the reward {name!r}: {error}") from error
-    known = [key for key in rewards.__all__ if callable(getattr(rewards, key)) and key.islower()]
-    known = [key for key in known if not isinstance(getattr(rewards, key), type | FunctionType)]
-    if name not in known:
-        raise UserError(f"unknown reward {name!r}{closest(name, known)}; there are {', '.join(known)}")
-    reward = getattr(rewards, name)
-    if not isinstance(reward, rewards.LabelFreeReward):
-        return reward
-    fields = {field.name for field in dataclasses.fields(reward)}
-    wanted = {"low": run_args.threshold_low, "high": run_args.threshold_high}
-    given = {key: value for key, value in wanted.items() if value is not None}
-    if given and "units" not in fields:
-        raise UserError(f"the reward {name} has no entropy thresholds: leave out threshold_low and threshold_high")
-    settings = given | ({"units": run_args.threshold_units} if given else {})
     group = getattr(training_args, "num_generations", None) or run_args.online_generations
-    if "seed" in fields:
-        settings["seed"] = training_args.seed
-    if run_args.prompt_fraction != 1:
-        settings["prompt_fraction"] = run_args.prompt_fraction
-    return dataclasses.replace(reward, num_generations=group, **settings)
+    return read_reward(run_args.reward, seed=training_args.seed, num_generations=group)
 
 
 def response_length(run_args: Any, training_args: Any) -> int:
@@ -337,27 +302,36 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     return evaluate
 
 
-def build_probe(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
-    """Return a function from model to label-free statistics for the stop rules, or None."""
-    from autotelic.diagnostics.stopping import parse_rules
-
-    if not parse_rules(run_args.stop_rule):
-        return None
+def build_stop_rules(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
+    """Return a function from the metrics file to the callback that ends a run by rules without labels, or None."""
     from autotelic.diagnostics.probing import make_probe
+    from autotelic.diagnostics.stop_callback import StopRules
+    from autotelic.diagnostics.stopping import read_rules
     from autotelic.lm.chat import prompt_text
     from autotelic.tasks import load_problems
+    from autotelic.trl.arguments import Probe, unnamed
 
-    source = run_args.probe_dataset or run_args.dataset
-    columns = {"prompt": "prompt" if run_args.probe_dataset else run_args.prompt_column}
-    prompts: list[Any] = [run_args.prompt]
-    if source is not None and (run_args.probe_dataset or run_args.prompt is None):
-        prompts = [row["prompt"] for row in load_problems(source, limit=run_args.probe_limit, columns=columns)]
-    return make_probe(
+    rules, settings = read_rules(run_args.stop_rule), unnamed("probe", run_args.probe, Probe)
+    if not rules:
+        if run_args.probe:
+            raise UserError("probe says what stop rules measure: name a --stop_rule too")
+        return None
+    if settings.steps < 1:
+        raise UserError(f"probe: steps must be at least 1, got {settings.steps}")
+    one = getattr(run_args, "prompt", None)
+    prompts: list[Any] = [one]
+    if settings.dataset or one is None:
+        columns = {"prompt": "prompt" if settings.dataset else run_args.prompt_column}
+        problems = load_problems(settings.dataset or run_args.dataset, limit=settings.limit, columns=columns)
+        prompts = [row["prompt"] for row in problems]
+    probe = make_probe(
         tokenizer,
         [prompt_text(prompt, tokenizer) for prompt in prompts],
-        k=run_args.probe_k,
+        k=settings.k,
         max_new_tokens=response_length(run_args, training_args),
     )
+    folder, rollback = Path(training_args.output_dir), settings.action == "rollback"
+    return lambda file: StopRules(probe, rules, settings.steps, folder, file.append, rollback)
 
 
 def build_follower(run_args: Any, tokenizer: Any, training_args: Any, rows: Sequence[dict[str, Any]]) -> Any:

@@ -13,10 +13,12 @@ Deviations: the rules and their thresholds are ours. docs/papers/one_shot_em.md 
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError
+from autotelic.runs.method_settings import Spec, make, read_all, setting
 
 
 @dataclass(frozen=True)
@@ -137,139 +139,231 @@ def drift(first: ProbeStatistics, last: ProbeStatistics) -> float:
 History = Sequence[ProbeStatistics]
 
 
-def majority_drift(history: History, threshold: float) -> str | None:
-    """Stop when more than `threshold` of the majority answers have changed since the start."""
-    value = drift(history[0], history[-1])
-    return f"{value:.2f} of the majority answers changed (limit {threshold})" if value > threshold else None
-
-
-def diversity(history: History, threshold: float) -> str | None:
-    """Stop when the number of different answers per prompt is below `threshold` times that of the start."""
-    limit = threshold * history[0].diversity
-    value = history[-1].diversity
-    return f"answer diversity fell to {value:.3f} (limit {limit:.3f})" if value < limit else None
-
-
-def entropy_floor(history: History, threshold: float) -> str | None:
-    """Stop when the token entropy is below `threshold` times that of the start."""
-    first, value = history[0].token_entropy, history[-1].token_entropy
-    if first is None or value is None or value >= threshold * first:
-        return None
-    return f"token entropy fell to {value:.3f} nats (limit {threshold * first:.3f})"
-
-
-def repetition(history: History, threshold: float) -> str | None:
-    """Stop when repetition has risen by more than `threshold` since the start."""
-    limit, value = history[0].repetition + threshold, history[-1].repetition
-    return f"repetition rose to {value:.2f} (limit {limit:.2f})" if value > limit else None
-
-
-def length(history: History, threshold: float) -> str | None:
-    """Stop when responses are `threshold` times as long as at the start, or as many times shorter."""
-    ratio = history[-1].mean_length / max(history[0].mean_length, 1e-9)
-    if 1 / threshold <= ratio <= threshold:
-        return None
-    return f"responses have {ratio:.2f} times the length of the start (limit {threshold} either way)"
-
-
-def logit_skew(history: History, threshold: float) -> str | None:
-    """Stop when the skewness of the logits has moved by more than `threshold` since the start."""
-    first, value = history[0].logit_skewness, history[-1].logit_skewness
-    if first is None or value is None or abs(value - first) <= threshold:
-        return None
-    return f"logit skewness moved from {first:.2f} to {value:.2f} (limit {threshold})"
-
-
-def length_collapse(history: History, threshold: float) -> str | None:
-    """Responses have shrunk to less than `threshold` of what they were."""
-    limit, value = threshold * history[0].mean_length, history[-1].mean_length
-    return f"responses shrank to {value:.1f} tokens (limit {limit:.1f})" if value < limit else None
-
-
-def repetition_collapse(history: History, threshold: float) -> str | None:
-    """More than `threshold` of a response repeats itself, and it was not so at the start."""
-    value = history[-1].repetition
-    grown = value > max(threshold, history[0].repetition + threshold / 2)
-    return f"{value:.2f} of a response repeats itself (limit {threshold})" if grown else None
-
-
-def one_answer_collapse(history: History, threshold: float) -> str | None:
-    """One answer is given to more than `threshold` of all prompts' responses, and it was not so at the start."""
-    value, first = history[-1].modal_answer_share, history[0].modal_answer_share
-    grown = len(history[-1].majority) > 1 and value > max(threshold, 1.5 * first)
-    return f"one answer holds {value:.2f} of the responses of all prompts (limit {threshold})" if grown else None
-
-
-def majority_lock_in(history: History, threshold: float) -> str | None:
-    """More than `threshold` of the prompts are unanimous, in two probes running: nothing is left to learn from."""
-    if len(history) < 3 or history[0].unanimous_share > threshold:
-        return None
-    values = [probe.unanimous_share for probe in history[-2:]]
-    if min(values) <= threshold:
-        return None
-    return f"{values[-1]:.2f} of the prompts are unanimous, and were at the probe before (limit {threshold})"
-
-
 @dataclass(frozen=True)
 class Rule:
-    """A rule and its threshold."""
+    """A rule: looks at the history of probes and says why to stop, or None."""
 
-    function: Callable[[History, float], str | None]
+    name: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    collapse: ClassVar[bool] = False
+    """Whether it belongs to the guard against collapse, which `collapse` stands for."""
+
     threshold: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.threshold) and self.threshold > 0):
+            raise UserError(f"{self.name}: the threshold must be a positive number, got {self.threshold}")
+
+    def reason(self, history: History) -> str | None:
+        """Return why the last probe should stop the run, or None."""
+        raise NotImplementedError  # abstract
 
     def __call__(self, history: History) -> str | None:
         """Return why to stop, or None; the first probe is the reference and never stops a run."""
-        return self.function(history, self.threshold) if len(history) > 1 else None
+        return self.reason(history) if len(history) > 1 else None
 
 
-STOP_RULES = {
-    "majority_drift": Rule(majority_drift, 0.5),
-    "diversity": Rule(diversity, 0.5),
-    "entropy_floor": Rule(entropy_floor, 0.3),
-    "repetition": Rule(repetition, 0.2),
-    "length": Rule(length, 1.5),
-    "logit_skew": Rule(logit_skew, 0.3),
+@dataclass(frozen=True)
+class MajorityDrift(Rule):
+    """Stop when more than `threshold` of the majority answers have changed since the start."""
+
+    name: ClassVar[str] = "majority_drift"
+    label: ClassVar[str] = "majority drift"
+    threshold: float = setting(0.5, "most of the majority answers that may change", unit="share")
+
+    def reason(self, history: History) -> str | None:
+        """Compare the majority answers with those of the start."""
+        value = drift(history[0], history[-1])
+        if value <= self.threshold:
+            return None
+        return f"{value:.2f} of the majority answers changed (limit {self.threshold})"
+
+
+@dataclass(frozen=True)
+class Diversity(Rule):
+    """Stop when the number of different answers per prompt is below `threshold` times that of the start."""
+
+    name: ClassVar[str] = "diversity"
+    label: ClassVar[str] = "answer diversity"
+    threshold: float = setting(0.5, "least share of the start's different answers", unit="share")
+
+    def reason(self, history: History) -> str | None:
+        """Compare the number of different answers."""
+        limit, value = self.threshold * history[0].diversity, history[-1].diversity
+        return f"answer diversity fell to {value:.3f} (limit {limit:.3f})" if value < limit else None
+
+
+@dataclass(frozen=True)
+class EntropyFloor(Rule):
+    """Stop when the token entropy is below `threshold` times that of the start."""
+
+    name: ClassVar[str] = "entropy_floor"
+    label: ClassVar[str] = "entropy floor"
+    threshold: float = setting(0.3, "least share of the start's token entropy", unit="share")
+
+    def reason(self, history: History) -> str | None:
+        """Compare the token entropy."""
+        first, value = history[0].token_entropy, history[-1].token_entropy
+        if first is None or value is None or value >= self.threshold * first:
+            return None
+        return f"token entropy fell to {value:.3f} nats (limit {self.threshold * first:.3f})"
+
+
+@dataclass(frozen=True)
+class Repetition(Rule):
+    """Stop when repetition has risen by more than `threshold` since the start."""
+
+    name: ClassVar[str] = "repetition"
+    label: ClassVar[str] = "repetition"
+    threshold: float = setting(0.2, "largest rise of the share of repeated 4-grams", unit="share")
+
+    def reason(self, history: History) -> str | None:
+        """Compare the share of repeated 4-grams."""
+        limit, value = history[0].repetition + self.threshold, history[-1].repetition
+        return f"repetition rose to {value:.2f} (limit {limit:.2f})" if value > limit else None
+
+
+@dataclass(frozen=True)
+class Length(Rule):
+    """Stop when responses are `threshold` times as long as at the start, or as many times shorter."""
+
+    name: ClassVar[str] = "length"
+    label: ClassVar[str] = "response length"
+    threshold: float = setting(1.5, "largest ratio of lengths, either way")
+
+    def reason(self, history: History) -> str | None:
+        """Compare the mean length."""
+        ratio = history[-1].mean_length / max(history[0].mean_length, 1e-9)
+        if 1 / self.threshold <= ratio <= self.threshold:
+            return None
+        return f"responses have {ratio:.2f} times the length of the start (limit {self.threshold} either way)"
+
+
+@dataclass(frozen=True)
+class LogitSkew(Rule):
+    """Stop when the skewness of the logits has moved by more than `threshold` since the start."""
+
+    name: ClassVar[str] = "logit_skew"
+    label: ClassVar[str] = "logit skewness"
+    threshold: float = setting(0.3, "largest change of the skewness, either way")
+
+    def reason(self, history: History) -> str | None:
+        """Compare the skewness of the raw logits."""
+        first, value = history[0].logit_skewness, history[-1].logit_skewness
+        if first is None or value is None or abs(value - first) <= self.threshold:
+            return None
+        return f"logit skewness moved from {first:.2f} to {value:.2f} (limit {self.threshold})"
+
+
+@dataclass(frozen=True)
+class LengthCollapse(Rule):
+    """Responses have shrunk to less than `threshold` of what they were."""
+
+    name: ClassVar[str] = "length_collapse"
+    label: ClassVar[str] = "length collapse"
+    collapse: ClassVar[bool] = True
+    threshold: float = setting(0.3, "least share of the start's length", unit="share")
+
+    def reason(self, history: History) -> str | None:
+        """Compare the mean length."""
+        limit, value = self.threshold * history[0].mean_length, history[-1].mean_length
+        return f"responses shrank to {value:.1f} tokens (limit {limit:.1f})" if value < limit else None
+
+
+@dataclass(frozen=True)
+class RepetitionCollapse(Rule):
+    """More than `threshold` of a response repeats itself, and it was not so at the start."""
+
+    name: ClassVar[str] = "repetition_collapse"
+    label: ClassVar[str] = "repetition collapse"
+    collapse: ClassVar[bool] = True
+    threshold: float = setting(0.5, "largest share of repeated 4-grams", unit="share")
+
+    def reason(self, history: History) -> str | None:
+        """Look at repetition, where it has grown."""
+        value = history[-1].repetition
+        grown = value > max(self.threshold, history[0].repetition + self.threshold / 2)
+        return f"{value:.2f} of a response repeats itself (limit {self.threshold})" if grown else None
+
+
+@dataclass(frozen=True)
+class OneAnswerCollapse(Rule):
+    """One answer is given to more than `threshold` of all prompts' responses, and it was not so at the start."""
+
+    name: ClassVar[str] = "one_answer_collapse"
+    label: ClassVar[str] = "one answer everywhere"
+    collapse: ClassVar[bool] = True
+    threshold: float = setting(0.5, "largest share of one answer", unit="share")
+
+    def reason(self, history: History) -> str | None:
+        """Look at the most common answer over several prompts."""
+        value, first = history[-1].modal_answer_share, history[0].modal_answer_share
+        grown = len(history[-1].majority) > 1 and value > max(self.threshold, 1.5 * first)
+        if not grown:
+            return None
+        return f"one answer holds {value:.2f} of the responses of all prompts (limit {self.threshold})"
+
+
+@dataclass(frozen=True)
+class MajorityLockIn(Rule):
+    """More than `threshold` of the prompts are unanimous, in two probes running: nothing is left to learn from."""
+
+    name: ClassVar[str] = "majority_lock_in"
+    label: ClassVar[str] = "majority lock-in"
+    collapse: ClassVar[bool] = True
+    threshold: float = setting(0.9, "largest share of unanimous prompts", unit="share")
+
+    def reason(self, history: History) -> str | None:
+        """Look at the last two probes."""
+        if len(history) < 3 or history[0].unanimous_share > self.threshold:
+            return None
+        values = [probe.unanimous_share for probe in history[-2:]]
+        if min(values) <= self.threshold:
+            return None
+        return f"{values[-1]:.2f} of the prompts are unanimous, and were at the probe before (limit {self.threshold})"
+
+
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (
+        MajorityDrift,
+        Diversity,
+        EntropyFloor,
+        Repetition,
+        Length,
+        LogitSkew,
+        # The guard against collapse, from the most specific to the least: a text of one repeated token also gives one
+        # answer everywhere.
+        LengthCollapse,
+        RepetitionCollapse,
+        OneAnswerCollapse,
+        MajorityLockIn,
+    )
 }
-
-COLLAPSE_RULES = {
-    "length_collapse": Rule(length_collapse, 0.3),
-    "repetition_collapse": Rule(repetition_collapse, 0.5),
-    "one_answer_collapse": Rule(one_answer_collapse, 0.5),
-    "majority_lock_in": Rule(majority_lock_in, 0.9),
-}
-"""From the most specific to the least: a text of one repeated token also gives one answer everywhere."""
+COLLAPSE = {"collapse": [name for name, rule in RULES.items() if rule.collapse]}
 
 
-def parse_rules(text: str) -> dict[str, Rule]:
-    """Return the rules of `name`, `name=threshold`, several after commas; `collapse` stands for the whole guard.
+def read_rules(specs: Spec | Sequence[Spec]) -> dict[str, Rule]:
+    """Return the rules of `diversity,threshold=0.4,collapse`, of mappings, or of a list of both.
+
+    `collapse` stands for the whole guard.
 
     Raises:
-        UserError: an unknown rule, or a threshold that is not a positive number.
+        UserError: an unknown rule or setting, or a threshold that is not a positive number.
     """
-    known = STOP_RULES | COLLAPSE_RULES
+    for text in [specs] if isinstance(specs, str) else specs:
+        for key, _, value in (part.strip().partition("=") for part in str(text).split(",")):
+            if key in RULES and value:
+                raise UserError(f"a threshold is a setting of its rule: write {key},threshold={value}")
     rules: dict[str, Rule] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = part.partition("=")
+    for name, given in read_all(specs or "none", "stop_rule"):
         if name == "none":
             continue
-        if name == "collapse":
-            rules |= COLLAPSE_RULES
-            continue
-        if name not in known:
-            names = ", ".join([*known, "collapse"])
-            raise UserError(f"unknown stop rule {name!r}{closest(name, [*known, 'collapse'])}; there are {names}")
-        rules[name] = known[name] if not value else Rule(known[name].function, _threshold(name, value))
+        if name in COLLAPSE and not given:
+            rules |= {each: RULES[each]() for each in COLLAPSE[name]}  # pyright: ignore[reportCallIssue]
+        else:
+            rules[name] = make("stop_rule", {"name": name, **given}, {**RULES, **dict.fromkeys(COLLAPSE, Rule)})
     return rules
-
-
-def _threshold(name: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise UserError(f"the threshold of {name} must be a positive number, got {value!r}")
-    return number
 
 
 def first_tripped(rules: dict[str, Rule], history: History) -> tuple[str, str] | None:

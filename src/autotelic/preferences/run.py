@@ -6,19 +6,18 @@ update, on schedule and after the last: `preference/heldout_nll` is the loss of 
 """
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from autotelic.errors import UserError
-from autotelic.trl.arguments import RunArguments
+from autotelic.trl.arguments import CommonArguments
 
 OBJECTIVE_FIELDS = {
     "divergence": "divergence",
@@ -35,15 +34,10 @@ OBJECTIVE_FIELDS = {
     "ref_coef": "ref_coef",
     "sft_coef": "sft_coef",
 }
-SHARED_FIELDS = re.compile(
-    r"dataset|dataset_limit|answer_column|prompt_column|reward|fused_head|shared_prefix|threshold_\w+"
-    r"|(validation|stop|probe)_\w+|resume|overwrite|quiet|json"
-)
-"""Settings of the GRPO methods that have a meaning here; the others are refused."""
 
 
 @dataclass
-class PreferenceArguments(RunArguments):
+class PreferenceArguments(CommonArguments):
     """What `autotelic train ppl` is told beside DPOConfig and ModelConfig."""
 
     objective: str = field(default="ppl", metadata={"help": "ppl | ppl_d | dpo | cpl | repo | repo_det | auto"})
@@ -92,11 +86,6 @@ class PreferenceArguments(RunArguments):
 
 def check_settings(run: PreferenceArguments) -> None:
     """Refuse what this trainer does not have, in one line."""
-    for setting in fields(RunArguments):
-        if not SHARED_FIELDS.fullmatch(setting.name) and getattr(run, setting.name) != setting.default:
-            raise UserError(
-                f"{setting.name} belongs to the GRPO methods: autotelic train ppl learns from pairs. Leave it out."
-            )
     if not run.online and run.reward is not None:
         raise UserError("reward judges online pairs (--online true); these pairs are judged already. Leave it out.")
     if run.dataset is None:
@@ -170,7 +159,7 @@ def build_preference_trainer(
     load_model: Callable[[str | None], Any],
     reward: Any = None,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
-    probe: Any = None,
+    stop_rules: Callable[[Any], Any] | None = None,
     peft_config: Any = None,
 ) -> Any:
     """Return a DPOTrainer with policy labels and our callbacks, ready to train.
@@ -183,7 +172,7 @@ def build_preference_trainer(
         load_model: name or folder -> model; None -> the policy before training, for behaviour cloning.
         reward: judge of online pairs, a function of TRL's reward protocol.
         evaluate: model -> metrics, for validation.
-        probe: of the stop rules.
+        stop_rules: metrics file -> callback that ends a run.
         peft_config: LoRA and its kin, as DPOTrainer takes it.
     """
     import datasets
@@ -193,7 +182,6 @@ def build_preference_trainer(
     from autotelic.preferences.labels import PolicyLabels, read_policies
     from autotelic.preferences.trainer import with_policy_labels
     from autotelic.runs.callbacks import MetricsFile, Progress, StopCleanly, Validation
-    from autotelic.trl.build import build_stop_rules
     from autotelic.trl.run_folder import with_run_folder
 
     check_settings(run)
@@ -204,8 +192,8 @@ def build_preference_trainer(
     callbacks: list[Any] = [metrics_file, Progress(f"{run.objective} {folder.name}", quiet=run.quiet), HeldOut()]
     if evaluate is not None and run.validation_steps:
         callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
-    if probe is not None:
-        callbacks.append(build_stop_rules(run, probe, folder, metrics_file))
+    if stop_rules is not None:
+        callbacks.append(stop_rules(metrics_file))
     trainer_class, extra = with_policy_labels(DPOTrainer), {}
     if run.online:
         from autotelic.preferences.online_pairs import OnlineSettings, load_prompts, with_online_pairs

@@ -121,7 +121,12 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def settings_key(run: Run) -> str:
     """Return the configuration as text, without what names the single run."""
-    settings = {k: v for k, v in settings_of(run.description).items() if k not in RUN_IDENTITY}
+    settings: dict[str, Any] = {}
+    for key, value in settings_of(run.description).items():
+        if isinstance(value, Mapping) and "name" in value:  # a method with its settings
+            settings |= {key if name == "name" else f"{key}.{name}": own for name, own in value.items()}
+        elif key not in RUN_IDENTITY:
+            settings[key] = value
     return json.dumps(settings, sort_keys=True, default=str)
 
 
@@ -412,7 +417,10 @@ def cluster_entropy(clusters: Sequence[int]) -> float:
 
 def thresholds(run: Run, group_size: int) -> list[float] | None:
     """Return EMPO's thresholds in nats, from the run's settings; None where they are not thresholds on the entropy."""
-    settings = settings_of(run.description)
-    low, high = as_number(settings.get("threshold_low")), as_number(settings.get("threshold_high"))
-    scale = {"nats": 1.0, "fraction_of_log_G": math.log(group_size)}.get(str(settings.get("threshold_units", "nats")))
-    return None if low is None or high is None or scale is None else [low * scale, high * scale]
+    reward = settings_of(run.description).get("reward")
+    if not isinstance(reward, Mapping) or reward.get("units") not in ("nats", "fraction_of_log_G"):
+        return None
+    largest = math.log(group_size)
+    scale = largest if reward["units"] == "fraction_of_log_G" else 1.0
+    low, high = as_number(reward.get("low")), as_number(reward.get("high"))
+    return None if low is None else [low * scale, largest if high is None else high * scale]

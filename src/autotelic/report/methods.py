@@ -83,7 +83,7 @@ def method_of(description: Mapping[str, Any], folder: str) -> str:
         return control
     if method.startswith("grpo+"):
         return method.removeprefix("grpo+")
-    reward = settings.get("reward") or settings.get("reward_funcs") or ""
+    reward = named(settings.get("reward")) or settings.get("reward_funcs") or ""
     return "random_reward" if method == "grpo" and "random" in str(reward) else method
 
 
@@ -97,3 +97,8 @@ def control_of(settings: Mapping[str, Any]) -> str:
         return read(control, "entropy_control")[0] if isinstance(control, str | Mapping) else ""
     except UserError:
         return ""
+
+
+def named(spec: Any) -> Any:
+    """Return the name of a method that is written with its settings."""
+    return spec.get("name") if isinstance(spec, Mapping) else spec

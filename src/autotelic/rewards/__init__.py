@@ -6,7 +6,7 @@ Only `verifier` sees labels.
 
 from autotelic.rewards.base import Batch, Context, LabelFreeReward, RewardResult, TokenStats
 from autotelic.rewards.certainty import RLSC, EMRLSequence, EMRLToken, SelfCertainty, TokenEntropy
-from autotelic.rewards.consensus import EMPO, SRT, MajorityVote, SeedGRPO, WeightedEMPO
+from autotelic.rewards.consensus import EMPO, SRT, MajorityVote, SeedGRPO, SoftSRT, WeightedEMPO
 from autotelic.rewards.controls import ConstantReward, FormatReward, RandomReward
 from autotelic.rewards.corewarding import CoRewardingI, CoRewardingII, update_ema
 from autotelic.rewards.groups import Group, Row, form_groups, gather_groups
@@ -18,7 +18,7 @@ empo = EMPO()
 weighted_empo = WeightedEMPO()
 majority_vote = MajorityVote()
 srt = SRT()
-srt_soft = SRT(soft=True)
+srt_soft = SoftSRT()
 self_certainty = SelfCertainty()
 token_entropy = TokenEntropy()
 em_rl_token = EMRLToken()
@@ -53,6 +53,7 @@ __all__ = [
     "Row",
     "SeedGRPO",
     "SelfCertainty",
+    "SoftSRT",
     "TokenEntropy",
     "TokenStats",
     "VerifierReward",

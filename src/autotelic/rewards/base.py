@@ -25,6 +25,7 @@ from autotelic.answers import cluster_group, default_pool, extract
 from autotelic.errors import UserError
 from autotelic.functional import cluster_sizes, semantic_entropy
 from autotelic.rewards.groups import Group, Row, gather_groups, prompt_key
+from autotelic.runs.method_settings import check_settings, setting
 from autotelic.tasks.conversations import Completion, Prompt, assistant_text, final_text
 
 
@@ -133,12 +134,6 @@ class LabelFreeReward(ABC):
     """Base of every label-free reward.
 
     Attributes:
-        num_generations: G. ``None`` takes it from the trainer, and failing that groups neighbouring equal prompts.
-        extraction: How an answer is found, names from `autotelic.answers.METHODS`; ``None`` is the default order.
-        equivalence: When two answers are the same; mathematics by default, or any backend or function of two strings.
-        linkage: How pairs become clusters (`autotelic.answers.cluster_group`).
-        prompt_fraction: Train on this share of a batch's prompts only, those of largest p_max (rounded up; the earlier
-            prompt wins a tie). A safeguard of SRT (Shafayat et al. 2025), where the choice is made once, beforehand.
         token_stats: Statistics for the next call, set by a trainer; used once.
         last_result: Result of the last call, for a trainer's metrics and its denominator.
         last_places: Where each row of this process stands in it: (group, response).
@@ -146,20 +141,31 @@ class LabelFreeReward(ABC):
 
     name: ClassVar[str]
     """Name in configuration, and in TRL's logs (as ``__name__``)."""
+    title: ClassVar[str] = ""
+    """Name on the page (`label` of the other tables: here no name may be that of an answer)."""
+    paper: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     """Statistics required, as "mean_entropy" or "sum_logprobs"."""
 
     whole_batch: ClassVar[bool] = False
     """Whether a group's reward depends on other groups: then every process scores all of them."""
 
-    num_generations: int | None = None
-    extraction: Sequence[str] | None = None
-    equivalence: Any = None
-    linkage: str = "union_find"
-    prompt_fraction: float | int = 1.0
-    token_stats: TokenStats | None = field(default=None, repr=False)
-    last_result: RewardResult | None = field(default=None, repr=False)
-    last_places: list[tuple[int, int]] = field(default_factory=list, repr=False)
+    num_generations: int | None = setting(None, "G; the trainer's, else neighbouring equal prompts are a group")
+    extraction: tuple[str, ...] | None = setting(None, "how an answer is found, in order: boxed, hashes, ...")
+    equivalence: Any = setting(None, "when two answers are the same; mathematics by default")
+    linkage: str = setting("union_find", "how pairs of equal answers become clusters")
+    prompt_fraction: float | int = setting(
+        1.0, "train on this share of a batch's prompts, those of largest p_max (a safeguard of SRT)", unit="share"
+    )
+    token_stats: TokenStats | None = field(default=None, repr=False, init=False)
+    last_result: RewardResult | None = field(default=None, repr=False, init=False)
+    last_places: list[tuple[int, int]] = field(default_factory=list, repr=False, init=False)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be used."""
+        check_settings(self)
+        if not 0 < self.prompt_fraction <= 1:
+            raise UserError(f"prompt_fraction is a share of the prompts, in (0, 1], got {self.prompt_fraction}")
 
     def __getattr__(self, attribute: str) -> str:
         """Answer ``__name__``, by which TRL names a reward function."""
@@ -265,8 +271,6 @@ class LabelFreeReward(ABC):
 
     def _most_consistent(self, clusters: Int[Tensor, "P G"], sizes: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
         """Return the prompts among the `prompt_fraction` with the largest p_max."""
-        if not 0 < self.prompt_fraction <= 1:
-            raise UserError(f"prompt_fraction is a share of the prompts, in (0, 1], got {self.prompt_fraction}")
         if self.prompt_fraction == 1:
             return torch.ones(len(clusters), dtype=torch.bool)
         keep = torch.zeros(len(clusters), dtype=torch.bool)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic.rewards.base import Batch, LabelFreeReward
+from autotelic.runs.method_settings import setting
 
 
 @dataclass(kw_only=True)
@@ -14,10 +15,11 @@ class SelfCertainty(LabelFreeReward):
     """Intuitor: r_i = mean_t KL(U || p_t), nats per token.
 
     Reference: Zhao et al. 2025, arXiv:2505.19590, Eq. 4-5.
-    Deviations: none.
     """
 
     name: ClassVar[str] = "self_certainty"
+    title: ClassVar[str] = "self-certainty"
+    paper: ClassVar[str] = "Zhao et al. 2025, arXiv:2505.19590"
     needs: ClassVar[tuple[str, ...]] = ("mean_self_certainty",)
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
@@ -30,10 +32,11 @@ class TokenEntropy(LabelFreeReward):
     """RENT: r_i = -mean_t H_t, nats per token.
 
     Reference: Prabhudesai et al. 2025, arXiv:2505.22660.
-    Deviations: none.
     """
 
     name: ClassVar[str] = "token_entropy"
+    title: ClassVar[str] = "RENT"
+    paper: ClassVar[str] = "Prabhudesai et al. 2025, arXiv:2505.22660"
     needs: ClassVar[tuple[str, ...]] = ("mean_entropy",)
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
@@ -46,10 +49,11 @@ class EMRLToken(LabelFreeReward):
     """EM-RL, token level: r_i = -sum_t H_t, nats per response.
 
     Reference: Agarwal et al. 2025, arXiv:2505.15134.
-    Deviations: none.
     """
 
     name: ClassVar[str] = "em_rl_token"
+    title: ClassVar[str] = "EM-RL, token"
+    paper: ClassVar[str] = "Agarwal et al. 2025, arXiv:2505.15134"
     needs: ClassVar[tuple[str, ...]] = ("sum_entropy",)
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
@@ -62,10 +66,11 @@ class EMRLSequence(LabelFreeReward):
     """EM-RL, sequence level: r_i = sum_t ln pi(y_t), nats per response.
 
     Reference: Agarwal et al. 2025, arXiv:2505.15134.
-    Deviations: none.
     """
 
     name: ClassVar[str] = "em_rl_sequence"
+    title: ClassVar[str] = "EM-RL, sequence"
+    paper: ClassVar[str] = "Agarwal et al. 2025, arXiv:2505.15134"
     needs: ClassVar[tuple[str, ...]] = ("sum_logprobs",)
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
@@ -83,9 +88,11 @@ class RLSC(LabelFreeReward):
     """
 
     name: ClassVar[str] = "rlsc"
+    title: ClassVar[str] = "RLSC"
+    paper: ClassVar[str] = "Li et al. 2025, arXiv:2506.06395"
     needs: ClassVar[tuple[str, ...]] = ("sum_logprobs", "mean_logprobs")
-    alpha: float | int = 0.1
-    length_normalized: bool = False
+    alpha: float | int = setting(0.1, "added to every probability; a group baseline removes it")
+    length_normalized: bool = setting(False, "the geometric mean per token in place of the product")
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return the probability of the response, plus alpha."""

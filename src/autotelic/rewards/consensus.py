@@ -18,30 +18,27 @@ from autotelic.rewards.formulas import (
     seed_grpo_scale,
     weighted_consensus_reward,
 )
+from autotelic.runs.method_settings import setting
 
 Units = Literal["nats", "fraction_of_log_G", "p_max"]
-UNITS = ("nats", "fraction_of_log_G", "p_max")
 
 
 @dataclass(kw_only=True)
 class _Thresholded(LabelFreeReward):
     """A reward that leaves out prompts on which the policy is sure, or hopelessly unsure: low < H(q) < high, strictly.
 
-    Attributes:
-        low: Lower bound; the default 0 masks unanimous groups.
-        high: Upper bound; the default, the largest value there is, masks groups in which all answers differ.
-        units: "nats", "fraction_of_log_G" (of the largest possible entropy), or "p_max" (then the bounds are on the
-            share of the largest cluster, which falls as entropy rises).
+    In units of "p_max" the bounds are on the share of the largest cluster, which falls as entropy rises.
     """
 
-    low: float | int = 0.0
-    high: float | int | None = None
-    units: Units = "fraction_of_log_G"
+    low: float | int = setting(0.0, "lower bound; 0 leaves out unanimous groups")
+    high: float | int | None = setting(
+        None, "upper bound; by default the largest value there is: groups in which all answers differ are left out"
+    )
+    units: Units = setting("fraction_of_log_G", "of low and high: nats, a share of ln G, or p_max")
 
     def __post_init__(self) -> None:
         """Refuse bounds between which nothing can lie."""
-        if self.units not in UNITS:
-            raise UserError(f"unknown units {self.units!r} for low and high: use one of {', '.join(UNITS)}")
+        super().__post_init__()
         if self.high is not None and not self.low < self.high:
             raise UserError(f"low must be below high, got low={self.low} and high={self.high}: no prompt would be kept")
         if self.units != "nats" and self.low >= 1:
@@ -75,12 +72,12 @@ class EMPO(_Thresholded):
     Reference: Zhang et al. 2025, arXiv:2504.05812, Eq. 8-9.
     Deviations: an answer that cannot be parsed shares no cluster and earns 0.
 
-    Attributes:
-        denominator: "group" divides by G, "parseable" by the number of parseable answers.
     """
 
     name: ClassVar[str] = "empo"
-    denominator: Literal["group", "parseable"] = "group"
+    title: ClassVar[str] = "EMPO"
+    paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2504.05812"
+    denominator: Literal["group", "parseable"] = setting("group", "divide by G, or by the parseable answers")
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return the share of the group that gave the same answer."""
@@ -89,15 +86,13 @@ class EMPO(_Thresholded):
 
 @dataclass(kw_only=True)
 class WeightedEMPO(_Thresholded):
-    """EMPO with clusters weighted by likelihood instead of counted; needs ``logprobs``.
-
-    Attributes:
-        length_normalized: Weigh responses by their mean log-probability per token, instead of their sum.
-    """
+    """EMPO with clusters weighted by likelihood instead of counted; needs ``logprobs``."""
 
     name: ClassVar[str] = "weighted_empo"
+    title: ClassVar[str] = "weighted EMPO"
+    paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2504.05812"
     needs: ClassVar[tuple[str, ...]] = ("mean_logprobs", "sum_logprobs")
-    length_normalized: bool = True
+    length_normalized: bool = setting(True, "weigh by the mean log-probability per token, not the sum")
 
     def _weights(self, batch: Batch) -> Float[Tensor, "P G"]:
         return batch.stat("mean_logprobs" if self.length_normalized else "sum_logprobs")
@@ -116,7 +111,9 @@ class MajorityVote(LabelFreeReward):
     """TTRL's reward: 1 for the majority answer, 0 for the others. Ties share the win by `ties`."""
 
     name: ClassVar[str] = "majority_vote"
-    ties: Ties = "share"
+    title: ClassVar[str] = "majority vote"
+    paper: ClassVar[str] = "TTRL: Zuo et al. 2025, arXiv:2504.16084"
+    ties: Ties = setting("share", "who wins where several clusters are largest")
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return the majority vote."""
@@ -133,24 +130,20 @@ class SRT(LabelFreeReward):
     Reference: Shafayat et al. 2025, arXiv:2505.21444 (hard).
     Deviations: ``soft`` is the same rule with the share of the cluster in place of the indicator. Prompts below the
     threshold are masked, so that they can also leave the denominator.
-
-    Attributes:
-        tau: Least share of the largest cluster.
-        soft: Which of the two.
-        ties: As for `MajorityVote` (hard only).
     """
 
     name: ClassVar[str] = "srt"
-    tau: float | int = 0.5
-    soft: bool = False
-    ties: Ties = "share"
+    title: ClassVar[str] = "SRT"
+    paper: ClassVar[str] = "Shafayat et al. 2025, arXiv:2505.21444"
+    tau: float | int = setting(0.5, "least share of the largest cluster", unit="share")
+    soft: bool = setting(False, "reward the cluster's share in place of 0 or 1")
+    ties: Ties = setting("share", "who wins where several clusters are largest (hard only)")
 
     def __post_init__(self) -> None:
         """Refuse a threshold that no share can reach."""
+        super().__post_init__()
         if not 0 <= self.tau <= 1:
             raise UserError(f"tau is a share of the group, in [0, 1], got {self.tau}")
-        if self.soft:
-            self.name = "srt_soft"  # pyright: ignore[reportAttributeAccessIssue]
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return the vote, 0 where the majority is too small."""
@@ -163,18 +156,26 @@ class SRT(LabelFreeReward):
 
 
 @dataclass(kw_only=True)
+class SoftSRT(SRT):
+    """SRT with the share of the largest cluster as the reward."""
+
+    name: ClassVar[str] = "srt_soft"
+    title: ClassVar[str] = "SRT, soft"
+    soft: bool = setting(True, "reward the cluster's share in place of 0 or 1")
+
+
+@dataclass(kw_only=True)
 class SeedGRPO(MajorityVote):
     """The majority vote with SEED-GRPO's factor on each prompt's advantages, in ``RewardResult.advantage_scale``.
 
     TRL's own trainers do not read that factor. There, the rewards themselves are multiplied by it, which has the same
     effect when the trainer does not divide by the group's standard deviation (``scale_rewards="none"`` or "batch").
-
-    Attributes:
-        alpha: Strength, in [0, 1] (`seed_grpo_scale`).
     """
 
     name: ClassVar[str] = "seed_grpo"
-    alpha: float | int = 1.0
+    title: ClassVar[str] = "SEED-GRPO"
+    paper: ClassVar[str] = "arXiv:2505.12346"
+    alpha: float | int = setting(1.0, "strength of the factor, in [0, 1]")
 
     def advantage_scale(self, batch: Batch) -> Float[Tensor, " P"]:
         """Return 1 - alpha H / ln G."""

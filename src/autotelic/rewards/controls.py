@@ -11,6 +11,7 @@ from torch import Tensor
 from autotelic.answers import extract
 from autotelic.errors import UserError
 from autotelic.rewards.base import Batch, LabelFreeReward
+from autotelic.runs.method_settings import setting
 
 
 @dataclass(kw_only=True)
@@ -19,18 +20,16 @@ class RandomReward(LabelFreeReward):
 
     The draw is a hash of the seed, the step, the prompt and the response's place in its group and in the batch: it is
     reproducible, and does not depend on how many processes share the batch.
-
-    Attributes:
-        p: Probability of a reward of 1.
-        seed: Another seed gives another, independent sequence.
     """
 
     name: ClassVar[str] = "random"
-    p: float | int = 0.5
-    seed: int = 0
+    title: ClassVar[str] = "random reward"
+    p: float | int = setting(0.5, "probability of a reward of 1")
+    seed: int = setting(0, "another seed gives another, independent sequence")
 
     def __post_init__(self) -> None:
         """Refuse what is not a probability."""
+        super().__post_init__()
         if not 0 <= self.p <= 1:
             raise UserError(f"p must be a probability in [0, 1], got {self.p}")
 
@@ -54,7 +53,8 @@ class ConstantReward(LabelFreeReward):
     """The same reward for every response: no advantage, the weakest control."""
 
     name: ClassVar[str] = "constant"
-    value: float | int = 0.0
+    title: ClassVar[str] = "constant reward"
+    value: float | int = setting(0.0, "the reward")
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return the constant."""
@@ -63,14 +63,11 @@ class ConstantReward(LabelFreeReward):
 
 @dataclass(kw_only=True)
 class FormatReward(LabelFreeReward):
-    r"""1 where the response states its answer in the required form, right or wrong.
-
-    Attributes:
-        form: Names from `autotelic.answers.METHODS`, any of which will do; ``("boxed",)`` asks for ``\boxed{...}``.
-    """
+    r"""1 where the response states its answer in the required form, right or wrong."""
 
     name: ClassVar[str] = "format"
-    form: tuple[str, ...] = ("boxed",)
+    title: ClassVar[str] = "format reward"
+    form: tuple[str, ...] = setting(("boxed",), "ways to state an answer, any of which will do")
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return whether an answer was found in the required form."""

@@ -64,12 +64,15 @@ class CoRewardingI(_OtherView):
     """
 
     name: ClassVar[str] = "co_rewarding_i"
+    title: ClassVar[str] = "Co-rewarding-I"
+    paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2508.00410"
     whole_batch: ClassVar[bool] = True
     rephrased: Mapping[str, str] = field(default_factory=dict)
-    _votes: dict[str, str | None] = field(default_factory=dict, repr=False)
+    _votes: dict[str, str | None] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
         """Make the map work in both directions."""
+        super().__post_init__()
         self._partner = {**{v: k for k, v in self.rephrased.items()}, **dict(self.rephrased)}
 
     def score(self, groups: Sequence[Group], *, step: int = 0):
@@ -98,11 +101,14 @@ class CoRewardingII(_OtherView):
     """
 
     name: ClassVar[str] = "co_rewarding_ii"
+    title: ClassVar[str] = "Co-rewarding-II"
+    paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2508.00410"
     teacher: Callable[[list[str]], Sequence[Sequence[str]]] | None = None
-    _votes: dict[str, str | None] = field(default_factory=dict, repr=False)
+    _votes: dict[str, str | None] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
         """Refuse a missing teacher."""
+        super().__post_init__()
         if self.teacher is None:
             raise UserError("co_rewarding_ii needs a teacher: a function from prompts to sampled responses of each")
 

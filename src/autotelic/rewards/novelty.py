@@ -23,6 +23,7 @@ from torch import Tensor
 
 from autotelic.rewards.base import Batch, LabelFreeReward
 from autotelic.rewards.formulas import majority_reward
+from autotelic.runs.method_settings import setting
 
 Embed = Callable[[Sequence[str]], Float[Tensor, "B D"]]
 BUCKETS = 4096
@@ -66,16 +67,13 @@ def novelty(similarity: Float[Tensor, "G G"], side: Sequence[int], weight: float
 
 @dataclass(kw_only=True)
 class EvolRL(LabelFreeReward):
-    """Majority vote with a novelty bonus (module docstring).
-
-    Attributes:
-        weight: Share of the mean similarity within a side in the novelty.
-        embed: Maps texts to vectors (B, D); character 5-grams by default.
-    """
+    """Majority vote with a novelty bonus (module docstring)."""
 
     name: ClassVar[str] = "evol_rl"
-    weight: float | int = 0.5
-    embed: Embed | None = None
+    title: ClassVar[str] = "EVOL-RL"
+    paper: ClassVar[str] = "Zhou et al. 2025, arXiv:2509.15194"
+    weight: float | int = setting(0.5, "share of the mean similarity within a side in the novelty", unit="share")
+    embed: Embed | None = setting(None, "from Python: maps texts to vectors (B, D); character 5-grams by default")
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
         """Return the banded rewards."""

@@ -12,7 +12,7 @@ from autotelic.errors import UserError
 from autotelic.functional import fit_entropy_law
 from autotelic.runs.files import write_atomically
 from autotelic.runs.logs import log_from_rows, pick_curve, read_jsonl
-from autotelic.trl.arguments import METHOD_DEFAULTS, METHODS
+from autotelic.runs.training_methods import COMMON_DEFAULTS, METHODS
 
 PAPERS = {
     "clip_cov": "2505.22617",
@@ -62,13 +62,14 @@ def model_card(
         base_model=None if local else base_model,
         tags=["autotelic", "trl", *names, *[f"arxiv:{PAPERS[name]}" for name in names if name in PAPERS]],
     )
+    purpose = METHODS[names[0]].purpose if names[0] in METHODS else "see run.json"
     last = max((row["step"] for row in rows), default=0)
     name = Path(base_model).name if base_model and local else base_model or "a model"
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {Path(training['output_dir']).name}",
         f"{code(name)} after {last} updates of {' + '.join(code(part) for part in names)}"
-        f"{' (a LoRA adapter)' if adapter else ''}: {METHODS.get(names[0], 'see run.json')}.",
+        f"{' (a LoRA adapter)' if adapter else ''}: {purpose}.",
         f"## Data and labels\n\n{data(run)}\n\n{labels(run)}",
         f"## What changed\n\n{changes(rows)}\n\n{law(rows)}",
         f"## How\n\n{settings(run, training, names)}",
@@ -93,7 +94,7 @@ def data(run: dict[str, Any]) -> str:
 
 def labels(run: dict[str, Any]) -> str:
     """Say whether labels trained the model, or measured it."""
-    reward = run["reward"]
+    reward = run["reward"]["name"] if isinstance(run["reward"], dict) else str(run["reward"])
     if reward == "verifier":
         text = f"**Labels were used**: the reward compares answers with the column {code(run['answer_column'])}."
     elif "." in reward:
@@ -134,8 +135,16 @@ def law(rows: Sequence[dict[str, Any]]) -> str:
 
 def settings(run: dict[str, Any], training: dict[str, Any], names: Sequence[str]) -> str:
     """Return the settings that the method depends on, as a table; all of them are in run.json."""
-    keys = [*METHOD_DEFAULTS.get(names[0], {}), "temperature", "max_completion_length", "max_steps", "seed"]
+    defaults = METHODS[names[0]].defaults if names[0] in METHODS else {}
+    keys = [
+        *(key for key in defaults if key not in COMMON_DEFAULTS),
+        "temperature",
+        "max_completion_length",
+        "max_steps",
+        "seed",
+    ]
     shown = {key: (run | training)[key] for key in dict.fromkeys(keys) if key in run or key in training}
-    shown |= {key: run[key] for key in ("fraction", "low", "high", "coef") if run.get(key) is not None}
+    control = run.get("entropy_control")
+    shown |= {key: value for key, value in control.items() if key != "name"} if isinstance(control, dict) else {}
     lines = [f"| {key} | {code(value)} |" for key, value in shown.items()]
     return "\n".join(["| setting | value |", "| --- | --- |", *lines])

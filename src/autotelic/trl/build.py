@@ -17,26 +17,10 @@ from typing import Any
 
 from autotelic.errors import UserError
 from autotelic.runs.files import check_writable, write_atomically
-from autotelic.trl.arguments import RunArguments
+from autotelic.runs.method_settings import make, settings_of
+from autotelic.trl.arguments import CommonArguments, RunArguments, name_of, unnamed
 
 Evaluate = Callable[[Any], dict[str, float]]
-
-
-def build_control(run: RunArguments, training_args: Any) -> Any:
-    """Return the `EntropyControl` of a run, or None; the baselines are settings of TRL's own and are written there."""
-    from autotelic.controls.engine_settings import EngineControl
-    from autotelic.controls.table import entropy_control, read_control
-
-    name, settings = run.entropy_control, run.control_settings()
-    if name == "none":
-        if settings:
-            raise UserError(f"{', '.join(settings)} set without --entropy_control: name one, for example clip_cov")
-        return entropy_control("observe") if run.entropy_change_rows else None
-    control = read_control({"name": name} | settings)
-    if isinstance(control, EngineControl):
-        control.apply(training_args)
-        return entropy_control("observe") if run.entropy_change_rows else None
-    return control
 
 
 def build_trainer(
@@ -46,72 +30,41 @@ def build_trainer(
     *,
     model: Any,
     tokenizer: Any,
-    rows: Sequence[dict[str, str]],
+    rows: Sequence[dict[str, Any]],
     reward: Any,
     evaluate: Evaluate | None = None,
-    probe: Any = None,
     follow: Any = None,
+    stop_rules: Callable[[Any], Any] | None = None,
     peft_config: Any = None,
 ) -> Any:
-    """Return a TRL trainer with our mixins and callbacks, ready to train."""
+    """Return a TRL trainer with our parts and callbacks, ready to train.
+
+    Args:
+        method: name in `autotelic.runs.training_methods`.
+        run: our options.
+        training_args: a GRPOConfig.
+        model: the policy.
+        tokenizer: its tokenizer.
+        rows: prompts, and labels where the reward is the verifier.
+        reward: a function of TRL's reward protocol.
+        evaluate: model -> metrics, for validation.
+        follow: model -> rollouts of followed prompts.
+        stop_rules: metrics file -> callback that ends a run.
+        peft_config: LoRA and its kin, as TRL takes it.
+    """
     from trl import GRPOTrainer
 
-    from autotelic.runs.callbacks import MetricsFile, Progress, StopCleanly, Validation
+    from autotelic.runs.callbacks import MetricsFile
     from autotelic.tasks import to_dataset
-    from autotelic.trl.control_part import Control
-    from autotelic.trl.empty_responses import NotEmpty
-    from autotelic.trl.entropy_term import EntropyMinimization, EntropyTerm
-    from autotelic.trl.fast_passes import FastPasses
-    from autotelic.trl.label_free import LabelFree, SurplusVotes
-    from autotelic.trl.rollout_log import RolloutLog
     from autotelic.trl.run_folder import with_run_folder
     from autotelic.trl.seam import updates_per_rollout, with_parts
 
-    folder = Path(training_args.output_dir)
     check_sharding(run)
-    control = build_control(run, training_args)
-    minimization = (
-        EntropyMinimization(
-            coef=run.em_coef,
-            reduction=run.em_reduction,
-            floor=run.em_floor,
-            positions=run.em_positions,
-            position_fraction=run.em_position_fraction,
-            compat=run.em_compat,
-        )
-        if method == "one_shot_em"
-        else None
-    )
-    parts: list[Any] = [NotEmpty(), LabelFree(), FastPasses(run.fused_head, run.shared_prefix)]
-    if control is not None:
-        parts.append(Control(control, run.entropy_change_rows))
-    if minimization is not None:
-        parts.append(EntropyTerm(minimization))
-    if run.log_rollouts:
-        parts.append(RolloutLog(folder / "rollouts.jsonl", run.log_rollouts, run.log_rollouts_steps))
-    if run.train_generations is not None:
-        parts.append(SurplusVotes(run.train_generations))
-    metrics_file = MetricsFile(folder / "metrics.jsonl")
-    callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
-    if evaluate is not None and run.validation_steps:
-        callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
-    if run.law or run.law_stop_below is not None:
-        from autotelic.controls.table import intervention
-        from autotelic.runs.law_callback import EntropyLawCallback
-
-        callbacks.append(
-            EntropyLawCallback(
-                metrics_file,
-                stop_when_remaining_below=run.law_stop_below,
-                intervention=intervention(method, run.entropy_control),
-            )
-        )
-    if follow is not None:
-        from autotelic.runs.followed import FollowedPrompts
-
-        callbacks.append(FollowedPrompts(follow, folder / "followed.jsonl", run.log_rollouts_steps))
-    if probe is not None:
-        callbacks.append(build_stop_rules(run, probe, folder, metrics_file))
+    check_rollout(len(rows), training_args)
+    metrics_file = MetricsFile(Path(training_args.output_dir) / "metrics.jsonl")
+    callbacks = build_callbacks(method, run, training_args, metrics_file, evaluate, follow)
+    if stop_rules is not None:
+        callbacks.append(stop_rules(metrics_file))
     trainer_class: Any = with_run_folder(with_parts(GRPOTrainer))
     trainer = trainer_class(
         model=model,
@@ -121,17 +74,97 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=callbacks,
-        parts=parts,
+        parts=build_parts(method, run, training_args),
     )
-    # TRL's own printing callback would repeat on stdout what Progress shows.
+    settle(trainer, max(int(updates_per_rollout(trainer.args)), 1))
+    return trainer
+
+
+def build_parts(method: str, run: RunArguments, training_args: Any) -> list[Any]:
+    """Return the parts of a step, in their order."""
+    from autotelic.trl.control_part import Control
+    from autotelic.trl.empty_responses import NotEmpty
+    from autotelic.trl.entropy_term import EntropyMinimization, EntropyTerm
+    from autotelic.trl.fast_passes import FastPasses
+    from autotelic.trl.label_free import LabelFree, SurplusVotes
+    from autotelic.trl.rollout_log import RolloutLog
+
+    parts: list[Any] = [NotEmpty(), LabelFree(), FastPasses(run.fused_head, run.shared_prefix)]
+    control = build_control(run, training_args)
+    if control is not None:
+        parts.append(Control(control, run.entropy_change_rows))
+    if method == "one_shot_em":
+        parts.append(EntropyTerm(unnamed("em", run.em, EntropyMinimization)))
+    elif run.em:
+        raise UserError(f"em sets one_shot_em, and this is {method}: leave it out")
+    if run.log_rollouts:
+        rollouts = Path(training_args.output_dir) / "rollouts.jsonl"
+        parts.append(RolloutLog(rollouts, run.log_rollouts, run.log_rollouts_steps))
+    if run.train_generations is not None:
+        parts.append(SurplusVotes(run.train_generations))
+    return parts
+
+
+def build_control(run: RunArguments, training_args: Any) -> Any:
+    """Return the `EntropyControl` of a run, or None; a control that is a setting of TRL's is written there."""
+    from autotelic.controls.base import EntropyControl
+    from autotelic.controls.table import entropy_control, read_control
+
+    control = None if name_of(run.entropy_control) == "none" else read_control(run.entropy_control)
+    if control is not None and not isinstance(control, EntropyControl):
+        control.apply(training_args)
+        control = None
+    return control or (entropy_control("observe") if run.entropy_change_rows else None)
+
+
+def build_callbacks(
+    method: str, run: RunArguments, training_args: Any, metrics_file: Any, evaluate: Evaluate | None, follow: Any
+) -> list[Any]:
+    """Return what watches a run: its metrics file, progress, validation, the entropy law, followed prompts."""
+    from autotelic.controls.table import intervention
+    from autotelic.runs.callbacks import Progress, Validation
+    from autotelic.runs.followed import FollowedPrompts
+    from autotelic.runs.law_callback import EntropyLawCallback
+
+    folder = Path(training_args.output_dir)
+    callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
+    if evaluate is not None and run.validation_steps:
+        callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
+    if run.law or run.law_stop_below is not None:
+        acts = intervention(method, name_of(run.entropy_control))
+        callbacks.append(
+            EntropyLawCallback(metrics_file, stop_when_remaining_below=run.law_stop_below, intervention=acts)
+        )
+    if follow is not None:
+        callbacks.append(FollowedPrompts(follow, folder / "followed.jsonl", run.log_rollouts_steps))
+    return callbacks
+
+
+def settle(trainer: Any, per_rollout: int) -> None:
+    """Stop and save where a rollout ends, and leave printing to our own progress."""
     from transformers import PrinterCallback
 
+    from autotelic.runs.callbacks import StopCleanly
+
     trainer.remove_callback(PrinterCallback)
-    per_rollout = max(int(updates_per_rollout(trainer.args)), 1)
     if trainer.args.save_steps >= 1:  # below 1 it is a share of all steps, which TRL resolves
         trainer.args.save_steps = -(-int(trainer.args.save_steps) // per_rollout) * per_rollout
     trainer.add_callback(StopCleanly(per_rollout))
-    return trainer
+
+
+def check_rollout(num_prompts: int, training_args: Any) -> None:
+    """Refuse a data set that is smaller than one rollout: TRL's sampler would drop it, and train on nothing."""
+    world = training_args.world_size
+    rows = training_args.generation_batch_size or (
+        training_args.per_device_train_batch_size * world * training_args.steps_per_generation
+    )
+    needed = rows // training_args.num_generations
+    if num_prompts < needed:
+        raise UserError(
+            f"{num_prompts} prompts; one rollout needs {needed} (num_generations={training_args.num_generations} x "
+            f"{needed} = {rows} responses): give more prompts, or lower steps_per_generation or "
+            "per_device_train_batch_size"
+        )
 
 
 def check_sharding(run: RunArguments) -> None:
@@ -139,7 +172,7 @@ def check_sharding(run: RunArguments) -> None:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     asked = {
-        "stop_rule": run.stop_rule not in (None, "", "none"),
+        "stop_rule": run.stop_rule not in ("", "none", []),
         "validation_steps": run.validation_steps > 0,
         "follow_prompts": run.follow_prompts > 0,
         "log_rollouts": run.log_rollouts > 0,
@@ -152,23 +185,10 @@ def check_sharding(run: RunArguments) -> None:
         )
 
 
-def build_stop_rules(run: RunArguments, probe: Any, folder: Path, metrics_file: Any) -> Any:
-    """Return the callback that ends a run by rules without labels."""
-    from autotelic.diagnostics.stop_callback import StopRules
-    from autotelic.diagnostics.stopping import parse_rules
-
-    if run.stop_action not in ("stop", "rollback"):
-        raise UserError(f"unknown stop_action {run.stop_action!r}: use stop or rollback")
-    if run.probe_steps < 1:
-        raise UserError(f"probe_steps must be at least 1, got {run.probe_steps}")
-    rollback = run.stop_action == "rollback"
-    return StopRules(probe, parse_rules(run.stop_rule), run.probe_steps, folder, metrics_file.append, rollback)
-
-
 RUN_FILES = ("metrics.jsonl", "rollouts.jsonl", "followed.jsonl", "evaluation.json", "probes.jsonl", "run.json")
 
 
-def prepare_folder(folder: Path, run: RunArguments) -> str | None:
+def prepare_folder(folder: Path, run: CommonArguments) -> str | None:
     """Check that the folder can be written and holds no other run; return the checkpoint to resume from, if asked.
 
     The main process looks, and all of them get its answer. Half-written checkpoints are deleted on resuming, a run's
@@ -179,7 +199,7 @@ def prepare_folder(folder: Path, run: RunArguments) -> str | None:
     return on_main_process(lambda: _prepare_folder(folder, run))
 
 
-def _prepare_folder(folder: Path, run: RunArguments) -> str | None:
+def _prepare_folder(folder: Path, run: CommonArguments) -> str | None:
     from autotelic.runs.checkpoints import checkpoints, discard, last_complete
 
     check_writable(folder / "metrics.jsonl", "choose another --output_dir or free the space")
@@ -203,7 +223,7 @@ def _prepare_folder(folder: Path, run: RunArguments) -> str | None:
     return None
 
 
-def write_run_file(folder: Path, method: str, run: RunArguments, training_args: Any) -> None:
+def write_run_file(folder: Path, method: str, run: Any, training_args: Any) -> None:
     """Write run.json: what was asked for, and with which versions. Only the main process writes."""
     import torch
     import transformers
@@ -213,11 +233,11 @@ def write_run_file(folder: Path, method: str, run: RunArguments, training_args: 
 
     if training_args.process_index:
         return
-
+    control = name_of(getattr(run, "entropy_control", "none"))
     record = {
-        "method": method if run.entropy_control in ("none", "observe") else f"{method}+{run.entropy_control}",
+        "method": method if control in ("none", "observe") else f"{method}+{control}",
         "seed": training_args.seed,
-        "config": {"run": asdict(run), "training": training_args.to_dict()},
+        "config": {"run": run_settings(run), "training": training_args.to_dict()},
         "versions": {
             "autotelic": __version__,
             "trl": trl.__version__,
@@ -228,6 +248,23 @@ def write_run_file(folder: Path, method: str, run: RunArguments, training_args: 
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_atomically(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")
+
+
+def run_settings(run: Any) -> dict[str, Any]:
+    """Return a run's options; reward and control as mappings with every setting, those left at their default too."""
+    from autotelic.controls.table import methods as controls
+    from autotelic.rewards.reward_table import methods as rewards
+
+    values = asdict(run)
+    for key, table in (("entropy_control", controls()), ("reward", rewards())):
+        name = name_of(values.get(key))
+        if name in table:
+            made = make(key, values[key], table)
+            settings = {each.name: getattr(made, each.name) for each in settings_of(table[name])}
+            values[key] = {"name": name} | {n: v for n, v in settings.items() if v is not None and n != "seed"}
+        elif key in values:
+            values[key] = name
+    return values
 
 
 def fit(trainer: Any, checkpoint: str | None) -> bool:

@@ -39,7 +39,7 @@ def label_free_rewards() -> dict[str, LabelFreeReward]:
         R.WeightedEMPO(),
         R.MajorityVote(),
         R.SRT(),
-        R.SRT(soft=True),
+        R.SoftSRT(),
         R.EvolRL(),
         R.SeedGRPO(),
         R.TokenEntropy(),

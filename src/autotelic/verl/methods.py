@@ -1,7 +1,7 @@
 """Which of our methods a verl configuration names, and with which settings.
 
 Clip-Cov and KL-Cov are set by verl's own fields: clip_cov_ratio, clip_cov_lb, clip_cov_ub; kl_cov_ratio, ppo_kl_coef.
-Any other setting of a control goes into ``settings`` of `autotelic.verl.config.PolicyLoss`.
+Any other setting of a control goes into ``settings`` of `autotelic.verl.policy_loss.PolicyLoss`.
 
 Reference: arXiv:2505.22617, Section 4.3, for the values.
 Deviations: verl's default ppo_kl_coef is 0.1 where the paper has 1, and kl_cov_ratio 2e-4 is the paper's value for its

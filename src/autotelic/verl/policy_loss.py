@@ -1,6 +1,6 @@
 """verl's policy-loss configuration with a place for the settings of any of our controls.
 
-actor_rollout_ref.actor.policy_loss._target_=autotelic.verl.config.PolicyLoss
+actor_rollout_ref.actor.policy_loss._target_=autotelic.verl.policy_loss.PolicyLoss
 +actor_rollout_ref.actor.policy_loss.settings.coef=0.01
 """
 
