@@ -218,14 +218,19 @@ def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
         "quantization": get_quantization_config(model_args) if quantized(model_args) else None,
         "trust_remote_code": training_args.trust_remote_code,
     }
-    return load_model(name, merge=not model_args.use_peft, **(wanted | dict(training_args.model_init_kwargs or {})))
+    found = load_model(name, merge=not model_args.use_peft, **(wanted | dict(training_args.model_init_kwargs or {})))
+    if not training_args.beta or model_args.use_peft:
+        training_args.model_init_kwargs = None  # used; a reference model would be loaded with them too
+    return found
 
 
 def check_model(model_args: Any) -> None:
     """Refuse what ModelConfig holds and this run would not use."""
     from dataclasses import fields
 
-    default = {field.name: field.default for field in fields(model_args)}
+    from autotelic.runs.training_methods import COMMON_DEFAULTS
+
+    default = {field.name: COMMON_DEFAULTS.get(field.name, field.default) for field in fields(model_args)}
     changed = [name for name in default if getattr(model_args, name) != default[name]]
     lora = [name for name in changed if name.startswith(("lora_", "use_rslora", "use_dora"))]
     if lora and not model_args.use_peft:

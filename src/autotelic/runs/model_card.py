@@ -136,13 +136,8 @@ def law(rows: Sequence[dict[str, Any]]) -> str:
 def settings(run: dict[str, Any], training: dict[str, Any], names: Sequence[str]) -> str:
     """Return the settings that the method depends on, as a table; all of them are in run.json."""
     defaults = METHODS[names[0]].defaults if names[0] in METHODS else {}
-    keys = [
-        *(key for key in defaults if key not in COMMON_DEFAULTS),
-        "temperature",
-        "max_completion_length",
-        "max_steps",
-        "seed",
-    ]
+    keys = [key for key in defaults if key not in COMMON_DEFAULTS]
+    keys += ["temperature", "max_completion_length", "max_steps", "seed"]
     shown = {key: (run | training)[key] for key in dict.fromkeys(keys) if key in run or key in training}
     control = run.get("entropy_control")
     shown |= {key: value for key, value in control.items() if key != "name"} if isinstance(control, dict) else {}

@@ -17,6 +17,7 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "save_steps": 100,
     "save_total_limit": 2,
     "disable_tqdm": True,
+    "lora_dropout": 0.0,  # TRL's 0.05 switches the shared prefix off: 2.8 times the time
 }
 ROLLOUT_DEFAULTS: dict[str, Any] = COMMON_DEFAULTS | {"beta": 0.0, "temperature": 1.0, "loss_type": "dapo"}
 
