@@ -150,7 +150,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path, options):
         ("grpo", {"answer_column": "solution"}, "solution"),
         ("grpo", {"num_generations": 1}, "at least 2|group"),
         ("grpo", {"dataset": "nowhere.jsonl"}, "nowhere.jsonl"),
-        ("grpo", {"model_name_or_path": "no/such/model"}, "cannot load the model"),
+        ("grpo", {"model_name_or_path": "nobody/model"}, "cannot load the model"),
         ("grpo", {"output_dir": "/proc/nothing"}, "cannot write"),
         ("grpo", {"resume": True}, "nothing to resume"),
         ("grpo", {"entropy_control": "entropy_bonus"}, "needs coef"),
