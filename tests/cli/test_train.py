@@ -101,7 +101,7 @@ def test_model_init_kwargs_reach_the_model(loaded):
         ("--report_to trackio", "needs trackio: pip install trackio"),
         ("--use_vllm", "needs vllm: pip install 'trl[vllm]'"),
         ("--deepspeed zero.json", "pip install deepspeed"),
-        ("--push_to_hub", "HF_HUB_OFFLINE"),
+        ("--push_to_hub", "--push_to_hub cannot reach the hub"),
         ("--use_peft --load_in_4bit", "needs bitsandbytes: pip install bitsandbytes"),
     ],
 )

@@ -55,7 +55,6 @@ def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
     except ImportError as error:  # --deepspeed is looked for by TRL's class itself
         name = "deepspeed" if "deepspeed" in str(error) else str(error.name)
         raise UserError(f"a package is missing: {name}; pip install {name}") from error
-    check_packages(training_args)
     return run_args, training_args, model_args
 
 
@@ -69,8 +68,6 @@ def check_packages(training_args: Any) -> None:
             require(TRACKERS[tracker], f"--report_to {tracker}")
     if getattr(training_args, "use_vllm", False) and training_args.vllm_mode == "colocate":
         require("vllm", "--use_vllm", "'trl[vllm]'")
-    if training_args.push_to_hub and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        raise UserError("--push_to_hub needs the hub, and HF_HUB_OFFLINE is set: unset it, or leave --push_to_hub out")
 
 
 def machine_defaults(config_class: Any) -> dict[str, Any]:
@@ -86,6 +83,7 @@ def machine_defaults(config_class: Any) -> dict[str, Any]:
 def train(method: str, options: Sequence[str]) -> dict[str, Any]:
     """Run one training job as the command line does; return its summary (keys `finished`, `step`, `metrics`)."""
     run_args, training_args, model_args = parse(method, options)
+    check_packages(training_args)
     from autotelic.trl.build import prepare_folder
 
     folder = Path(training_args.output_dir)
@@ -98,6 +96,10 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
         trainer = (build_preferences if method == "ppl" else build)(method, run_args, training_args, model_args)
     except ValueError as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        if not training_args.push_to_hub:
+            raise
+        raise UserError(f"--push_to_hub cannot reach the hub: {error}; connect, or leave --push_to_hub out") from error
     write_run_file(folder, getattr(run_args, "objective", method), run_args, training_args)
     try:
         finished = fit(trainer, checkpoint)
