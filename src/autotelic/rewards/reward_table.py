@@ -25,7 +25,7 @@ def methods() -> dict[str, type[LabelFreeReward]]:
     return {cls.name: cls for cls in found if issubclass(cls, LabelFreeReward) and getattr(cls, "name", "")}
 
 
-def read_reward(spec: Spec, *, seed: int = 0, num_generations: int | None = None) -> Callable[..., list[float]]:
+def read_reward(spec: Spec, *, seed: int = 0, num_generations: int | None = None) -> Callable[..., Any]:
     """Return the reward that `name,key=value`, `{name: ..., key: value}` or `package.module.function` stands for.
 
     Args:
@@ -48,7 +48,7 @@ def read_reward(spec: Spec, *, seed: int = 0, num_generations: int | None = None
     return replace(reward, **{key: value for key, value in ours.items() if key in names and key not in given})
 
 
-def imported(path: str) -> Callable[..., list[float]]:
+def imported(path: str) -> Callable[..., Any]:
     """Return the function `package.module.function`."""
     module, _, attribute = path.rpartition(".")
     try:
