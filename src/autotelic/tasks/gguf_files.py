@@ -5,9 +5,11 @@ processes that ask for the same file at the same time wait for the first. Nothin
 """
 
 import hashlib
+import io
 import os
 import shutil
 import sys
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +69,18 @@ def content_key(path: Path) -> str:
 def convert(path: Path, folder: Path) -> None:
     """Write weights and tokenizer of a GGUF file to `folder`, which appears whole; the caller holds its lock."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     print(f"converting {path.name} once, into {folder} ...", file=sys.stderr, flush=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
-    shown = logging.is_progress_bar_enabled()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, **source, dtype="float32")
-        plain(model).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        with bars:
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
+            model = AutoModelForCausalLM.from_pretrained(path.parent, **source, dtype="float32")
+            plain(model).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
         temporary.rename(folder)
     except OSError:
         raise
@@ -89,8 +89,6 @@ def convert(path: Path, folder: Path) -> None:
         raise UserError(f"cannot convert the model file {path}: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def plain(model: Any) -> Any:

@@ -3,6 +3,7 @@
 | source | what it reads |
 | --- | --- |
 | `chain_sums:test` | the small world's split "train", "test" or "ood" |
+| `word_sums:test` | one-step word problems for a chat model: split "train", "validation", "test" or "ood" |
 | `reasoning_gym:NAME` | a data set of reasoning-gym, such as `reasoning_gym:chain_sum` |
 | `FILE.jsonl`, `.json`, `.parquet`, `.csv`, `.tsv` | a file |
 | `FOLDER` or `FOLDER:SPLIT` | what `Dataset.save_to_disk` wrote |
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from autotelic.errors import UserError, closest
-from autotelic.tasks.chain_sums import SPLITS, ChainSums, problems
+from autotelic.tasks import chain_sums, word_sums
+from autotelic.tasks.chain_sums import ChainSums
 from autotelic.tasks.conversations import is_conversation
+from autotelic.tasks.word_sums import WordSums
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +53,7 @@ def load_problems(
     columns: Mapping[str, str] | None = None,
     keep: Sequence[str] = (),
     config: str | None = None,
-    world: ChainSums | None = None,
+    world: ChainSums | WordSums | None = None,
     require_answer: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -64,7 +67,7 @@ def load_problems(
             `{"prompt": "question"}`; a dot leads into a nested one, as in "reward_model.ground_truth".
         keep: further columns, kept as they are; without a column "solution" or "ground_truth", that is the answer.
         config: of a hub data set that has several, as "main" of openai/gsm8k.
-        world: settings of the small world, for `chain_sums:...` (default `ChainSums()`).
+        world: settings of `chain_sums:...` (default `ChainSums()`) or `word_sums:...` (default `WordSums()`).
         require_answer: refuse a source without the column "answer".
         say: takes remarks, such as which columns were taken.
 
@@ -79,10 +82,8 @@ def load_problems(
             raise UserError(f"columns: unknown role {role!r}{closest(role, ROLES)} Valid: {', '.join(ROLES)}.")
     name = str(source)
     kind, _, rest = name.partition(":")
-    if kind == "chain_sums":
-        if rest not in SPLITS:
-            raise UserError(f"unknown split in {name!r}{closest(rest, SPLITS)} Write chain_sums:SPLIT, {SPLITS}.")
-        rows: Iterable[Mapping[str, Any]] = problems(world or ChainSums(), rest, limit or DEFAULT_COUNT, seed)
+    if kind in ("chain_sums", "word_sums"):
+        rows: Iterable[Mapping[str, Any]] = _generated(kind, rest, limit or DEFAULT_COUNT, seed, world)
         columns = {}
     elif kind == "reasoning_gym":
         rows, columns = _reasoning_gym(rest, limit or DEFAULT_COUNT, seed), {}
@@ -116,6 +117,20 @@ def nested(row: Mapping[str, Any], column: str) -> Any:
         for part in column.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _generated(
+    kind: str, split: str, count: int, seed: int, world: ChainSums | WordSums | None
+) -> Sequence[Mapping[str, Any]]:
+    splits = chain_sums.SPLITS if kind == "chain_sums" else word_sums.SPLITS
+    if split not in splits:
+        raise UserError(f"unknown split in '{kind}:{split}'{closest(split, splits)} Write {kind}:SPLIT, {splits}.")
+    settings = world or (ChainSums() if kind == "chain_sums" else WordSums())
+    if isinstance(settings, WordSums) != (kind == "word_sums"):
+        raise UserError(f"{kind} cannot use settings of the class {type(settings).__name__}.")
+    if isinstance(settings, WordSums):
+        return word_sums.problems(settings, split, count, seed)
+    return chain_sums.problems(settings, split, count, seed)
 
 
 def _reasoning_gym(name: str, count: int, seed: int) -> list[dict[str, str]]:
