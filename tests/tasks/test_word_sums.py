@@ -5,7 +5,7 @@ import re
 import pytest
 
 from autotelic.errors import UserError
-from autotelic.tasks import load_problems
+from autotelic.tasks import load_problems, word_sums
 from autotelic.tasks.word_sums import INSTRUCTION, SPLITS, STORIES, WordSums, problems, split_of
 
 
@@ -93,5 +93,13 @@ def test_what_cannot_be_asked_gets_one_line():
             WordSums(**settings)
     with pytest.raises(UserError, match="did you mean 'train'"):
         load_problems("word_sums:trian")
+    empty = next(split for split in SPLITS if split not in {split_of("*", a, b) for a in (2, 3) for b in (2, 3)})
+    with pytest.raises(UserError, match=f"no {empty} problem"):
+        problems(WordSums(operators=("*",), max_factor=3), empty, 1)
+
+
+def test_too_few_problems_get_one_line(monkeypatch):
+    monkeypatch.setattr(word_sums, "THINGS", ("apples",))
+    monkeypatch.setattr(word_sums, "STORIES", {"*": ("{a} times {b} {things}?",)})
     with pytest.raises(UserError, match="too few"):
-        problems(WordSums(operators=("*",), max_factor=3), "test", 500)
+        problems(WordSums(operators=("*",), max_factor=4), "train", 20)

@@ -20,6 +20,7 @@ from autotelic.errors import UserError, closest
 SPLITS = ("train", "validation", "test", "ood")
 OPERATORS = ("+", "-", "*")
 _SHARES = {"validation": 0.1, "test": 0.2}  # of all sums, by hash; the rest is "train"
+_MOST_DRAWS = 2000  # until a split is taken to have no sum of an operator
 
 INSTRUCTION = "Answer with one sum."
 EXAMPLES = (
@@ -143,12 +144,13 @@ def _draw(settings: WordSums, split: str, rng: random.Random) -> tuple[str, int,
     operator = rng.choice(settings.operators)
     bound = settings.bound(operator)
     most = bound * settings.ood_factor if split == "ood" else bound
-    while True:
+    for _ in range(_MOST_DRAWS):
         a, b = (rng.randint(settings.min_number, most) for _ in range(2))
         if operator == "-" and a <= b:
             continue
         if max(a, b) > bound if split == "ood" else split_of(operator, a, b) == split:
             return operator, a, b
+    raise UserError(f"word_sums has no {split} problem with {operator}: raise max_number or max_factor.")
 
 
 def _tell(operator: str, a: int, b: int, rng: random.Random) -> str:
