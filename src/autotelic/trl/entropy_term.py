@@ -21,6 +21,7 @@ from torch import Tensor
 from autotelic import functional as F
 from autotelic.errors import UserError
 from autotelic.trl.control_part import check_entropy_gradient
+from autotelic.trl.entropy_guard import EntropyGuard
 from autotelic.trl.fast_passes import fast_passes
 from autotelic.trl.seam import LossInputs, Micro, Part, Rollout, forward_inputs, response_mask, with_parts
 
@@ -40,6 +41,8 @@ class EntropyMinimization:
         position_fraction: that share, in (0, 1].
         compat: `official` takes the official script's positions, `ln(p + 1e-12)` and mean of micro-batch means, bug for
             bug (a second forward pass); for comparisons only.
+        guard: end the run, with the weights from before, where one update divides the entropy by more than this; 0:
+            never (`autotelic.trl.entropy_guard`).
     """
 
     coef: float = 1.0
@@ -48,6 +51,7 @@ class EntropyMinimization:
     positions: str = "all"
     position_fraction: float = 1.0
     compat: str = "none"
+    guard: float = 10.0
 
     def __post_init__(self) -> None:
         if self.reduction not in ("token_mean", "sequence_mean", "token_sum"):
@@ -64,6 +68,8 @@ class EntropyMinimization:
             raise UserError("compat official is one loss only: leave out em_reduction, em_positions and em_floor")
         if self.floor < 0:
             raise UserError(f"floor must not be negative, got {self.floor}: entropy is never below zero")
+        if self.guard != 0 and self.guard <= 1:
+            raise UserError(f"guard must be above 1, or 0 for none, got {self.guard}: it divides the entropy")
 
     def position_counts(self, mask: Bool[Tensor, "B T"]) -> Int[Tensor, " B"]:
         """Return how many tokens of each response count; at least one of a response that has any."""
@@ -91,9 +97,11 @@ class EntropyTerm(Part):
         self.minimization = minimization
 
     def check(self) -> None:
-        """Refuse a trainer whose loss is scaled in another way."""
+        """Refuse a trainer whose loss is scaled in another way; guard the others."""
         if not hasattr(self.trainer, "loss_type"):
             raise UserError("entropy minimisation works on trl.GRPOTrainer and its subclasses only")
+        if self.minimization.guard:
+            self.trainer.add_callback(EntropyGuard(self.trainer, self.minimization.guard))
 
     @property
     def split_matters(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
