@@ -1,10 +1,16 @@
 """Where the final answer of a response is."""
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 
-from autotelic.answers import METHODS, extract, last_boxed, last_number
+from autotelic.answers import METHODS, equivalent, extract, last_boxed, last_number
+
+LINES = (Path(__file__).parent / "extraction_cases.jsonl").read_text(encoding="utf-8").splitlines()
+CASES = [json.loads(line) for line in LINES]
+"""Responses with their answers, by kind, from public bug reports; the doubtful ones follow the docs."""
 
 
 @pytest.mark.parametrize(
@@ -42,6 +48,30 @@ from autotelic.answers import METHODS, extract, last_boxed, last_number
     ],
 )
 def test_extract(text, answer):
+    assert extract(text) == answer
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["kind"].replace(" ", "-"))
+def test_responses_from_bug_reports(case):
+    for text, answer in case.get("clear", []):
+        found = extract(text)
+        assert (found is None) == (answer is None) and (found is None or equivalent(found, answer)), (text, found)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("reasoning \\boxed{1}\n<answer>2</answer>", "2"),
+        ("<answer>1</answer> no, \\boxed{2}", "2"),
+        ("<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\nIt is 4.<|im_end|>", "4"),
+        ("<think>\\boxed{3}", None),
+        ("We conclude that $f(x)=x^2$ for all $x$.", "f(x)=x^2"),
+        ("It costs $3 for 2, so 12 cost $18", "18"),
+        ("The answer is 9, as shown in 2 steps.", "9"),
+        ("$x = \\boxed{1}$ or $x = \\boxed{2}$", "1,2"),
+    ],
+)
+def test_what_comes_last_decides(text, answer):
     assert extract(text) == answer
 
 

@@ -129,10 +129,16 @@ def _ascii(text: str) -> str:
     text = re.sub("(\\d)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", r"\1 \2", text)
     for symbol, latex in _SYMBOLS.items():
         text = text.replace(symbol, latex)
+    text = re.sub("(?<=[0-9０-９)}])\\s*[\u4e00-\u9fff]{1,3}\\s*$", _without_count, text)
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
     for symbol in "−–°":  # compatibility forms of these
         text = text.replace(symbol, _SYMBOLS[symbol])
     return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc", "Co", "Cs", "Cn") or c in "\n\t")
+
+
+def _without_count(match: re.Match[str]) -> str:
+    """Drop a measure word after a number ("12个"), unless it multiplies."""
+    return match.group() if re.search("[百千万亿分成折]", match.group()) else ""
 
 
 def closing(text: str, start: int) -> int:

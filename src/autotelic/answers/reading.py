@@ -89,7 +89,8 @@ _ABOUT = r"approx(?:imately)?|about|exactly|around|roughly|answer|the answer is|
 _PREFIX = re.compile(rf"^(?:\\text\{{(?:{_ABOUT})\.?\}}\s*\.?|\\approx)\s*(?=\S)", re.I)
 _FOR = r"for (?:all|any|every|each|some)|for|where|with|such that|provided(?: that)?|whenever"
 _QUALIFIER = re.compile(
-    rf"\s*,?\s*\\text\{{(?:{_FOR})\b[^{{}}]*\}}.*$|\s*\(\s*(?:\\text\{{(?!or\b)[^{{}}]*\}}[^()]*|\\or\b[^()]*)\)$", re.S
+    rf"\s*,?\s*\\text\{{(?:{_FOR})\b[^{{}}]*\}}.*$|\s*\(\s*(?:\\text\{{(?!or\b)[^{{}}]{{2,}}\}}[^()]*|\\or\b[^()]*)\)$",
+    re.S,
 )
 _CONNECTIVES = re.compile(r"\\text\{(?:when|so|if|then|thus|hence|therefore|while|where|which gives|giving)\}")
 _OR = {"\\or", "\\lor", ";"}
