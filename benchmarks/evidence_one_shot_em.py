@@ -325,7 +325,8 @@ def curve(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def stop_rules(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """For each rule, over seeds: the step of the checkpoint it keeps, and the accuracy lost against the run's best."""
-    from autotelic.diagnostics.stopping import RULES, ProbeStatistics, stopping_point
+    from autotelic.diagnostics.probe_statistics import ProbeStatistics
+    from autotelic.diagnostics.stopping import RULES, stopping_point
 
     rules = {name: rule() for name, rule in RULES.items() if not rule.collapse}
     rules |= {f"{name}={limit} (stricter)": RULES[name](limit) for name, limit in STRICTER.items()}

@@ -6,20 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from autotelic.diagnostics.stopping import (
-    RULES,
-    ProbeStatistics,
-    drift,
-    first_tripped,
-    read_rules,
-    repeated_share,
-    statistics_of,
-    stopping_point,
-)
+from autotelic.diagnostics.probe_statistics import ProbeStatistics, drift, repeated_share, statistics_of
+from autotelic.diagnostics.stopping import RULES, first_tripped, read_rules, stopping_point
 from autotelic.errors import UserError
 
 PROMPTS, K = 12, 8
-STOP = {name: rule() for name, rule in RULES.items() if not rule.collapse}
+STOP = {name: rule() for name, rule in RULES.items() if not (rule.collapse or rule.rising)}
 COLLAPSE = {name: rule() for name, rule in RULES.items() if rule.collapse}
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from autotelic.diagnostics.stopping import ProbeStatistics, statistics_of
+from autotelic.diagnostics.probe_statistics import ProbeStatistics, statistics_of
+from autotelic.diagnostics.rising_rules import unknown_share, words_of
 from autotelic.errors import UserError
 
 MAX_FOLLOWED_PROMPTS, MAX_FOLLOWED_RESPONSES = 32, 16  # so that what is written stays small, however long a run is
@@ -22,6 +23,8 @@ def make_probe(
 ) -> Callable[[Any], ProbeStatistics]:
     """Return a function from model to `ProbeStatistics`; the same random numbers every time.
 
+    Words are known that the prompts or the responses of the first call use.
+
     Args:
         tokenizer: the model's.
         prompts: what to ask; they have no answers here.
@@ -32,6 +35,8 @@ def make_probe(
         measure_logits: also take token entropy and logit skewness, by one forward pass over the responses.
     """
     from autotelic.lm.sampling import encode, sample
+
+    dictionary: set[str] = set()
 
     def probe(model: Any) -> ProbeStatistics:
         found = sample(
@@ -50,11 +55,14 @@ def make_probe(
             asked = [encode(prompt, tokenizer) for prompt in prompts for _ in range(k)]
             entropy, skewness = entropy_and_skewness(model, list(zip(asked, tokens, strict=True)))
         groups = range(0, len(found.texts), k)
+        if not dictionary:
+            dictionary.update(words_of([*prompts, *found.texts]))
         return statistics_of(
             [found.texts[i : i + k] for i in groups],
             [tokens[i : i + k] for i in groups],
             token_entropy=entropy,
             logit_skewness=skewness,
+            unknown_words=unknown_share(found.texts, dictionary),
         )
 
     return probe

@@ -8,13 +8,14 @@ final model is that one.
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from autotelic.diagnostics.stopping import ProbeStatistics, Rule, drift, first_tripped
+from autotelic.diagnostics.probe_statistics import ProbeStatistics, Rule, drift
+from autotelic.diagnostics.stopping import first_tripped
 from autotelic.errors import UserError
 from autotelic.runs.files import write_atomically
 from autotelic.runs.glossary import check_declared
@@ -48,6 +49,7 @@ class StopRules(TrainerCallback):
         self.history: list[ProbeStatistics] = []
         self.steps: list[int] = []
         self.tripped: tuple[str, str] | None = None
+        self.turn_ratio: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Probe the starting point, or read back what was probed before an interruption."""
@@ -60,6 +62,13 @@ class StopRules(TrainerCallback):
             if step <= state.global_step:
                 self.steps.append(step)
                 self.history.append(ProbeStatistics(**row | {"majority": tuple(row["majority"])}))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Keep how the entropy of the last turn compares with the first, where responses have several turns."""
+        logs = kwargs.get("logs") or {}
+        first, last = (logs.get(f"policy/entropy_{turn}_turn") for turn in ("first", "last"))
+        if first and last is not None:
+            self.turn_ratio = last / first
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Probe on schedule."""
@@ -79,7 +88,7 @@ class StopRules(TrainerCallback):
 
         training = model.training
         with preserved_rng(), torch.no_grad():
-            found = self.probe(model)
+            found = replace(self.probe(model), turn_ratio=self.turn_ratio)
         model.train(training)
         self.history.append(found)
         self.steps.append(state.global_step)
@@ -97,6 +106,8 @@ class StopRules(TrainerCallback):
         ending = "rolling back to the probe before" if self.rollback else "the probe before is in best/"
         if state.is_world_process_zero:
             print(f"autotelic: {name} at step {state.global_step}: {reason}; {ending}", file=sys.stderr, flush=True)
+            if self.rules[name].advice:
+                print(f"autotelic: what may help: {self.rules[name].advice}", file=sys.stderr, flush=True)
 
     @property
     def stopped(self) -> bool:

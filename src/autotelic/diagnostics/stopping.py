@@ -1,166 +1,29 @@
 """When to stop, without labels, and whether a run has collapsed.
 
-A probe is a fixed set of prompts, sampled k times each, now and then. Its statistics need no answer key. A rule looks
-at the history of probes, the first of which is the model before training, and says why to stop, or None.
-
     stop rules      majority_drift, diversity, entropy_floor, repetition, length, logit_skew
-    collapse guard  length_collapse, repetition_collapse, one_answer_collapse, majority_lock_in
+    collapse        length_collapse, repetition_collapse, one_answer_collapse, majority_lock_in: the guard
+    rising          entropy_ceiling, entropy_slope, turn_eruption, garbled: against entropy that rises (`rising_rules`)
+
+A rule that trips names what to change.
 
 Reference: the peak of entropy minimisation comes early while its loss goes on falling: Gao et al. 2025,
 arXiv:2505.20282; the modes of collapse of label-free rewards: Zhang et al. 2025, arXiv:2504.05812.
 Deviations: the rules and their thresholds are ours. docs/papers/one_shot_em.md says what they are worth.
 """
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from autotelic.diagnostics.probe_statistics import History, Rule, drift
+from autotelic.diagnostics.rising_rules import EntropyCeiling, EntropySlope, Garbled, TurnEruption
 from autotelic.errors import UserError
 from autotelic.runs.method_settings import Spec, make, read_all, setting
 
-
-@dataclass(frozen=True)
-class ProbeStatistics:
-    """One probe of P prompts x k responses.
-
-    Args:
-        majority: each prompt's most frequent answer, None where nothing could be read.
-        parse_rate: share of responses with an answer.
-        majority_share: mean over prompts of the largest cluster's share.
-        unanimous_share: share of prompts whose k answers are all the same.
-        diversity: mean over prompts of the number of different answers, divided by k: what pass@k lives on.
-        semantic_entropy: nats, mean over prompts.
-        modal_answer_share: share of responses that give the answer most common across all prompts.
-        mean_length: tokens of a response.
-        repetition: share of a response's 4-grams of tokens that it had before, mean over responses.
-        token_entropy: nats per token at temperature 1, where it was measured.
-        logit_skewness: of the raw logits over the vocabulary, where it was measured.
-    """
-
-    majority: tuple[str | None, ...]
-    parse_rate: float
-    majority_share: float
-    unanimous_share: float
-    diversity: float
-    semantic_entropy: float
-    modal_answer_share: float
-    mean_length: float
-    repetition: float
-    token_entropy: float | None = None
-    logit_skewness: float | None = None
-
-    def metrics(self) -> dict[str, float]:
-        """Return the figures under their names in the glossary."""
-        named = {
-            "probe/parse_rate": self.parse_rate,
-            "probe/majority_share": self.majority_share,
-            "probe/unanimous_share": self.unanimous_share,
-            "probe/diversity": self.diversity,
-            "probe/semantic_entropy": self.semantic_entropy,
-            "probe/modal_answer_share": self.modal_answer_share,
-            "probe/mean_length": self.mean_length,
-            "probe/repetition": self.repetition,
-            "probe/token_entropy": self.token_entropy,
-            "probe/logit_skewness": self.logit_skewness,
-        }
-        return {name: value for name, value in named.items() if value is not None}
-
-
-def statistics_of(
-    texts: Sequence[Sequence[str]],
-    tokens: Sequence[Sequence[Sequence[int]]],
-    *,
-    token_entropy: float | None = None,
-    logit_skewness: float | None = None,
-) -> ProbeStatistics:
-    """Return the statistics of one probe.
-
-    Args:
-        texts: k responses of each prompt.
-        tokens: their token ids.
-        token_entropy: see `ProbeStatistics`.
-        logit_skewness: see `ProbeStatistics`.
-    """
-    import torch
-
-    from autotelic.answers import cluster, extract
-    from autotelic.functional import majority_share, semantic_entropy
-
-    answers = [[extract(text) for text in group] for group in texts]
-    clusters = [cluster(group) for group in answers]
-    table = torch.tensor(clusters)
-    k = table.shape[1]
-    given = [answer for group in answers for answer in group if answer is not None]
-    distinct = [len({c for c in row if c >= 0}) for row in clusters]
-    rows = [row for group in tokens for row in group]
-    return ProbeStatistics(
-        majority=tuple(_majority(group, row) for group, row in zip(answers, clusters, strict=True)),
-        parse_rate=len(given) / table.numel(),
-        majority_share=float(majority_share(table).mean()),
-        unanimous_share=sum(d == 1 and min(row) >= 0 for d, row in zip(distinct, clusters, strict=True)) / len(table),
-        diversity=sum(distinct) / k / len(table),
-        semantic_entropy=float(semantic_entropy(table).mean()),
-        modal_answer_share=max(Counter(given).values(), default=0) / table.numel(),
-        mean_length=sum(map(len, rows)) / len(rows),
-        repetition=sum(map(repeated_share, rows)) / len(rows),
-        token_entropy=token_entropy,
-        logit_skewness=logit_skewness,
-    )
-
-
-def _majority(answers: Sequence[str | None], clusters: Sequence[int]) -> str | None:
-    """Return the first answer of the largest cluster; of several largest, the one that appeared first."""
-    counts = Counter(c for c in clusters if c >= 0)
-    if not counts:
-        return None
-    largest = max(counts.values())
-    return answers[next(i for i, c in enumerate(clusters) if c >= 0 and counts[c] == largest)]
-
-
-def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
-    """Return the share of n-grams that occurred before in the same text; 0 for a text shorter than n + 1."""
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return 1.0 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
-
-
-def drift(first: ProbeStatistics, last: ProbeStatistics) -> float:
-    """Return the share of prompts whose majority answer is no longer the one it was."""
-    from autotelic.answers import equivalent
-
-    changed = [
-        a != b and (a is None or b is None or not equivalent(a, b))
-        for a, b in zip(first.majority, last.majority, strict=True)
-    ]
-    return sum(changed) / len(changed)
-
-
-History = Sequence[ProbeStatistics]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule: looks at the history of probes and says why to stop, or None."""
-
-    name: ClassVar[str] = ""
-    label: ClassVar[str] = ""
-    collapse: ClassVar[bool] = False
-    """Whether it belongs to the guard against collapse, which `collapse` stands for."""
-
-    threshold: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold > 0):
-            raise UserError(f"{self.name}: the threshold must be a positive number, got {self.threshold}")
-
-    def reason(self, history: History) -> str | None:
-        """Return why the last probe should stop the run, or None."""
-        raise NotImplementedError  # abstract
-
-    def __call__(self, history: History) -> str | None:
-        """Return why to stop, or None; the first probe is the reference and never stops a run."""
-        return self.reason(history) if len(history) > 1 else None
+FALL = (
+    "more entropy control (a larger fraction or coef, entropy_band with low=), a lower learning rate, or fewer updates"
+)
+KEEP = "take the weights before (action=rollback), then a lower learning rate, EMPO's thresholds or an entropy control"
 
 
 @dataclass(frozen=True)
@@ -169,6 +32,7 @@ class MajorityDrift(Rule):
 
     name: ClassVar[str] = "majority_drift"
     label: ClassVar[str] = "majority drift"
+    advice: ClassVar[str] = KEEP
     threshold: float = setting(0.5, "most of the majority answers that may change", unit="share")
 
     def reason(self, history: History) -> str | None:
@@ -185,6 +49,7 @@ class Diversity(Rule):
 
     name: ClassVar[str] = "diversity"
     label: ClassVar[str] = "answer diversity"
+    advice: ClassVar[str] = FALL
     threshold: float = setting(0.5, "least share of the start's different answers", unit="share")
 
     def reason(self, history: History) -> str | None:
@@ -199,6 +64,7 @@ class EntropyFloor(Rule):
 
     name: ClassVar[str] = "entropy_floor"
     label: ClassVar[str] = "entropy floor"
+    advice: ClassVar[str] = FALL
     threshold: float = setting(0.3, "least share of the start's token entropy", unit="share")
 
     def reason(self, history: History) -> str | None:
@@ -215,6 +81,7 @@ class Repetition(Rule):
 
     name: ClassVar[str] = "repetition"
     label: ClassVar[str] = "repetition"
+    advice: ClassVar[str] = KEEP
     threshold: float = setting(0.2, "largest rise of the share of repeated 4-grams", unit="share")
 
     def reason(self, history: History) -> str | None:
@@ -229,6 +96,7 @@ class Length(Rule):
 
     name: ClassVar[str] = "length"
     label: ClassVar[str] = "response length"
+    advice: ClassVar[str] = KEEP
     threshold: float = setting(1.5, "largest ratio of lengths, either way")
 
     def reason(self, history: History) -> str | None:
@@ -245,6 +113,7 @@ class LogitSkew(Rule):
 
     name: ClassVar[str] = "logit_skew"
     label: ClassVar[str] = "logit skewness"
+    advice: ClassVar[str] = KEEP
     threshold: float = setting(0.3, "largest change of the skewness, either way")
 
     def reason(self, history: History) -> str | None:
@@ -262,6 +131,7 @@ class LengthCollapse(Rule):
     name: ClassVar[str] = "length_collapse"
     label: ClassVar[str] = "length collapse"
     collapse: ClassVar[bool] = True
+    advice: ClassVar[str] = KEEP
     threshold: float = setting(0.3, "least share of the start's length", unit="share")
 
     def reason(self, history: History) -> str | None:
@@ -277,6 +147,7 @@ class RepetitionCollapse(Rule):
     name: ClassVar[str] = "repetition_collapse"
     label: ClassVar[str] = "repetition collapse"
     collapse: ClassVar[bool] = True
+    advice: ClassVar[str] = KEEP
     threshold: float = setting(0.5, "largest share of repeated 4-grams", unit="share")
 
     def reason(self, history: History) -> str | None:
@@ -293,6 +164,7 @@ class OneAnswerCollapse(Rule):
     name: ClassVar[str] = "one_answer_collapse"
     label: ClassVar[str] = "one answer everywhere"
     collapse: ClassVar[bool] = True
+    advice: ClassVar[str] = KEEP
     threshold: float = setting(0.5, "largest share of one answer", unit="share")
 
     def reason(self, history: History) -> str | None:
@@ -311,6 +183,7 @@ class MajorityLockIn(Rule):
     name: ClassVar[str] = "majority_lock_in"
     label: ClassVar[str] = "majority lock-in"
     collapse: ClassVar[bool] = True
+    advice: ClassVar[str] = FALL
     threshold: float = setting(0.9, "largest share of unanimous prompts", unit="share")
 
     def reason(self, history: History) -> str | None:
@@ -338,15 +211,23 @@ RULES: dict[str, type[Rule]] = {
         RepetitionCollapse,
         OneAnswerCollapse,
         MajorityLockIn,
+        # The guard against entropy that rises.
+        EntropyCeiling,
+        EntropySlope,
+        TurnEruption,
+        Garbled,
     )
 }
-COLLAPSE = {"collapse": [name for name, rule in RULES.items() if rule.collapse]}
+GUARDS = {
+    "collapse": [name for name, rule in RULES.items() if rule.collapse],
+    "rising": [name for name, rule in RULES.items() if rule.rising],
+}
 
 
 def read_rules(specs: Spec | Sequence[Spec]) -> dict[str, Rule]:
     """Return the rules of `diversity,threshold=0.4,collapse`, of mappings, or of a list of both.
 
-    `collapse` stands for the whole guard.
+    `collapse` and `rising` stand for the whole guard each.
 
     Raises:
         UserError: an unknown rule or setting, or a threshold that is not a positive number.
@@ -359,10 +240,10 @@ def read_rules(specs: Spec | Sequence[Spec]) -> dict[str, Rule]:
     for name, given in read_all(specs or "none", "stop_rule"):
         if name == "none":
             continue
-        if name in COLLAPSE and not given:
-            rules |= {each: RULES[each]() for each in COLLAPSE[name]}  # pyright: ignore[reportCallIssue]
+        if name in GUARDS and not given:
+            rules |= {each: RULES[each]() for each in GUARDS[name]}  # pyright: ignore[reportCallIssue]
         else:
-            rules[name] = make("stop_rule", {"name": name, **given}, {**RULES, **dict.fromkeys(COLLAPSE, Rule)})
+            rules[name] = make("stop_rule", {"name": name, **given}, {**RULES, **dict.fromkeys(GUARDS, Rule)})
     return rules
 
 

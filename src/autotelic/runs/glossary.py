@@ -187,6 +187,12 @@ METRICS: dict[str, Metric] = {
     "probe/logit_skewness": Metric(
         "1", "m_3 / m_2^1.5 of the raw logits over the vocabulary", "rises under EM", "arXiv:2505.20282"
     ),
+    "probe/unknown_words": Metric(
+        "share", "words that neither prompts nor the starting model used / words of 3 letters or more", "garbled text"
+    ),
+    "probe/turn_ratio": Metric(
+        "1", "policy/entropy_last_turn / policy/entropy_first_turn", "entropy eruption in multi-turn training"
+    ),
     "probe/majority_drift": Metric("share", "prompts whose majority answer is not the first probe's", "since step 0"),
     # Validation: labels reach these and nothing else.
     "eval/mean_at_k": Metric("accuracy", "mean over prompts and k samples", "pass@1, sampled"),
