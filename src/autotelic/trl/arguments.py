@@ -61,6 +61,9 @@ class RunArguments(CommonArguments):
     train_generations: int | None = option(
         None, "reward", "vote on num_generations responses, train on so many of them"
     )
+    advantage: str = option(
+        "grpo", "control", "grpo | rloo | max_rl | reinforce_pp | reinforce_pp_baseline: how advantages are estimated"
+    )
     entropy_control: Spec = option("none", "control", "NAME,key=value of `autotelic list controls`")
     entropy_change_rows: int = option(
         0, "control", "responses on which each update's change of entropy is predicted and measured; 0: none"
