@@ -47,6 +47,34 @@ def test_training_recipes_have_only_known_keys(path, tmp_path):
             assert getattr(holder, key) == value, key
 
 
+FAST = ("tiny_grpo", "tiny_empo", "empo_qwen2.5_math_7b", "one_shot_em_tiny")
+ROLLOUTS = [
+    pytest.param(path, id=path.stem, marks=() if path.stem in FAST else pytest.mark.slow)
+    for path in TRAINING
+    if method_of(path) in ("grpo", "empo", "one_shot_em")
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing is selected")  # a few tokens, of which the paper's share is none
+@pytest.mark.parametrize("path", ROLLOUTS)
+def test_no_recipe_draws_a_warning(path, tmp_path, make_model, tokenizer, caplog):
+    """Two updates on a tiny model; Python's warnings are errors, and TRL's log has none."""
+    from autotelic.cli.train import train
+
+    make_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    written = yaml.safe_load(path.read_text())
+    small = {"model_name_or_path": tmp_path / "model", "output_dir": tmp_path / "run", "max_steps": 2}
+    small |= {"per_device_train_batch_size": written.get("num_generations", 16), "gradient_accumulation_steps": 1}
+    small |= {"steps_per_generation": 1 if method_of(path) == "one_shot_em" else 2, "max_completion_length": 8}
+    small |= {"use_vllm": False, "bf16": False, "validation_steps": 0, "save_strategy": "no", "quiet": True}
+    small |= {} if written.get("prompt") else {"dataset": "chain_sums:train", "dataset_limit": 40}
+    options = [text for name, value in small.items() for text in (f"--{name}", str(value))]
+    with caplog.at_level("WARNING"):
+        train(method_of(path), ["--config", str(path), *options])
+    assert not [record.getMessage() for record in caplog.records if record.name.startswith("trl")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_grpo", "tiny_empo"])
 def test_small_recipes_improve_the_carried_model(name, tmp_path):
