@@ -4,7 +4,10 @@ Everything that bad input can do ends here: the command line prints its message 
 """
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -16,6 +19,14 @@ def closest(name: str, valid: Iterable[str]) -> str:
     """Return a hint such as ``; did you mean 'learning_rate'?``, or an empty string when nothing is near."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the caller's that led here: the first one outside this package, and not a generated one."""
+    package, frame, level = str(Path(__file__).parent), sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((package, "<")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def check_choices(settings: Any, choices: Mapping[str, Sequence[str]]) -> None:

@@ -280,3 +280,16 @@ def test_names_on_the_command_line():
     assert build_control(RunArguments(entropy_change_rows=4), config()).name == "observe"
     with pytest.raises(UserError, match="no setting 'mu'"):
         build_control(RunArguments(entropy_control="kl_cov,mu=1.0"), config())
+
+        build_control(RunArguments(entropy_control="kl_cov", mu=1.0), config())
+
+
+def test_a_warning_names_the_users_line(tmp_path):
+    """Not a generated `__init__` of a dataclass: in a process without the tests' type checks, which wrap it."""
+    import subprocess
+    import sys
+
+    script = tmp_path / "mine.py"
+    script.write_text("from autotelic.controls.covariance import KLCov\n\nKLCov(fraction=0.5)\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert f"{script}:3: EntropyControlWarning" in done.stderr

@@ -8,7 +8,6 @@ clip silences are no candidates of Clip-Cov, as in the authors' code, where the 
 `refresh=True`. On the rollout's own log-probabilities, the default, every ratio is 1 and nothing is clipped.
 """
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.controls.base import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, closest, warn_user
 from autotelic.functional.divergence import KLForm
 from autotelic.functional.selection import Choice
 from autotelic.runs.method_settings import setting
@@ -43,11 +42,10 @@ class CovarianceControl(EntropyControl):
         super().__post_init__()
         F.quota(self.fraction, 0)  # refuses a fraction outside (0, 1]
         if self.fraction > LARGE_FRACTION:
-            warnings.warn(
+            warn_user(
                 f"{self.name}: fraction={self.fraction:g} touches {self.fraction:.1%} of the tokens; the paper uses "
                 "0.02 % to 0.2 %. This is a share, not a percentage. (Small models with short responses may need it.)",
                 EntropyControlWarning,
-                stacklevel=3,
             )
 
     @property

@@ -18,7 +18,6 @@ token level (beyond, the gradient is zero), so that neither padding nor an overf
 import functools
 import logging
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -31,7 +30,7 @@ from autotelic import functional as F
 from autotelic.controls.base import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
 from autotelic.controls.entropy_change import EntropyChange
 from autotelic.controls.metrics import control_metrics, drift_metrics, drift_sums, jaccard
-from autotelic.errors import UserError
+from autotelic.errors import UserError, warn_user
 from autotelic.functional.gradient_weights import CLIPPED, GradientWeights, gradient_weights
 from autotelic.functional.masking import fill_outside
 from autotelic.functional.surrogate import ratio_clipped
@@ -373,12 +372,11 @@ class Control(Part):
             return
         self._warned = True
         fraction = self.control.fraction  # pyright: ignore[reportAttributeAccessIssue]
-        warnings.warn(
+        warn_user(
             f"{self.control.name}: fraction={fraction:g} of this update's response tokens is less than one, so "
             "nothing is selected and training runs as without a control. Take more tokens per update (at least "
             f"{math.ceil(1 / fraction)}), or a larger fraction.",
             EntropyControlWarning,
-            stacklevel=2,
         )
 
     def state_dict(self) -> dict[str, Any]:
