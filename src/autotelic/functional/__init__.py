@@ -19,7 +19,12 @@ from autotelic.functional.distributed import (
     top_k_mask,
 )
 from autotelic.functional.divergence import full_kl, kl_estimate, kl_gradient
-from autotelic.functional.entropy import entropy_minimization_loss, entropy_minimization_official, token_entropy
+from autotelic.functional.entropy import (
+    entropy_minimization_loss,
+    entropy_minimization_official,
+    reduce_entropy,
+    token_entropy,
+)
 from autotelic.functional.entropy_dynamics import (
     Discriminator,
     action_covariance,
@@ -157,6 +162,7 @@ __all__ = [
     "preference_accuracy",
     "proxy_logprobs",
     "quota",
+    "reduce_entropy",
     "reduce_tokens",
     "regime_warnings",
     "repo",

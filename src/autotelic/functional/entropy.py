@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autotelic.errors import UserError
 from autotelic.functional.logprobs import scale_logits
-from autotelic.functional.masking import as_mask, fill_outside, masked_mean, masked_sum, sequence_means
+from autotelic.functional.masking import as_mask, fill_outside, masked_sum, reduce_tokens, sequence_means
 
 
 def token_entropy(logits: Float[Tensor, "*B V"], temperature: float | int = 1.0) -> Float[Tensor, "*B"]:
@@ -32,11 +32,14 @@ def token_entropy(logits: Float[Tensor, "*B V"], temperature: float | int = 1.0)
     return -(log_p.exp() * finite_log_p).sum(-1)
 
 
+Reduction = Literal["token_mean", "sequence_mean", "token_sum"]
+
+
 def entropy_minimization_loss(
     logits: Float[Tensor, "B T V"],
     mask: Shaped[Tensor, "B T"],
     temperature: float | int = 1.0,
-    reduction: Literal["token_mean", "sequence_mean", "token_sum"] = "token_mean",
+    reduction: Reduction = "token_mean",
     *,
     floor: float | int = 0.0,
 ) -> Float[Tensor, ""]:
@@ -46,21 +49,48 @@ def entropy_minimization_loss(
         logits: ``logits[:, t]`` predicts the response token t.
         mask: true on response tokens, the end token included.
         temperature: tau of the softmax; the paper uses 0.5, here and in sampling.
-        reduction: ``token_mean`` divides by all tokens of the batch; ``sequence_mean`` is the mean over sequences of
-            their token means (sequences without a token are left out); ``token_sum`` is the plain sum over all tokens.
-        floor: nats; tokens below it are left alone, the loss is max(H_t, floor).
+        reduction: see ``reduce_entropy``.
+        floor: likewise.
     """
     masked = logits.masked_fill(~as_mask(mask).unsqueeze(-1), 0.0)
-    entropy = token_entropy(masked, temperature)
-    if floor:
-        entropy = entropy.clamp(min=floor)
+    return reduce_entropy(token_entropy(masked, temperature), mask, reduction, floor=floor)
+
+
+def reduce_entropy(
+    entropy: Float[Tensor, "B T"],
+    mask: Shaped[Tensor, "B T"],
+    reduction: str = "token_mean",
+    *,
+    floor: float | int = 0.0,
+    tokens: Tensor | float | int | None = None,
+    responses: int | None = None,
+    num_processes: int = 1,
+) -> Float[Tensor, ""]:
+    """Return the loss of entropy minimisation; with denominators of a whole update, one micro-batch's part of it.
+
+    Args:
+        entropy: nats per token.
+        mask: the tokens that count.
+        reduction: ``token_mean`` divides by all tokens; ``sequence_mean`` is the mean over responses of token means
+            (responses without a token are left out); ``token_sum`` is the plain sum over all tokens.
+        floor: nats; tokens below it are left alone, the loss is max(H_t, floor).
+        tokens: tokens of the update, per rank; those of this batch where None.
+        responses: responses of the update on this rank; those of this batch that have a token where None.
+        num_processes: ranks; gradients are averaged over them, which ``token_sum`` must undo.
+
+    Raises:
+        UserError: an unknown reduction.
+    """
+    valid = as_mask(mask)
+    floored = entropy.clamp(min=floor) if floor else entropy
     match reduction:
         case "token_mean":
-            return masked_mean(entropy, mask)
+            return reduce_tokens(floored, valid, denominator=valid.sum() if tokens is None else tokens)
         case "sequence_mean":
-            return masked_mean(sequence_means(entropy, mask), as_mask(mask).any(-1))
+            count = valid.any(-1).sum().clamp(min=1) if responses is None else responses
+            return sequence_means(floored, valid).sum() / count
         case "token_sum":
-            return masked_sum(entropy, mask)
+            return masked_sum(floored, valid) * num_processes
     raise UserError(f"unknown reduction {reduction!r}: use token_mean, sequence_mean or token_sum")
 
 

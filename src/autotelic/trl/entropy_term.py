@@ -145,12 +145,12 @@ class EntropyTerm(Part):
     def _entropy(self, loss: LossInputs) -> Tensor:
         settings, entropy, mask, trainer = self.minimization, loss.entropies, loss.mask, self.trainer
         check_entropy_gradient(entropy)
-        floored = entropy.clamp(min=settings.floor) if settings.floor else entropy
         accumulation = trainer.current_gradient_accumulation_steps if loss.training else 1
-        found = reduce_entropy(
-            floored,
+        found = F.reduce_entropy(
+            entropy,
             settings.position_mask(entropy, mask),
             settings.reduction,
+            floor=settings.floor,
             tokens=loss.micro["num_em_tokens"].clamp(min=1)
             / trainer.accelerator.num_processes
             * (accumulation / trainer.args.steps_per_generation if loss.training else 1.0),
@@ -164,32 +164,6 @@ class EntropyTerm(Part):
         """Record the mean over processes, which is how data parallelism takes it."""
         mean = F.global_sum(value.detach()) / self.trainer.accelerator.num_processes
         self.trainer._metrics["train" if training else "eval"]["train/em_loss"].append(float(mean))
-
-
-def reduce_entropy(
-    entropy: Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    reduction: str,
-    *,
-    tokens: Tensor | float,
-    responses: int,
-    num_processes: int,
-) -> Float[Tensor, ""]:
-    """Return one micro-batch's part of the loss; the parts of an update add up to the reduction over all of it.
-
-    Args:
-        entropy: nats per token.
-        mask: the tokens that count.
-        reduction: see `EntropyMinimization`.
-        tokens: tokens of the update, per rank.
-        responses: responses of the update on this rank.
-        num_processes: ranks; gradients are averaged over them, which `token_sum` must undo.
-    """
-    if reduction == "token_mean":
-        return F.reduce_tokens(entropy, mask, denominator=tokens)
-    if reduction == "sequence_mean":
-        return F.sequence_means(entropy, mask).sum() / responses
-    return F.masked_sum(entropy, mask) * num_processes
 
 
 def minimization_parts(entropy_minimization: EntropyMinimization | None = None) -> list[Part]:
