@@ -41,7 +41,7 @@ def test_text_names_ceiling_interval_and_baselines(tmp_path, capsys):
     assert main(["forecast", str(path)]) == 0
     text = capsys.readouterr().out
     assert "ceiling b - a" in text
-    assert "gain taken" in text
+    assert "% of the predicted gain" in text
     assert "last value" in text
     assert "\x1b" not in text
 

@@ -164,7 +164,7 @@ def text(result: dict[str, Any]) -> str:
         f"step {result['last_step']:g}",
     ]
     if result["share_taken"] is not None:
-        lines.append(f"  gain taken         {100 * result['share_taken']:8.1f} %")
+        lines.append(f"  gain reached       {100 * result['share_taken']:8.0f} % of the predicted gain")
     for p in result["predictions"]:
         low, high = p["interval"]
         lines.append(f"  R at H = {p['entropy']:<8.3f}  {p['reward']:8.4f}  [{low:.4f}, {high:.4f}]")
