@@ -362,7 +362,7 @@ def score_prompt(
         answer=row["answer"] if isinstance(row["answer"], str) else json.dumps(row["answer"], ensure_ascii=False),
         responses=tuple(responses),
         extracted=tuple(extracted),
-        clusters=tuple(int(c) for c in cluster(extracted, equivalence=equivalence)),
+        clusters=tuple(int(c) for c in cluster(extracted, equivalence=equivalence, question=question)),
         correct=tuple(verdicts[text] for text in extracted),
         greedy=greedy,
         greedy_correct=None if greedy is None else verdicts[final],

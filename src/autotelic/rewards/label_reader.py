@@ -19,15 +19,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from autotelic.answers import MathEquivalence, extract
+from autotelic.answers import equivalent, extract
 from autotelic.errors import UserError
 
 MARKED = ("boxed", "answer_tag", "hashes")
 KEYS = ("ground_truth", "value", "aliases")
 MAX_PLAIN = 200
 """Characters of a label that is an answer without any mark; what is longer is a solution."""
-
-_math = MathEquivalence()
 
 
 def read_label(label: Any, *, free_text: bool = False) -> tuple[str, ...]:
@@ -63,11 +61,7 @@ def is_right(answer: str | None, accepted: Sequence[str], equivalence: Any = Non
         equivalence: of `autotelic.answers`; None is mathematics.
         question: what was asked, for equivalences that read it.
     """
-    if answer is None:
-        return False
-    compare = (equivalence or _math).compare
-    asked = {"question": question} if question and equivalence is not None else {}
-    return any(compare([answer, gold], [(0, 1)], **asked)[0] is True for gold in accepted)
+    return any(equivalent(answer, gold, equivalence=equivalence, question=question) for gold in accepted)
 
 
 def unread_labels(labels: Iterable[Any], *, free_text: bool = False) -> tuple[list[int], str | None]:
