@@ -208,3 +208,30 @@ def test_a_model_is_no_data_set(tmp_path: Path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="holds a model, not problems"):
         load_problems(tmp_path / "x.gguf")
+
+
+def test_hub_data_sets_take_a_configuration_and_the_only_split(monkeypatch):
+    """As the hub's client answers: GSM8K needs a configuration, MATH-500 has no split "train"."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, config=None, split=None):
+        asked.append((name, config, split))
+        if name == "openai/gsm8k" and config is None:
+            raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['main']")
+        if split == "train" and name != "openai/gsm8k":
+            raise ValueError('Unknown split "train". Should be one of [\'test\'].')
+        rows = datasets.Dataset.from_list([GSM8K])
+        return rows if split else datasets.DatasetDict({"test": rows})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_problems("openai/gsm8k:test", config="main")[0]["prompt"] == GSM8K["question"]
+    assert load_problems("HuggingFaceH4/MATH-500")[0]["answer"] == GSM8K["answer"]
+    assert asked == [
+        ("openai/gsm8k", "main", "test"),
+        ("HuggingFaceH4/MATH-500", None, "train"),
+        ("HuggingFaceH4/MATH-500", None, None),
+    ]
+    with pytest.raises(UserError, match=r"Config name is missing. \(name it with --dataset-config\)"):
+        load_problems("openai/gsm8k")
