@@ -221,7 +221,7 @@ def test_hub_data_sets_take_a_configuration_and_the_only_split(monkeypatch):
         if name == "openai/gsm8k" and config is None:
             raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['main']")
         if split == "train" and name != "openai/gsm8k":
-            raise ValueError('Unknown split "train". Should be one of [\'test\'].')
+            raise ValueError("Unknown split \"train\". Should be one of ['test'].")
         rows = datasets.Dataset.from_list([GSM8K])
         return rows if split else datasets.DatasetDict({"test": rows})
 
