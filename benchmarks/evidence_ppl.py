@@ -90,7 +90,7 @@ def answer_all(models: dict[str, Any], tokenizer: Any, prompts: list[tuple[str, 
 
 def make_pairs(output: Path, num_prompts: int, heldout_prompts: int) -> None:
     """Write pairs of both judges, the held-out ones, and the table of behaviours."""
-    from autotelic.preferences.labels import write_pairs
+    from autotelic.preferences.pairs import write_pairs
     from autotelic.tasks import load_problems, model_path
 
     output.mkdir(parents=True, exist_ok=True)

@@ -34,9 +34,7 @@ LAYERS = {
 }
 """Every folder and every module at the top of the package, by how high it stands; imports never point upwards."""
 COMPAT_READERS = ("compat", "verl")
-PENDING_IMPORTS = {
-    ("trl/__init__.py", "preferences"),
-}
+PENDING_IMPORTS = {}
 PENDING_NAMES = {"methods", "advantages", "base", "certainty", "entropy"}
 LABEL_READERS = ("evaluation.py", "rewards/verifiers.py", "rewards/label_reader.py", "rewards/__init__.py")
 

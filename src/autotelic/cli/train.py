@@ -84,10 +84,11 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
     """Run one training job as the command line does; return its summary (keys `finished`, `step`, `metrics`)."""
     run_args, training_args, model_args = parse(method, options)
     check_packages(training_args)
+    from autotelic.trl.arguments import name_of
     from autotelic.trl.build import prepare_folder
 
     folder = Path(training_args.output_dir)
-    if getattr(run_args, "objective", None) == "auto":
+    if name_of(getattr(run_args, "objective", None)) == "auto":
         return train_and_choose(method, options, run_args, folder)
     checkpoint = prepare_folder(folder, run_args)
     from autotelic.trl.build import fit, write_run_file
@@ -100,7 +101,8 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
         if not training_args.push_to_hub:
             raise
         raise UserError(f"--push_to_hub cannot reach the hub: {error}; connect, or leave --push_to_hub out") from error
-    write_run_file(folder, getattr(run_args, "objective", method), run_args, training_args)
+    name = method if method != "ppl" else name_of(run_args.objective)
+    write_run_file(folder, name, run_args, training_args)
     try:
         finished = fit(trainer, checkpoint)
     except FloatingPointError as error:
@@ -152,7 +154,7 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
         model=model,
         tokenizer=tokenizer,
         load_model=load,
-        reward=build_reward(run_args, training_args) if run_args.online else None,
+        reward=build_reward(run_args, training_args) if run_args.online_settings() else None,
         evaluate=build_evaluation(run_args, tokenizer, training_args),
         stop_rules=build_stop_rules(run_args, tokenizer, training_args),
         peft_config=peft_config_of(model_args, model),
@@ -161,12 +163,12 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
 
 def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder: Path) -> dict[str, Any]:
     """Train with the look-ahead and without it, all else equal, and keep the lower held-out preference loss."""
+    from autotelic.preferences.run import candidates
     from autotelic.runs.files import write_atomically
 
-    candidates = {"ppl": ["--objective", "ppl"], "dpo": ["--objective", "ppl", "--divergence", "none"]}
     summaries = {}
-    for name, settings in candidates.items():
-        settings += ["--output_dir", str(folder / name), "--json", "false"]
+    for name, objective in candidates(run_args.objective).items():
+        settings = ["--objective", objective, "--output_dir", str(folder / name), "--json", "false"]
         summaries[name] = train(method, [*options, *settings])
         if not summaries[name]["finished"]:
             return summaries[name]
@@ -272,7 +274,7 @@ def build_reward(run_args: Any, training_args: Any) -> Any:
     """Return the reward that a run names."""
     from autotelic.rewards.reward_table import read_reward
 
-    group = getattr(training_args, "num_generations", None) or run_args.online_generations
+    group = getattr(training_args, "num_generations", None) or run_args.online_settings().generations
     return read_reward(run_args.reward, seed=training_args.seed, num_generations=group)
 
 

@@ -57,6 +57,7 @@ def use_fused_head(
     mode: str = "auto",
     cast_to_fp32: bool = False,
     autocast: Autocast = nullcontext,
+    statistics: bool = False,
 ) -> str | None:
     """Make `model(..., labels=labels, fused_lm_head=True)` use our head; return None, or why it does not.
 
@@ -70,6 +71,8 @@ def use_fused_head(
         cast_to_fp32: hidden states go to float32 first, outside autocast (TRL's `cast_lm_head_to_fp32`).
         autocast: the trainer's mixed precision, entered in every call: accelerate has wrapped a reference's forward
             already, and ours stands outside its wrapper.
+        statistics: the first model also returns `mean_logits`, `is_top1` and `log_sum_sq_probs` (no gradient), which
+            TRL's DPO logs or weights by; a third more work in the head.
 
     Raises:
         UserError: mode `on`, and a model is refused.
@@ -84,7 +87,7 @@ def use_fused_head(
     reason = reason or preferred or first(disagreement(model, autocast) for model in bases)
     if reason is None:
         for model in bases:
-            install(model, temperature, cast_to_fp32, autocast)
+            install(model, temperature, cast_to_fp32, autocast, statistics and model is bases[0])
         return None
     if mode == "on":
         raise UserError(f"fused_head=on cannot be used: {reason}; take auto or off")
@@ -93,7 +96,13 @@ def use_fused_head(
     return reason
 
 
-def install(model: Any, temperature: float | int, cast_to_fp32: bool, autocast: Autocast = nullcontext) -> None:
+def install(
+    model: Any,
+    temperature: float | int,
+    cast_to_fp32: bool,
+    autocast: Autocast = nullcontext,
+    statistics: bool = False,
+) -> None:
     """Replace the model's forward by one that serves `fused_lm_head=True` itself, and passes on everything else.
 
     It also takes `other_ids`, K further words for each of `log_probs`, and returns theirs as `other_log_probs`.
@@ -128,7 +137,7 @@ def install(model: Any, temperature: float | int, cast_to_fp32: bool, autocast: 
                 assert labels is not None
                 hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
             rows = hidden[(shift_labels != -100).to(hidden.device)]
-            options = {"temperature": temperature, "cast_to_fp32": cast_to_fp32}
+            options: dict[str, Any] = {"temperature": temperature, "cast_to_fp32": cast_to_fp32, "further": statistics}
             return scored(self, rows, shift_labels, other_ids, num_items_in_batch, **options)
 
     model.forward = types.MethodType(forward, model)
@@ -143,10 +152,13 @@ def scored(
     *,
     temperature: float | int,
     cast_to_fp32: bool,
+    further: bool = False,
 ) -> Any:
-    """Return what TRL expects of `model(..., fused_lm_head=True)`; see `score`."""
+    """Return what TRL expects of `model(..., fused_lm_head=True)`; see `score` and `further_statistics`."""
     options = {"temperature": temperature, "cast_to_fp32": cast_to_fp32}
-    logprobs, entropy, mask, others = score(rows, head_of(model), labels, other_ids, **options)
+    head = head_of(model)
+    logprobs, entropy, mask, others = score(rows, head, labels, other_ids, **options)
+    more = further_statistics(rows, head, labels, **options) if further else {}
     count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return output_class()(
         loss=-logprobs.sum() / count,
@@ -154,7 +166,45 @@ def scored(
         entropy=entropy,
         label_mask=mask,
         other_log_probs=others,
+        **more,
     )
+
+
+@torch.no_grad()
+def further_statistics(
+    rows: Float[Tensor, "N d"],
+    head: Head,
+    labels: Int[Tensor, "B T"],
+    *,
+    temperature: float | int,
+    cast_to_fp32: bool,
+) -> dict[str, Tensor]:
+    """Return what TRL's DPO reads beside `score`, under its names: mean logit, arg max or not, ln sum_v p(v)^2."""
+    from autotelic.kernels import linear_statistics
+
+    rows, labels, dtype = operands(rows, head, labels, cast_to_fp32)
+    mask = labels != -100
+    with torch.autocast(rows.device.type, enabled=False):
+        rows, weight = augmented(rows, head, dtype)
+        bias = None if head.bias is None else head.bias.to(dtype)
+        options = {"temperature": float(temperature), "logit_scale": head.scale, "softcap": head.softcap}
+        found = linear_statistics(rows, weight, labels[mask], bias=bias, **options)
+    values = {
+        "mean_logits": found.mean_logit,
+        "is_top1": found.logprobs >= found.max_logprob,
+        "log_sum_sq_probs": found.sum_squares.log(),
+    }
+    return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in values.items()}
+
+
+def operands(rows: Tensor, head: Head, labels: Tensor, cast_to_fp32: bool) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Return rows and labels on the head's device, and the dtype in which the head multiplies."""
+    device = head.weight.device  # with the model spread over devices, the backbone may end on another
+    rows, labels = rows.to(device), labels.to(device)
+    if cast_to_fp32:
+        return rows.float(), labels, torch.float32
+    autocast = torch.is_autocast_enabled(device.type)
+    return rows, labels, torch.get_autocast_dtype(device.type) if autocast else rows.dtype
 
 
 @functools.cache
@@ -186,14 +236,8 @@ def score(
     """
     from autotelic.kernels import linear_logprob_entropy
 
-    device = head.weight.device  # with the model spread over devices, the backbone may end on another
-    rows, labels = rows.to(device), labels.to(device)
-    mask = labels != -100
-    if cast_to_fp32:
-        rows, dtype = rows.float(), torch.float32
-    else:
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else rows.dtype
+    rows, labels, dtype = operands(rows, head, labels, cast_to_fp32)
+    mask, device = labels != -100, rows.device
     with torch.autocast(device.type, enabled=False):
         rows, weight = augmented(rows, head, dtype)
         bias = None if head.bias is None else head.bias.to(dtype)

@@ -101,6 +101,7 @@ def share_prefix(
     cast_to_fp32: bool = False,
     head: str = "auto",
     autocast: Autocast = nullcontext,
+    statistics: bool = False,
 ) -> Sharing | str:
     """Make `model(..., labels=labels, fused_lm_head=True)` compute shared prompts once; return how, or why it does not.
 
@@ -111,6 +112,7 @@ def share_prefix(
         cast_to_fp32: see `autotelic.lm.head.use_fused_head`.
         head: the mode of `use_fused_head`; `off` rules sharing out.
         autocast: see `autotelic.lm.head.use_fused_head`.
+        statistics: likewise.
 
     Raises:
         UserError: mode `on`, and the model is refused.
@@ -123,7 +125,7 @@ def share_prefix(
     reason = reason or disagreement(model, autocast) or packing_disagreement(model)
     if reason is None:
         sharing = sharing_of(model, mode, temperature, cast_to_fp32)
-        install(model, sharing, autocast)
+        install(model, sharing, autocast, statistics)
         return sharing
     if mode == "on":
         raise UserError(f"shared_prefix=on cannot be used: {reason}; take auto or off")
@@ -132,7 +134,7 @@ def share_prefix(
     return reason
 
 
-def install(model: Any, sharing: Sharing, autocast: Autocast = nullcontext) -> None:
+def install(model: Any, sharing: Sharing, autocast: Autocast = nullcontext, statistics: bool = False) -> None:
     """Replace the model's forward by one that packs where it may, and passes on everything else."""
     before = model.forward
 
@@ -147,7 +149,8 @@ def install(model: Any, sharing: Sharing, autocast: Autocast = nullcontext) -> N
         with autocast():
             hidden = packed_hidden(self, packed)
             rows = packed.rows(hidden, nn.functional.pad(targets != -100, (0, 1)))
-            options = {"temperature": sharing.temperature, "cast_to_fp32": sharing.cast_to_fp32}
+            precision = {"temperature": sharing.temperature, "cast_to_fp32": sharing.cast_to_fp32}
+            options: dict[str, Any] = {**precision, "further": statistics}
             return scored(self, rows, targets, kwargs.get("other_ids"), kwargs.get("num_items_in_batch"), **options)
 
     model.forward = types.MethodType(forward, model)

@@ -13,7 +13,7 @@ copied.
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ import torch
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.preferences.labels import SIDES, BehaviorPolicy, label_sequences
+from autotelic.preferences.labels import Continuations, Side, label_columns
+from autotelic.preferences.pairs import SIDES
+from autotelic.preferences.sampling_policies import BehaviorPolicy, sample_continuations
 from autotelic.runs.files import write_atomically
+from autotelic.runs.method_settings import setting
 from autotelic.trl.seam import Base
 
 
@@ -31,33 +34,36 @@ class OnlineSettings:
     """How pairs are collected.
 
     Attributes:
-        generations: responses per prompt.
+        generations: responses per prompt; the best and the worst become a pair.
         every: updates per collected batch.
-        buffer: collected batches kept.
+        buffer: collected batches kept, each with its own policy label.
+        temperature: of the sampling, and so of the labels; above 0.
+        top_k: tokens kept by the sampler; 0 keeps all.
+        top_p: nucleus, in (0, 1].
         max_new_tokens: longest response.
-        sampling: temperature, top-k and top-p; its `model` is not read.
     """
 
-    generations: int = 4
-    every: int = 1
-    buffer: int = 1
-    max_new_tokens: int = 256
-    sampling: BehaviorPolicy = field(default_factory=lambda: BehaviorPolicy(temperature=1.0))
+    generations: int = setting(4, "responses per prompt; best against worst", unit="responses")
+    every: int = setting(1, "updates per collected batch", unit="updates")
+    buffer: int = setting(1, "collected batches kept, each with its own policy label", unit="batches")
+    temperature: float = setting(1.0, "of the sampling, and so of its labels")
+    top_k: int = setting(0, "tokens that the sampler keeps; 0 keeps all", unit="tokens")
+    top_p: float = setting(1.0, "nucleus of the sampler, in (0, 1]")
+    max_new_tokens: int = setting(256, "longest response", unit="tokens")
 
     def __post_init__(self) -> None:
         """Refuse what cannot give pairs."""
         if self.generations < 2:
-            raise UserError(f"online_generations must be at least 2, got {self.generations}: a pair needs two")
+            raise UserError(f"online generations must be at least 2, got {self.generations}: a pair needs two")
         if self.every < 1 or self.buffer < 1 or self.max_new_tokens < 1:
-            raise UserError("online_every, online_buffer and max_completion_length must be at least 1")
-        if not (self.sampling.temperature or 0) > 0 or not 0 < self.sampling.top_p <= 1 or self.sampling.top_k < 0:
+            raise UserError("online every, buffer and max_new_tokens must be at least 1")
+        if not self.temperature > 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise UserError("online sampling needs temperature above 0, top_p in (0, 1] and top_k of 0 (all) or more")
 
-    @classmethod
-    def of(cls, run: Any) -> "OnlineSettings":
-        """Return the settings that the command line was given."""
-        sampling = BehaviorPolicy(temperature=run.temperature, top_k=run.top_k, top_p=run.top_p)
-        return cls(run.online_generations, run.online_every, run.online_buffer, run.max_completion_length, sampling)
+    @property
+    def sampling(self) -> BehaviorPolicy:
+        """How the policy samples."""
+        return BehaviorPolicy(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
 def load_prompts(run: Any) -> list[dict[str, Any]]:
@@ -87,6 +93,8 @@ class OnlineMixin(Base):
         reward: the judge: `reward(prompts=, completions=, completion_ids=, **columns) -> list of numbers or None`.
     """
 
+    weights_pairs = True
+
     def __init__(self, *args: Any, online: OnlineSettings, reward: Any, **kwargs: Any):
         self.online, self.judge = online, reward
         self.buffer: list[list[dict[str, Any]]] = []
@@ -113,27 +121,51 @@ class OnlineMixin(Base):
 
     def collect(self, model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """Sample, judge, pair, and label with the policy as it is now."""
-        group = self.online.generations
-        prompts = [ids for ids in inputs["prompt_ids"] for _ in range(group)]
+        prompts = [ids for ids in inputs["prompt_ids"] for _ in range(self.online.generations)]
         model.eval()
         responses = self._sample(model, prompts)
-        policy = self.accelerator.unwrap_model(model)
-        top_k = self.ppl.kl_top_k if self.ppl.divergence == "kl" else 0
-        labels = label_sequences(policy, self.online.sampling, prompts, responses, max(top_k, 1))
-        model.train()
         rewards = self._judge(inputs, responses)
-        examples = []
-        for place, prompt in enumerate(inputs["prompt_ids"]):
-            own = range(place * group, (place + 1) * group)
-            judged = [i for i in own if rewards[i] is not None] or [own[0]]
-            best, worst = max(judged, key=lambda i: rewards[i] or 0.0), min(judged, key=lambda i: rewards[i] or 0.0)
-            example: dict[str, Any] = {"prompt_ids": prompt, "weight": float(rewards[best] != rewards[worst])}
-            for side, i in zip(SIDES, (best, worst), strict=True):
-                example |= {f"{side}_ids": responses[i], f"{side}_policy_id": str(self.state.global_step)}
-                example[f"{side}_label_logprobs"] = labels[i][0]
-                if top_k:
-                    example[f"{side}_label_top_ids"], example[f"{side}_label_top_logprobs"] = labels[i][1:]
-            examples.append(example)
+        examples = [self._pair(place, prompts, responses, rewards) for place in range(len(inputs["prompt_ids"]))]
+        self._label(model, examples)
+        model.train()
+        self._log_collection(rewards, responses, examples)
+        return examples
+
+    def _pair(
+        self,
+        place: int,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        rewards: Sequence[float | None],
+    ) -> dict[str, Any]:
+        """Return the best and the worst response of one prompt; weight 0 where no two of them differ."""
+        own = range(place * self.online.generations, (place + 1) * self.online.generations)
+        judged = [i for i in own if rewards[i] is not None] or [own[0]]
+        best, worst = max(judged, key=lambda i: rewards[i] or 0.0), min(judged, key=lambda i: rewards[i] or 0.0)
+        example: dict[str, Any] = {"prompt_ids": list(prompts[own[0]])}
+        example["weight"] = float(rewards[best] != rewards[worst])
+        for side, i in zip(SIDES, (best, worst), strict=True):
+            example |= {f"{side}_ids": list(responses[i]), f"{side}_policy_id": str(self.state.global_step)}
+        return example
+
+    def _label(self, model: Any, examples: Sequence[dict[str, Any]]) -> None:
+        """Write the policy label of both sides into each pair."""
+        policy, ppl = self.accelerator.unwrap_model(model), self.ppl
+        sides = [Side(e["prompt_ids"], e[f"{s}_ids"], len(e[f"{s}_ids"])) for s in SIDES for e in examples]
+        continuations = None
+        if ppl.futures:
+            seed = (self.args.seed, self.state.global_step, self.args.process_index)
+            options: dict[str, Any] = {**self._limits(), "seed": int.from_bytes(bytes(str(seed), "ascii")) % 2**32}
+            continuations = Continuations(ppl.futures, ppl.lookahead.weights, **options)
+        columns = label_columns(policy, self.online.sampling, sides, ppl, continuations)
+        places = [(side, example) for side in SIDES for example in examples]
+        for (side, example), row in zip(places, columns, strict=True):
+            example |= {f"{side}_{name}": value for name, value in row.items()}
+
+    def _log_collection(
+        self, rewards: Sequence[float | None], responses: Sequence[Sequence[int]], examples: Sequence[dict[str, Any]]
+    ) -> None:
+        """Record mean reward, mean length and the share of prompts that give a pair, over all processes."""
         known = [reward for reward in rewards if reward is not None]
         decided = sum(example["weight"] for example in examples)
         sums = [sum(known), len(known), sum(map(len, responses)), len(responses), decided, len(examples)]
@@ -142,34 +174,19 @@ class OnlineMixin(Base):
         names = ("reward/mean", "completions/mean_length", "preference/decided_share")
         for name, (total, count) in zip(names, shares, strict=True):
             self._metrics["train"][name].append(total / max(count, 1))
-        return examples
+
+    def _limits(self) -> dict[str, int]:
+        """End token, padding and longest response of the sampler."""
+        tokens = {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
+        return tokens | {"max_new_tokens": self.online.max_new_tokens}
 
     def _sample(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return one response per prompt, up to and including the first end token."""
-        from transformers import GenerationConfig
         from trl.models.utils import unwrap_model_for_generation
 
-        width, tokenizer, sampling = max(map(len, prompts)), self.processing_class, self.online.sampling
-        pad = tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
-        attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
-        config = GenerationConfig(
-            max_new_tokens=self.online.max_new_tokens,
-            do_sample=True,
-            temperature=float(sampling.temperature or 1.0),
-            top_k=sampling.top_k,
-            top_p=float(sampling.top_p),
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-        )
-        with unwrap_model_for_generation(model, self.accelerator) as unwrapped, torch.no_grad():
-            output = unwrapped.generate(input_ids=ids, attention_mask=attention, generation_config=config)
-        rows = []
-        for row in output[:, width:].tolist():
-            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
-            rows.append(row[:end])
-        return rows
+        with unwrap_model_for_generation(model, self.accelerator) as unwrapped:
+            whole = {"batch_size": len(prompts), "ended": False}
+            return sample_continuations(unwrapped, self.online.sampling, prompts, **self._limits(), **whole)
 
     def _judge(self, inputs: dict[str, Any], responses: Sequence[Sequence[int]]) -> list[float | None]:
         group = self.online.generations

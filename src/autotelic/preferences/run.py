@@ -10,92 +10,89 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from autotelic.errors import UserError
-from autotelic.trl.arguments import CommonArguments
-
-OBJECTIVE_FIELDS = {
-    "divergence": "divergence",
-    "kl_top_k": "kl_top_k",
-    "lookahead_gamma": "gamma",
-    "lookahead_horizon": "horizon",
-    "lookahead_start": "start",
-    "lookahead_average": "average",
-    "lookahead_coef": "coef",
-    "lookahead_future": "future",
-    "label_entropy": "label_entropy",
-    "normalize": "normalize",
-    "bias": "bias",
-    "ref_coef": "ref_coef",
-    "sft_coef": "sft_coef",
-}
+from autotelic.preferences.labels import LabelSettings, PolicyLabels, read_labels
+from autotelic.preferences.objective import PPL, read_objective
+from autotelic.preferences.online_pairs import OnlineSettings, load_prompts, with_online_pairs
+from autotelic.preferences.pairs import load_pairs
+from autotelic.preferences.sampling_policies import read_policies
+from autotelic.runs.method_settings import Spec, make, read
+from autotelic.trl.arguments import CommonArguments, name_of, option
 
 
 @dataclass
 class PreferenceArguments(CommonArguments):
     """What `autotelic train ppl` is told beside DPOConfig and ModelConfig."""
 
-    objective: str = field(default="ppl", metadata={"help": "ppl | ppl_d | dpo | cpl | repo | repo_det | auto"})
-    behavior_policies: str | None = field(
-        default=None, metadata={"help": "YAML or JSON: policy id -> {model, temperature, top_k, top_p}"}
+    objective: Spec = option(
+        "ppl",
+        "control",
+        "ppl | ppl_d | dpo | cpl | repo | repo_det | auto, with settings: ppl,future=expected,bias=0.5",
     )
-    policy_labels: str = field(default="known", metadata={"help": "known | estimated | pooled | shuffled | wrong"})
-    divergence: str | None = field(default=None, metadata={"help": "kl | single_sample | dirac | none"})
-    kl_top_k: int | None = field(default=None, metadata={"help": "tokens of the label that the KL keeps apart"})
-    lookahead_gamma: float | None = field(default=None, metadata={"help": "discount in (0, 1]"})
-    lookahead_horizon: int | None = field(default=None, metadata={"help": "largest lag in tokens; 0 is DPO"})
-    lookahead_start: int | None = field(default=None, metadata={"help": "first lag, 1 or 0"})
-    lookahead_average: bool | None = field(default=None, metadata={"help": "divide by the number of terms"})
-    lookahead_coef: float | None = field(default=None, metadata={"help": "factor of the look-ahead"})
-    lookahead_future: str | None = field(default=None, metadata={"help": "observed | in_segment"})
-    label_entropy: str | None = field(default=None, metadata={"help": "include | drop"})
-    normalize: str | None = field(default=None, metadata={"help": "mean | sum over the judged tokens"})
-    bias: float | None = field(default=None, metadata={"help": "lambda in (0, 1], on the rejected side"})
-    ref_coef: float | None = field(default=None, metadata={"help": "factor of the reference; 0 is CPL"})
-    sft_coef: float | None = field(default=None, metadata={"help": "factor of the chosen responses' likelihood"})
-    heldout_dataset: str | None = field(default=None, metadata={"help": "held-out pairs, .jsonl or .parquet"})
-    heldout_fraction: float = field(
-        default=0.2, metadata={"help": "share of the prompts whose pairs are kept aside, without heldout_dataset"}
+    behavior_policies: str | None = option(
+        None, "data", "YAML or JSON: policy id -> {model, temperature, top_k, top_p}"
     )
-    heldout_steps: int = field(default=20, metadata={"help": "updates between held-out measurements"})
-    clone_steps: int = field(default=100, metadata={"help": "updates of behaviour cloning per estimated label"})
-    clone_learning_rate: float = field(default=3e-4, metadata={"help": "of behaviour cloning"})
-    max_completion_length: int = field(default=256, metadata={"help": "longest response in validation and online"})
-    online: bool = field(
-        default=False, metadata={"help": "pairs from the current policy, judged by reward; dataset holds prompts"}
+    policy_labels: Spec = option(
+        "known", "control", "known | estimated | pooled | shuffled | wrong, with settings: estimated,clone_steps=100"
     )
-    online_generations: int = field(default=4, metadata={"help": "responses per prompt; best against worst"})
-    online_every: int = field(default=1, metadata={"help": "updates per collected batch"})
-    online_buffer: int = field(default=1, metadata={"help": "collected batches kept, each with its own policy label"})
-    temperature: float = field(default=1.0, metadata={"help": "of the online sampling, and so of its labels"})
-    top_k: int = field(default=0, metadata={"help": "of the online sampling; 0 keeps all tokens"})
-    top_p: float = field(default=1.0, metadata={"help": "of the online sampling"})
+    heldout_dataset: str | None = option(None, "data", "held-out pairs, .jsonl or .parquet")
+    heldout_fraction: float = option(
+        0.2, "data", "share of the prompts whose pairs are kept aside, without heldout_dataset"
+    )
+    heldout_steps: int = option(20, "guards", "updates between held-out measurements")
+    max_completion_length: int = option(
+        256, "control", "longest response in validation, online, and of future=expected"
+    )
+    online: Spec = option(
+        "off", "data", "on: pairs from the policy itself, judged by reward; dataset holds prompts; on,buffer=4"
+    )
 
-    def ppl(self) -> Any:
-        """Return the objective: a named one, with the settings that were given."""
-        from autotelic.preferences.trainer import objective
+    def ppl(self) -> PPL:
+        """Return the objective."""
+        return read_objective(self.objective)
 
-        given = {ours: getattr(self, name) for name, ours in OBJECTIVE_FIELDS.items()}
-        return objective(self.objective, **{name: value for name, value in given.items() if value is not None})
+    def labels(self) -> LabelSettings:
+        """Return how the labels are made."""
+        return read_labels(self.policy_labels)
+
+    def online_settings(self) -> OnlineSettings | None:
+        """Return how pairs are collected; None where they exist already."""
+        spec = "on" if str(self.online).lower() == "true" else self.online
+        if str(spec).lower() in ("off", "false"):
+            return None
+        given = read(spec, "online")[1]
+        limit = {} if "max_new_tokens" in given else {"max_new_tokens": self.max_completion_length}
+        return replace(make("online", spec, {"on": OnlineSettings}), **limit)
+
+
+def candidates(spec: Spec) -> dict[str, str]:
+    """Return the objectives that `auto` compares: PPL with the given settings, and the same without its look-ahead."""
+    settings = read(spec, "objective")[1]
+    texts = [f"{key}={value}" for key, value in settings.items()]
+    without = [f"{key}={value}" for key, value in settings.items() if key != "future"]
+    return {"ppl": ",".join(["ppl", *texts]), "dpo": ",".join(["ppl", *without, "future=none"])}
 
 
 def check_settings(run: PreferenceArguments) -> None:
     """Refuse what this trainer does not have, in one line."""
-    if not run.online and run.reward is not None:
-        raise UserError("reward judges online pairs (--online true); these pairs are judged already. Leave it out.")
+    online = run.online_settings()
+    if not online and run.reward is not None:
+        raise UserError("reward judges online pairs (--online on); these pairs are judged already. Leave it out.")
     if run.dataset is None:
-        raise UserError("nothing to train on: give --dataset PAIRS.jsonl (or prompts, with --online true)")
+        raise UserError("nothing to train on: give --dataset PAIRS.jsonl (or prompts, with --online on)")
     if not 0 <= run.heldout_fraction < 1:
         raise UserError(f"heldout_fraction must lie in [0, 1), got {run.heldout_fraction}")
     if run.heldout_steps < 1:
         raise UserError(f"heldout_steps must be at least 1, got {run.heldout_steps}")
-    if run.online and (run.reward is None or run.policy_labels != "known"):
-        raise UserError("--online true needs --reward (the judge) and known labels: the policy that sampled is at hand")
+    if online and (run.reward is None or run.labels().kind != "known"):
+        raise UserError("--online on needs --reward (the judge) and known labels: the policy that sampled is at hand")
+    run.ppl()
 
 
 def split_pairs(rows: Sequence[dict[str, Any]], fraction: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -111,8 +108,6 @@ def split_pairs(rows: Sequence[dict[str, Any]], fraction: float) -> tuple[list[d
 
 def load_data(run: PreferenceArguments) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return training and held-out pairs."""
-    from autotelic.preferences.labels import load_pairs
-
     assert run.dataset is not None  # check_settings has looked
     rows = load_pairs(run.dataset, run.dataset_limit)
     if run.heldout_dataset is not None:
@@ -150,6 +145,69 @@ def without_bars(quiet: bool) -> Iterator[None]:
             del os.environ["TQDM_DISABLE"]
 
 
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on, and what its trainer class takes for it."""
+
+    train: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+    trainer_class: type
+    arguments: dict[str, Any]
+
+
+def offline_data(run: PreferenceArguments, load_model: Callable[[str | None], Any], seed: int, tokenizer: Any) -> Data:
+    """Return pairs that exist, and their policy labels."""
+    from trl import DPOTrainer
+
+    from autotelic.preferences.trainer import with_policy_labels
+
+    train, heldout = load_data(run)
+    if isinstance(train[0]["prompt"], list) and not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"{run.dataset} holds conversations, but the model's tokenizer has no chat template to write them"
+        )
+    labels = PolicyLabels(
+        settings=run.labels(),
+        policies=read_policies(Path(run.behavior_policies)) if run.behavior_policies else {},
+        load_model=load_model,
+        source=str(run.dataset),
+        seed=seed,
+        max_new_tokens=run.max_completion_length,
+    )
+    return Data(train, heldout, with_policy_labels(DPOTrainer), {"policy_labels": labels})
+
+
+def online_data(run: PreferenceArguments, online: OnlineSettings, reward: Any) -> Data:
+    """Return prompts, and how pairs are made of them."""
+    from trl import DPOTrainer
+
+    from autotelic.preferences.trainer import with_policy_labels
+
+    trainer_class = with_online_pairs(with_policy_labels(DPOTrainer))
+    return Data(load_prompts(run), [], trainer_class, {"online": online, "reward": reward})
+
+
+def build_callbacks(
+    run: PreferenceArguments,
+    folder: Path,
+    heldout: bool,
+    evaluate: Callable[[Any], dict[str, float]] | None,
+    stop_rules: Callable[[Any], Any] | None,
+) -> list[Any]:
+    """Return the callbacks of a run: its log, its progress, held-out pairs, validation, stop rules."""
+    from autotelic.runs.callbacks import MetricsFile, Progress, Validation
+
+    metrics_file = MetricsFile(folder / "metrics.jsonl")
+    callbacks: list[Any] = [metrics_file, Progress(f"{name_of(run.objective)} {folder.name}", quiet=run.quiet)]
+    if heldout:
+        callbacks.append(HeldOut())
+    if evaluate is not None and run.validation_steps:
+        callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
+    if stop_rules is not None:
+        callbacks.append(stop_rules(metrics_file))
+    return callbacks
+
+
 def build_preference_trainer(
     run: PreferenceArguments,
     training_args: Any,
@@ -177,61 +235,31 @@ def build_preference_trainer(
     """
     import datasets
     from transformers import PrinterCallback
-    from trl import DPOTrainer
 
-    from autotelic.preferences.labels import PolicyLabels, read_policies
-    from autotelic.preferences.trainer import with_policy_labels
-    from autotelic.runs.callbacks import MetricsFile, Progress, StopCleanly, Validation
+    from autotelic.runs.callbacks import StopCleanly
     from autotelic.trl.run_folder import with_run_folder
 
     check_settings(run)
     # TRL 1.16 asks transformers 5.23 under the old name whenever it scores the reference.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    ppl, folder = run.ppl(), Path(training_args.output_dir)
-    metrics_file = MetricsFile(folder / "metrics.jsonl")
-    callbacks: list[Any] = [metrics_file, Progress(f"{run.objective} {folder.name}", quiet=run.quiet), HeldOut()]
-    if evaluate is not None and run.validation_steps:
-        callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
-    if stop_rules is not None:
-        callbacks.append(stop_rules(metrics_file))
-    trainer_class, extra = with_policy_labels(DPOTrainer), {}
-    if run.online:
-        from autotelic.preferences.online_pairs import OnlineSettings, load_prompts, with_online_pairs
-
-        trainer_class = with_online_pairs(trainer_class)
-        train, heldout = load_prompts(run), []
-        extra = {"online": OnlineSettings.of(run), "reward": reward}
-    else:
-        train, heldout = load_data(run)
-        extra["policy_labels"] = PolicyLabels(
-            kind=run.policy_labels,
-            policies=read_policies(Path(run.behavior_policies)) if run.behavior_policies else {},
-            load_model=load_model,
-            top_k=ppl.kl_top_k if ppl.divergence == "kl" else 0,
-            needs_logprobs=ppl.needs_labels,
-            source=str(run.dataset),
-            seed=training_args.seed,
-            clone_steps=run.clone_steps,
-            clone_learning_rate=run.clone_learning_rate,
-        )
-    if heldout:
+    online = run.online_settings()
+    data = online_data(run, online, reward) if online else offline_data(run, load_model, training_args.seed, tokenizer)
+    if data.heldout:
         training_args.eval_strategy, training_args.eval_steps = "steps", run.heldout_steps
         training_args.eval_on_start = not run.resume
-    else:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, HeldOut)]
     with without_bars(run.quiet or not sys.stderr.isatty()):
-        trainer = with_run_folder(trainer_class, own_card=False)(
+        trainer = with_run_folder(data.trainer_class, own_card=False)(
             model=model,
             args=training_args,
-            train_dataset=datasets.Dataset.from_list(train),
-            eval_dataset=datasets.Dataset.from_list(heldout) if heldout else None,
+            train_dataset=datasets.Dataset.from_list(data.train),
+            eval_dataset=datasets.Dataset.from_list(data.heldout) if data.heldout else None,
             processing_class=tokenizer,
             peft_config=peft_config,
-            callbacks=callbacks,
-            ppl=ppl,
+            callbacks=build_callbacks(run, Path(training_args.output_dir), bool(data.heldout), evaluate, stop_rules),
+            ppl=run.ppl(),
             fused_head=run.fused_head,
             shared_prefix=run.shared_prefix,
-            **extra,
+            **data.arguments,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StopCleanly(1))

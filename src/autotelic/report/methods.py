@@ -76,7 +76,9 @@ def method_of(description: Mapping[str, Any], folder: str) -> str:
     settings = settings_of(description)
     method = str(description.get("method") or folder)
     objective = settings.get("objective")
-    if isinstance(objective, str) and method in {"ppl", objective}:
+    objective = objective.get("name") if isinstance(objective, Mapping) else objective
+    objective = objective.partition(",")[0] if isinstance(objective, str) else None
+    if objective is not None and method in {"ppl", objective}:
         return "repo_preference" if objective == "repo" else objective  # REPO is an entropy control as well
     control = control_of(settings)
     if method == "grpo" and control not in {"", "none", "observe"}:

@@ -92,7 +92,7 @@ METRICS: dict[str, Metric] = {
             "divergence": Metric(
                 "nats per token",
                 "mean_l d_l over response tokens, both sides",
-                "what the look-ahead averages: KL(label || policy), one sample of it, or -log pi",
+                "what the look-ahead sums: KL(label || policy), one sample of it, or -log pi",
                 PPL,
             ),
         }.items()

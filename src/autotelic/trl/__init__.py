@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from autotelic.controls.stare import Stare
     from autotelic.controls.steer import Steer
     from autotelic.controls.table import entropy_control
-    from autotelic.preferences.labels import BehaviorPolicy, PolicyLabels
-    from autotelic.preferences.online_pairs import OnlineSettings, with_online_pairs
-    from autotelic.preferences.trainer import PPL, with_policy_labels
     from autotelic.runs.law_callback import EntropyLawCallback
     from autotelic.trl.control_part import Control, with_entropy_control
     from autotelic.trl.entropy_term import EntropyMinimization, EntropyTerm, with_entropy_minimization
@@ -57,17 +54,9 @@ _HOMES = {
     "SurplusVotes": "trl.label_free",
     "with_label_free_rewards": "trl.label_free",
     "RolloutLog": "trl.rollout_log",
-    "PPL": "preferences.trainer",
-    "with_policy_labels": "preferences.trainer",
-    "BehaviorPolicy": "preferences.labels",
-    "PolicyLabels": "preferences.labels",
-    "OnlineSettings": "preferences.online_pairs",
-    "with_online_pairs": "preferences.online_pairs",
 }
 
 __all__ = [
-    "PPL",
-    "BehaviorPolicy",
     "ClipB",
     "ClipCov",
     "ClipV",
@@ -82,9 +71,7 @@ __all__ = [
     "KLCov",
     "LabelFree",
     "Observe",
-    "OnlineSettings",
     "Part",
-    "PolicyLabels",
     "Repo",
     "RolloutLog",
     "Stare",
@@ -94,9 +81,7 @@ __all__ = [
     "with_entropy_control",
     "with_entropy_minimization",
     "with_label_free_rewards",
-    "with_online_pairs",
     "with_parts",
-    "with_policy_labels",
 ]
 
 

@@ -29,7 +29,9 @@ class Installed:
     sharing: Sharing | None
 
 
-def use_fast_passes(trainer: Any, fused_head: str = "auto", shared_prefix: str = "auto") -> Installed:
+def use_fast_passes(
+    trainer: Any, fused_head: str = "auto", shared_prefix: str = "auto", statistics: bool = False
+) -> Installed:
     """Give a trainer's model, and its reference model, our head and shared prompts.
 
     Args:
@@ -37,6 +39,7 @@ def use_fast_passes(trainer: Any, fused_head: str = "auto", shared_prefix: str =
         fused_head: `auto` where it pays, `on` everywhere (refused where it cannot be exact), `off` nowhere.
         shared_prefix: the prompt of a group is computed once: `auto` where it pays, `on` wherever rows share a prompt
             (refused where it cannot be exact), `off` nowhere.
+        statistics: the trainer's loss also reads the mean logit, the arg max and sum p^2 (TRL's DPO).
 
     Raises:
         UserError: an unknown mode, or `on` where it is refused.
@@ -52,8 +55,9 @@ def use_fast_passes(trainer: Any, fused_head: str = "auto", shared_prefix: str =
     reference = getattr(trainer, "ref_model", None)
     models = [trainer.model] if reference is None else [trainer.model, reference]
     precision: dict[str, Any] = {"autocast": trainer.accelerator.autocast}
-    head_refusal = use_fused_head(*models, mode=fused_head, **settings, **precision)
-    shared = share_prefix(trainer.model, **sharing, **precision)
+    further: dict[str, Any] = {"statistics": statistics}
+    head_refusal = use_fused_head(*models, mode=fused_head, **settings, **precision, **further)
+    shared = share_prefix(trainer.model, **sharing, **precision, **further)
     elsewhere = getattr(trainer, "use_vllm", False) or getattr(trainer, "use_transformers_continuous_batching", False)
     prefill_refusal = (
         "generation is not transformers' own" if elsewhere else share_prefill(trainer.model, mode=shared_prefix)
