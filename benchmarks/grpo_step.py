@@ -196,14 +196,15 @@ def small_world(args: Any) -> dict[str, Any]:
             }
             options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
             run, settings, model_args = train.parse("grpo", options)
-            rows, (model, tokenizer) = train.load_rows(run), train.load_model(model_args, settings)
-            parts = {"model": model, "reward": train.build_reward(run, settings), "rows": rows, "tokenizer": tokenizer}
+            (model, tokenizer), reward = train.load_model(model_args, settings), train.build_reward(run, settings)
+            parts = {"model": model, "reward": reward, "tokenizer": tokenizer}
+            parts["rows"] = train.load_rows(run, reward, tokenizer)
             if name == TRL:
                 trainers[name] = GRPOTrainer(
                     model=model,
                     reward_funcs=parts["reward"],
                     args=settings,
-                    train_dataset=to_dataset(rows),
+                    train_dataset=to_dataset(parts["rows"]),
                     processing_class=tokenizer,
                 )
             else:

@@ -1,5 +1,7 @@
 """Every recipe is read by its own command, and the small ones move what they claim to move."""
 
+import json
+import logging
 import re
 from pathlib import Path
 
@@ -91,3 +93,56 @@ def test_small_recipes_improve_the_carried_model(name, tmp_path):
         row["eval/mean_at_k"] for row in read_rows(tmp_path / name / "metrics.jsonl") if "eval/mean_at_k" in row
     ]
     assert summary["finished"] and accuracy[-1] > accuracy[0] + 0.05
+
+
+DISTINCT = ("entropy_7b_clip_cov", "entropy_7b_kl_cov", "empo_qwen2.5_math_1.5b", "empo_natural_reasoning_3b")
+DISTINCT += ("one_shot_em_qwen2.5_math_1.5b", "one_shot_em_tiny", "tiny_grpo", "tiny_empo")
+"""The others differ from one of these in model and sizes only."""
+SMALL = {
+    "num_generations": 4,
+    "per_device_train_batch_size": 16,
+    "steps_per_generation": 2,
+    "gradient_accumulation_steps": 1,
+    "max_completion_length": 8,
+    "max_steps": 2,
+    "use_vllm": False,
+    "quiet": True,
+    "save_strategy": "no",
+    "validation_limit": 4,
+    "validation_k": 2,
+}
+
+
+def runs():
+    """Each method on its own defaults, and each recipe."""
+    yield from (pytest.param(method, None, id=method) for method in ("grpo", "empo", "one_shot_em"))
+    for path in TRAINING:
+        if method_of(path) != "ppl":
+            marks = () if path.stem in DISTINCT else pytest.mark.slow
+            yield pytest.param(method_of(path), path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize(("method", "recipe"), runs())
+def test_defaults_and_recipes_train_without_a_warning(method, recipe, tmp_path, make_model, tokenizer, caplog):
+    """Two updates of a tiny model: nothing of ours draws a warning from us, TRL or transformers (they are errors)."""
+    from autotelic.cli.config import to_options
+    from autotelic.cli.train import train
+
+    make_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i}+{i}=?", "answer": str(2 * i)}) + "\n" for i in range(16)))
+    written = yaml.safe_load(recipe.read_text()) if recipe else {}
+    options = SMALL | {"model_name_or_path": tmp_path / "model", "output_dir": tmp_path / "run"}
+    if "prompt" in written:
+        options |= {"prompt": "1+1=?", "num_generations": 16, "steps_per_generation": 1}
+    else:
+        options |= {"dataset": data}
+    if "validation_dataset" in written:
+        options |= {"validation_dataset": data}
+    if "entropy_control" in written:
+        # of some 200 tokens an update: the paper's share would choose none
+        options |= {"entropy_control.fraction": 0.01, "per_device_train_batch_size": 32}
+    summary = train(method, [*(("--config", str(recipe)) if recipe else ()), *to_options(options)])
+    assert summary["finished"] and summary["step"] == 2
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

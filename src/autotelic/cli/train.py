@@ -116,10 +116,11 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
 
 def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> Any:
     """Return the trainer of a GRPO method."""
-    rows = load_rows(run_args)
-    model, tokenizer = load_model(model_args, training_args)
     from autotelic.trl.build import build_trainer
 
+    reward = build_reward(run_args, training_args)
+    model, tokenizer = load_model(model_args, training_args)
+    rows = load_rows(run_args, reward, tokenizer)
     return build_trainer(
         method,
         run_args,
@@ -127,7 +128,7 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
         model=model,
         tokenizer=tokenizer,
         rows=rows,
-        reward=build_reward(run_args, training_args),
+        reward=reward,
         evaluate=build_evaluation(run_args, tokenizer, training_args),
         stop_rules=build_stop_rules(run_args, tokenizer, training_args),
         follow=build_follower(run_args, tokenizer, training_args, rows),
@@ -184,21 +185,27 @@ def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder:
     return summaries[best]
 
 
-def load_rows(run_args: Any) -> list[dict[str, str]]:
-    """Return what training sees: prompt and id, and an answer only where the reward is the verifier."""
-    from autotelic.rewards.reward_table import VERIFIER
-    from autotelic.tasks import load_problems
-    from autotelic.trl.arguments import name_of
+def load_rows(run_args: Any, reward: Any, tokenizer: Any) -> list[dict[str, Any]]:
+    """Return what training sees: prompts, and labels only where the reward asks for them by name."""
+    from autotelic.trl.training_rows import training_rows
 
-    if run_args.prompt is not None:
-        return [{"prompt": run_args.prompt, "id": "prompt"}]
-    if run_args.dataset is None:
-        raise UserError("nothing to train on: give --dataset SOURCE or --prompt TEXT")
-    labelled = name_of(run_args.reward) == VERIFIER
-    columns = {"prompt": run_args.prompt_column} | ({"answer": run_args.answer_column} if labelled else {})
-    rows = load_problems(run_args.dataset, limit=run_args.dataset_limit, columns=columns, require_answer=labelled)
-    kept = ("prompt", "answer") if labelled else ("prompt",)
-    return [{"id": row.get("id", str(i)), **{key: row[key] for key in kept}} for i, row in enumerate(rows)]
+    return training_rows(
+        run_args.dataset,
+        [reward],
+        tokenizer,
+        prompt=run_args.prompt,
+        limit=run_args.dataset_limit,
+        prompt_column=run_args.prompt_column,
+        answer_column=run_args.answer_column,
+        config=run_args.dataset_config,
+        chat=run_args.chat,
+        say=None if run_args.quiet else say,
+    )
+
+
+def say(text: str) -> None:
+    """Print a remark to stderr."""
+    print(f"autotelic: {text}", file=sys.stderr, flush=True)
 
 
 def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
@@ -302,6 +309,7 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
             k=run_args.validation_k,
             max_new_tokens=response_length(run_args, training_args),
             seed=0,
+            chat=run_args.chat,
         )
         k = run_args.validation_k
         names = {"mean_at_k": f"mean@{k}", "pass_at_k": f"pass@{k}", "maj_at_k": f"maj@{k}"}
@@ -316,7 +324,7 @@ def build_stop_rules(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     from autotelic.diagnostics.probing import make_probe
     from autotelic.diagnostics.stop_callback import StopRules
     from autotelic.diagnostics.stopping import read_rules
-    from autotelic.lm.chat import prompt_text
+    from autotelic.lm.chat import prompt_texts
     from autotelic.tasks import load_problems
     from autotelic.trl.arguments import Probe, unnamed
 
@@ -335,7 +343,7 @@ def build_stop_rules(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
         prompts = [row["prompt"] for row in problems]
     probe = make_probe(
         tokenizer,
-        [prompt_text(prompt, tokenizer) for prompt in prompts],
+        prompt_texts(prompts, tokenizer, run_args.chat),
         k=settings.k,
         max_new_tokens=response_length(run_args, training_args),
     )

@@ -31,9 +31,13 @@ class CommonArguments:
     dataset: str | None = option(
         None, "data", "chain_sums:SPLIT, reasoning_gym:NAME, FILE.jsonl, FILE.parquet, or a hub data set"
     )
+    dataset_config: str | None = option(None, "data", "configuration of a hub data set that has several, such as main")
     dataset_limit: int | None = option(None, "data", "use at most this many problems")
     prompt_column: str = option("prompt", "data", "column with the prompts")
     answer_column: str = option("answer", "data", "column with the labels; only the verifier reads it")
+    chat: str = option(
+        "auto", "data", "auto | on | off: plain questions go through the model's chat template; off for base models"
+    )
     reward: Spec | None = option(
         None, "reward", "NAME,key=value of `autotelic list rewards`, or package.module.function"
     )
