@@ -134,3 +134,13 @@ def test_columns_by_name(tmp_path, capsys):
     assert "1 labelled" in capsys.readouterr().out
     assert main(["score", str(path)]) == 2
     assert "--prompt-column names another" in capsys.readouterr().err
+
+
+def test_labels_that_cannot_be_read_are_named(tmp_path, capsys):
+    rows = [ROWS[0] | {"answer": "First this. Then that, so to say."}, ROWS[1] | {"answer": "thus\n#### 3"}]
+    assert main(["score", str(write(tmp_path / "x.jsonl", rows))]) == 0
+    captured = capsys.readouterr()
+    assert "1.000 (1 of 1 labelled)" in captured.out
+    assert captured.err.startswith("warning: 1 of 2 labels cannot be read (row 1")
+    assert main(["score", str(write(tmp_path / "x.jsonl", rows[:1]))]) == 0
+    assert "correct" not in capsys.readouterr().out

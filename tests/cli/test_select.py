@@ -132,3 +132,51 @@ def test_bad_files_are_one_line(samples, capsys, tmp_path):
         assert message in capsys.readouterr().err
     assert main(["select", "chain_sums:train"]) == 2
     assert "--model" in capsys.readouterr().err
+
+
+def test_prompts_may_be_messages_and_labels_of_any_shape(samples, capsys):
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "How many?"}]
+    rows = [row | {"prompt": messages, "answer": f"so\n#### {row['answer']}"} for row in ROWS]
+    rows[0]["answer"] = "It is one. Or is it two, after all?"
+    assert main(["select", samples(rows)]) == 0
+    captured = capsys.readouterr()
+    assert "How many?" in captured.out and "role" not in captured.out
+    assert "1 of 4 labels cannot be read (row 1" in captured.err and "ranked by majority_variance" in captured.out
+    assert main(["select", samples([rows[0]])]) == 0  # no label can be read: ranked without
+
+
+def test_an_interruption_ranks_what_was_sampled(capsys, monkeypatch):
+    from autotelic.cli import progress_line
+
+    def call(self, done, total):
+        if done > 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress_line.ProgressLine, "__call__", call)
+    options = [
+        "--model",
+        "any_pair",
+        "--limit",
+        "4",
+        "--k",
+        "2",
+        "--batch-size",
+        "2",
+        "--max-new-tokens",
+        "5",
+        "--json",
+    ]
+    assert main(["select", "chain_sums:train", *options, "--quiet"]) == 130
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["ranking"]) == 2
+    assert captured.err == "interrupted: 2 of 4 prompts at temperature 1.0\n"
+
+
+def test_the_best_prompts_of_a_published_data_set(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": "1+1=?", "answer": "so\n#### 2"}) + "\n")
+    out = tmp_path / "chosen.jsonl"
+    options = ["--model", "any_pair", "--k", "2", "--max-new-tokens", "5", "--out", str(out)]
+    assert main(["select", str(path), *options]) == 0
+    assert "columns: prompt = question, answer = answer" in capsys.readouterr().err
+    assert json.loads(out.read_text())["prompt"] == "1+1=?"

@@ -168,10 +168,12 @@ def _against_labels(
     from autotelic.evaluation import majority_at_k
     from autotelic.rewards.label_reader import is_right, read_label, unread_labels
 
-    unread, note = unread_labels([samples[p]["answer"] for p in labelled])
+    unread, note = unread_labels([samples[p]["answer"] for p in labelled], needed=False)
     if note:
         print(f"warning: {note}: these prompts count as unlabelled", file=sys.stderr)
     labelled = [p for place, p in enumerate(labelled) if place not in set(unread)]
+    if not labelled:
+        return {}
     right = []
     for p in labelled:
         accepted = read_label(samples[p]["answer"])

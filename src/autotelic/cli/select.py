@@ -32,6 +32,7 @@ from autotelic.cli.options import (
     say_written,
 )
 from autotelic.errors import UserError
+from autotelic.tasks.conversations import question_text
 from autotelic.tasks.samples import read_samples
 
 COLUMNS = ("mean", "variance", "majority_share", "majority_variance", "semantic_entropy", "token_entropy", "agreement")
@@ -175,7 +176,7 @@ def score(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     from autotelic.rewards.label_reader import unread_labels
 
     labelled = [sample for sample in samples if sample.get("answer") is not None]
-    places, note = unread_labels([sample["answer"] for sample in labelled])
+    places, note = unread_labels([sample["answer"] for sample in labelled], needed=False)
     unread = {labelled[place]["id"] for place in places}
     if note:
         print(f"warning: {note}: these prompts count as unlabelled", file=sys.stderr)
@@ -212,7 +213,7 @@ def table(rows: Sequence[Mapping[str, Any]], by: str, total: int) -> str:
     lines = [f"{total} prompts, ranked by {by}", f"rank  {'id':<{width}}  " + "  ".join(columns) + "  prompt"]
     for row in rows:
         values = "  ".join(f"{row[name]:>{len(name)}.3f}" for name in columns)
-        text = " ".join(str(row["prompt"]).split())
+        text = " ".join(question_text(row["prompt"]).split())
         text = text if len(text) <= 60 else text[:59] + "…"
         lines.append(f"{row['rank']:>4}  {row['id']!s:<{width}}  {values}  {text}")
     return "\n".join(lines)
@@ -240,7 +241,7 @@ def picture(rows: Sequence[Mapping[str, Any]], by: str) -> str:
     against = "variance" if labelled else "majority_share"
     scores = [name for name in LABEL_FREE if name != by and all(row.get(name) is not None for row in rows)]
     figure = make_subplots(1, 1 + len(scores), subplot_titles=[f"ranking by {by}", *scores])
-    hover = [f"{row['id']}: {str(row['prompt'])[:80]}" for row in rows]
+    hover = [f"{row['id']}: {question_text(row['prompt'])[:80]}" for row in rows]
     figure.add_trace(
         go.Scatter(x=[row["rank"] for row in rows], y=[row[by] for row in rows], mode="markers", text=hover), 1, 1
     )

@@ -64,15 +64,18 @@ def is_right(answer: str | None, accepted: Sequence[str], equivalence: Any = Non
     return any(equivalent(answer, gold, equivalence=equivalence, question=question) for gold in accepted)
 
 
-def unread_labels(labels: Iterable[Any], *, free_text: bool = False) -> tuple[list[int], str | None]:
+def unread_labels(
+    labels: Iterable[Any], *, free_text: bool = False, needed: bool = True
+) -> tuple[list[int], str | None]:
     """Return the places of the labels that cannot be read, and a line that names them.
 
     Args:
         labels: of all rows.
         free_text: see `read_label`.
+        needed: refuse labels of which none can be read.
 
     Raises:
-        UserError: none of the labels can be read.
+        UserError: none of the labels can be read, and they are needed.
     """
     labels = list(labels)
     places = [place for place, label in enumerate(labels) if not read_label(label, free_text=free_text)]
@@ -82,7 +85,7 @@ def unread_labels(labels: Iterable[Any], *, free_text: bool = False) -> tuple[li
     text = " ".join(str(labels[places[0]]).split())
     first = text if len(text) <= 60 else text[:57] + "..."
     note = f"{len(places)} of {len(labels)} labels cannot be read (row {shown}; the first is {first!r})"
-    if len(places) == len(labels):
+    if needed and len(places) == len(labels):
         raise UserError(
             f"{note}: give an answer, a solution that ends in \\boxed{{...}} or '#### ...', or a list of answers"
         )
