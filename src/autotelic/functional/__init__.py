@@ -1,13 +1,7 @@
 """The mathematics: pure functions of tensors. One equation, one function, one citation."""
 
 from autotelic.functional.advantages import broadcast_advantages, group_advantages, whitened_advantages
-from autotelic.functional.certainty import (
-    negative_entropy_reward,
-    self_certainty_reward,
-    sequence_logprob_reward,
-    token_self_certainty,
-    total_negative_entropy_reward,
-)
+from autotelic.functional.certainty import token_self_certainty
 from autotelic.functional.decisive_tokens import high_entropy, stare
 from autotelic.functional.discriminator_clip import clip_b, clip_v
 from autotelic.functional.distributed import (
@@ -155,7 +149,6 @@ __all__ = [
     "majority_variance",
     "masked_mean",
     "masked_sum",
-    "negative_entropy_reward",
     "outcome_variance",
     "ppl_loss",
     "ppl_score",
@@ -174,9 +167,7 @@ __all__ = [
     "rolling_forecasts",
     "sampled_entropy_change",
     "select",
-    "self_certainty_reward",
     "semantic_entropy",
-    "sequence_logprob_reward",
     "sequence_means",
     "single_sample_divergence",
     "stare",
@@ -191,7 +182,6 @@ __all__ = [
     "token_self_certainty",
     "top_k_kl",
     "top_k_mask",
-    "total_negative_entropy_reward",
     "turns",
     "weighted_semantic_entropy",
     "whitened_advantages",
