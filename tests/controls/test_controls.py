@@ -281,8 +281,6 @@ def test_names_on_the_command_line():
     with pytest.raises(UserError, match="no setting 'mu'"):
         build_control(RunArguments(entropy_control="kl_cov,mu=1.0"), config())
 
-        build_control(RunArguments(entropy_control="kl_cov", mu=1.0), config())
-
 
 def test_a_warning_names_the_users_line(tmp_path):
     """Not a generated `__init__` of a dataclass: in a process without the tests' type checks, which wrap it."""
