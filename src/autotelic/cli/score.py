@@ -131,6 +131,7 @@ def _summary(
         "semantic_entropy": sum(row["semantic_entropy"] for row in rows) / len(rows),
         "kept": sum(row["kept"] for row in rows),
         "timeouts": int(result.diagnostics.get("semantic/timeouts", 0)),
+        "undecided": int(result.diagnostics.get("semantic/undecided", 0)),
         "seconds": seconds,
     }
     labelled = [p for p, sample in enumerate(samples) if sample.get("answer") is not None]
@@ -147,6 +148,7 @@ def _text(summary: Mapping[str, Any]) -> str:
         f"semantic entropy         {summary['semantic_entropy']:.3f} nats (mean over prompts)",
         f"kept by the thresholds   {summary['kept']} of {summary['prompts']}",
         f"answer timeouts          {summary['timeouts']}",
+        f"pairs left undecided     {summary['undecided']} (they count as different)",
     ]
     if "labelled" in summary:
         correct, labelled, area = summary["largest_cluster_correct"], summary["labelled"], summary["auroc"]
