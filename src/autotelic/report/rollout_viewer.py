@@ -12,6 +12,7 @@ MAX_STEPS = 12
 MAX_RESPONSES = 16
 MAX_RESPONSE_TOKENS = 1200
 MAX_ANSWER = 60
+MIN_SHARED = 120  # characters; shorter beginnings, such as an instruction, stay
 MAX_TOKENS = 200_000  # over the whole page: about 6 MB of JSON; half of it at most is of followed prompts
 
 
@@ -33,6 +34,8 @@ def rollouts(groups: Sequence[Group]) -> tuple[dict[str, Any], list[str]]:
         entry = embed_run(group, run, pool, MAX_TOKENS // len(order), cut)
         if entry["prompts"]:
             entries.append(entry)
+    if shared := leave_out_shared([prompt for entry in entries for prompt in entry["prompts"]]):
+        notes.append(f"all prompts begin with the same {len(shared)} lines, such as worked examples; they are left out")
     if cut["rows"]:
         notes.append(
             f"{cut['rows']} recorded rollout rows are not embedded "
@@ -43,6 +46,20 @@ def rollouts(groups: Sequence[Group]) -> tuple[dict[str, Any], list[str]]:
     if cut["tokens"]:
         notes.append(f"{cut['tokens']} responses are cut to their first {MAX_RESPONSE_TOKENS} tokens")
     return {"vocabulary": list(pool), "runs": entries}, notes
+
+
+def leave_out_shared(prompts: Sequence[dict[str, Any]]) -> list[str]:
+    """Take the lines with which all prompts begin out of them, where they are many; return those lines."""
+    lines = [prompt["prompt"].split("\n") for prompt in prompts]
+    if len({prompt["prompt"] for prompt in prompts}) < 2:
+        return []
+    count = next((i for i, row in enumerate(zip(*lines, strict=False)) if len(set(row)) > 1), min(map(len, lines)) - 1)
+    shared = lines[0][:count]
+    if sum(map(len, shared)) < MIN_SHARED:
+        return []
+    for prompt, own in zip(prompts, lines, strict=True):
+        prompt["prompt"] = "\n".join(["...", *own[count:]])
+    return shared
 
 
 def embed_run(group: Group, run: Run, pool: dict[str, int], budget: int, cut: dict[str, int]) -> dict[str, Any]:

@@ -39,13 +39,18 @@ TRL_NAMES = {
 
 
 def to_glossary(logs: dict[str, Any]) -> dict[str, float]:
-    """Rename one of TRL's log dictionaries; values that are not finite numbers are left out."""
+    """Rename one of TRL's log dictionaries; values that are not finite numbers are left out.
+
+    Entropy minimisation has no reward: TRL's constant 0 in its place is left out too.
+    """
     row: dict[str, float] = {}
     for name, value in logs.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         ours = name if name in METRICS else TRL_NAMES.get(name, f"{TRL_PREFIX}{name}")
         row[ours] = float(value)
+    if "train/em_loss" in row and not row.get("reward/std"):
+        row = {name: value for name, value in row.items() if not name.startswith("reward/")}
     check_declared(row)
     return row
 
