@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from autotelic.answers import cluster, cluster_group
+from autotelic.answers import cluster, cluster_group, equivalence, equivalent
 from autotelic.answers.backends import EmbeddingEquivalence, JudgeEquivalence, NLIEquivalence
 from autotelic.errors import UserError
 
@@ -74,6 +74,21 @@ def test_nli_asks_at_most_u_times_u_minus_1_and_nothing_on_a_second_pass():
     assert backend.num_calls == 20
 
 
+def test_nli_reads_answers_with_the_question():
+    """ "q a1" entails "q a2": two groups with one pair of answers and different questions are asked twice."""
+    pairs = []
+
+    def classify(batch):
+        pairs.extend(batch)
+        return ["entailment" if "colour" in a else "contradiction" for a, _ in batch]
+
+    backend = NLIEquivalence(classify=classify)
+    assert cluster(["red", "crimson"], equivalence=backend, question="What colour?") == [0, 0]
+    assert cluster(["red", "crimson"], equivalence=backend, question="Which paint?") == [0, 1]
+    assert set(pairs) == {(f"{q} {a}", f"{q} {b}") for q in ("What colour?", "Which paint?")
+                          for a, b in (("red", "crimson"), ("crimson", "red"))}  # fmt: skip
+
+
 def test_nli_strict_and_not():
     """entailment one way and neutral the other: not strict equivalence, but equivalence."""
     one_way = lambda pairs: ["entailment" if len(a) > len(b) else "neutral" for a, b in pairs]  # noqa: E731
@@ -96,13 +111,14 @@ def endpoint():
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state["requests"] += 1
+            state["content"] = body["messages"][0]["content"]
             state["headers"] = dict(self.headers)
             if state["failures"] > 0:
                 state["failures"] -= 1
                 self.send_error(state["status"])
                 return
             lines = body["messages"][0]["content"].splitlines()
-            a, b = (line.split(": ", 1)[1] for line in lines[-2:])
+            a, b = (line.partition(": ")[2] for line in [*lines, ""][-3:-1])
             word = state["reply"] or ("Yes." if topic(a) == topic(b) else "No.")
             usage = {"prompt_tokens": 10, "completion_tokens": 2}
             data = json.dumps({"choices": [{"message": {"content": word}}], "usage": usage}).encode()
@@ -156,3 +172,43 @@ def test_judge_retries_and_gives_up(endpoint):
     assert cluster_group(["red", "crimson"], equivalence=judge(url)).num_undecided == 1
     with pytest.raises(UserError, match="http"):
         JudgeEquivalence("ftp://x", "m")
+
+
+def test_judge_is_asked_with_the_question_and_a_prompt_of_its_own(endpoint):
+    """A verifier that ends with a decision; places in what a model wrote are not filled in."""
+    url, state = endpoint
+    state["reply"] = "They agree.\nFinal Decision: Yes"
+    asked = judge(url, prompt="Q {question}\nfirst: {first}\nsecond: {second}")
+    assert equivalent("red {second}", "crimson", equivalence=asked, question="Which colour?")
+    assert state["content"] == "Q Which colour?\nfirst: crimson\nsecond: red {second}"
+    state["reply"] = "Final Decision: No"
+    assert not equivalent("red", "crimson", equivalence=judge(url), question="Which colour?")
+    with pytest.raises(UserError, match=r"no place for \{second\}"):
+        judge(url, prompt="{first}")
+
+
+def exact(a, b):
+    return a == b
+
+
+def test_equivalence_is_chosen_by_name(endpoint, tmp_path):
+    url, _ = endpoint
+    found = equivalence(f"judge,url={url},model=m,retries=0,cache={tmp_path / 'c.jsonl'}")
+    assert isinstance(found, JudgeEquivalence)
+    assert (found.model, found.retries) == ("m", 0)
+    assert cluster(TEXTS, equivalence=found) == [0, 0, 0, 1, 1, 1]
+    loose = equivalence({"name": "nli", "model": "folder", "strict": False, "batch_size": "4"})
+    assert isinstance(loose, NLIEquivalence)
+    assert (loose.strict, loose.batch_size) == (False, 4)
+    near = equivalence("embedding,threshold=0.5")
+    assert isinstance(near, EmbeddingEquivalence) and near.threshold == 0.5
+    assert equivalence() is equivalence("math") is None
+    function = equivalence(f"{__name__}.exact")
+    assert cluster(["1/2", "0.5"], equivalence=function) == [0, 1]
+    refused = {
+        "judge": "needs url and model", "nli,stric=1": "did you mean 'strict'", "nli,strict=2": "true or false",
+        "embed": "use one of math, nli", "a.b.c": "cannot import",
+    }  # fmt: skip
+    for spec, said in refused.items():
+        with pytest.raises(UserError, match=said):
+            equivalence(spec)

@@ -37,6 +37,38 @@ def test_empo_by_hand():
     assert parseable == pytest.approx([2 / 3, 2 / 3, 1 / 3, 0.0, 0.75, 0.75, 0.75, 0.25])
 
 
+def test_empo_guards_by_hand():
+    """Unparseable: -0.5. "the brown fox" is part of the question, 4 of the 4 words of the next too: 0. Share 2/5."""
+    question = "does the brown fox jump over the lazy dog"
+    answers = ["yes it does", "yes it does", None, "the brown fox", "the fox jump over"]
+    asked = group(answers, prompt=question)
+    open_ended = {"units": "nats", "low": -1.0, "high": 10.0, "equivalence": lambda a, b: a == b}
+    guards = {"unparseable": -0.5, "echo": 0.8, "least_p_max": 0.2}
+    assert rewards.EMPO(**open_ended, **guards).score([asked]).rewards.tolist() == [[0.4, 0.4, -0.5, 0.0, 0.0]]
+    assert rewards.EMPO(**open_ended).score([asked]).rewards.tolist() == [[0.4, 0.4, 0.0, 0.2, 0.2]]
+    split = group(list("abcdef"), prompt="q")  # p_max = 1/6
+    assert rewards.EMPO(**open_ended, least_p_max=0.2).score([split]).rewards.tolist() == [[0.0] * 6]
+    assert not formulas.echoes_question("the fox jumps up", question, 0.8)  # 2 of 4 words
+    assert not formulas.echoes_question(None, question, 0.0)
+
+
+def test_the_equivalence_is_asked_with_each_question():
+    seen = set()
+
+    def same(question, a, b):
+        seen.add(question)
+        return question == "q" and a[0] == b[0]
+
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "r"}]
+    prompts = ["q", "q", chat, chat]
+    texts = ["<answer>ab</answer>", "<answer>ac</answer>"] * 2
+    assert rewards.EMPO(equivalence=same, units="nats", low=-1)(prompts, texts) == [1.0, 1.0, 0.0, 0.0]
+    assert seen == {"q", "r"}
+    assert rewards.EMPO(equivalence="math").equivalence is None
+    with pytest.raises(UserError, match="did you mean 'judge'"):
+        rewards.EMPO(equivalence="juge")
+
+
 def test_result_and_diagnostics():
     reward = rewards.EMPO()
     reward(PROMPTS, TEXTS)

@@ -8,8 +8,9 @@ True
 [0, 0, -1, 1]
 """
 
+from autotelic.answers.backends import equivalence
 from autotelic.answers.clustering import LINKAGES, Clustering, cluster, cluster_group, equivalent
-from autotelic.answers.equivalence import Equivalence, FunctionEquivalence, MathEquivalence
+from autotelic.answers.compare import Equivalence, FunctionEquivalence, MathEquivalence
 from autotelic.answers.extraction import METHODS, extract, last_boxed, last_number
 from autotelic.answers.fast import as_fraction
 from autotelic.answers.pool import Pool, PoolStats, default_pool
@@ -27,6 +28,7 @@ __all__ = [
     "cluster",
     "cluster_group",
     "default_pool",
+    "equivalence",
     "equivalent",
     "extract",
     "last_boxed",

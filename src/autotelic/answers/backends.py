@@ -1,20 +1,24 @@
-"""Equivalence of free text: embeddings, entailment, a judge, in the protocol of `autotelic.answers.equivalence`.
+"""Equivalence of free text: embeddings, entailment, a judge; and the one way to choose among them, `equivalence`.
 
-Nothing heavy is imported before the first comparison, every verdict is cached, and a group with U different strings
-asks at most U (U - 1) questions, once.
+Entailment and judges decide with each prompt, as the verifier of EMPO's authors does. Nothing heavy is imported before
+the first comparison, every verdict is cached, and a group with U different strings asks at most U (U - 1) questions.
 """
 
 import hashlib
+import importlib
+import inspect
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from autotelic.errors import UserError
+from autotelic.answers.compare import Equivalence, FunctionEquivalence
+from autotelic.errors import UserError, closest
 
 Entailment = Literal["entailment", "neutral", "contradiction"]
 LABELS = ("entailment", "neutral", "contradiction")
@@ -76,18 +80,16 @@ class EmbeddingEquivalence:
 
 
 class NLIEquivalence:
-    """Two texts mean the same when each entails the other.
+    """Two texts mean the same when each entails the other, read as answers to the question: "q a1" entails "q a2".
 
     strict: both directions are entailment. Not strict: neither direction is a contradiction, and not both are neutral.
 
     Reference: Kuhn et al. 2023, arXiv:2302.09664 (strict); the rule for not strict is that of Farquhar et al. 2024.
-    Deviations: none.
 
     Args:
         model: Name or folder of a sequence-classification model whose labels name entailment, neutral, contradiction.
         strict: Which rule.
         batch_size: Pairs a forward pass.
-        question: Put before both texts, so that they are read as answers to it.
         classify: A function from (premise, hypothesis) pairs to labels, instead of the model.
     """
 
@@ -98,10 +100,9 @@ class NLIEquivalence:
         model: str = "microsoft/deberta-large-mnli",
         strict: bool = True,
         batch_size: int = 32,
-        question: str = "",
         classify: Callable[[list[tuple[str, str]]], Sequence[str]] | None = None,
     ) -> None:
-        self.model_name, self.strict, self.batch_size, self.question = model, strict, batch_size, question
+        self.model_name, self.strict, self.batch_size = model, strict, batch_size
         self._classify = classify
         self._cache: dict[tuple[str, str], str] = {}
         self.num_calls = 0
@@ -111,7 +112,7 @@ class NLIEquivalence:
         self, answers: Sequence[str], pairs: Sequence[tuple[int, int]], question: str = ""
     ) -> list[bool | None]:
         """Classify every direction not seen before, in batches."""
-        texts = [f"{self.question} {a}".strip() for a in answers]
+        texts = [f"{question} {a}".strip() for a in answers]
         wanted = [(texts[a], texts[b]) for i, j in pairs for a, b in ((i, j), (j, i))]
         new = [pair for pair in dict.fromkeys(wanted) if pair not in self._cache]
         for start in range(0, len(new), self.batch_size):
@@ -158,6 +159,9 @@ PROMPT = (
 )
 
 
+_PLACES = re.compile(r"\{(question|first|second)\}")
+
+
 class JudgeEquivalence:
     """A language model behind an OpenAI-compatible endpoint decides. Verdicts are kept on disk; cost is counted.
 
@@ -166,7 +170,8 @@ class JudgeEquivalence:
         model: Name of the model there.
         cache: File for the verdicts (one JSON object a line); none are kept beyond this process without it.
         api_key_variable: Environment variable that holds the key.
-        question: Told to the judge.
+        prompt: What the judge is asked, with the places {question}, {first} and {second}. A reply counts by the word
+            "yes" or "no" that it begins with, or that follows "decision:".
         retries: Attempts after a failure, with doubling pauses.
         timeout: Seconds for one request.
         price: Cost of a million prompt tokens and of a million reply tokens.
@@ -181,7 +186,7 @@ class JudgeEquivalence:
         *,
         cache: str | Path | None = None,
         api_key_variable: str = "OPENAI_API_KEY",
-        question: str = "",
+        prompt: str = PROMPT,
         retries: int = 3,
         timeout: float = 30.0,
         pause: float = 1.0,
@@ -189,7 +194,9 @@ class JudgeEquivalence:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise UserError(f"the judge's url must begin with http:// or https://, got {url!r}")
-        self.url, self.model, self.question = url.rstrip("/"), model, question
+        if missing := [place for place in ("{first}", "{second}") if place not in prompt]:
+            raise UserError(f"the judge's prompt has no place for {' and '.join(missing)}")
+        self.url, self.model, self.prompt = url.rstrip("/"), model, prompt
         self.retries, self.timeout, self.pause, self.price = retries, timeout, pause, price
         self.api_key_variable = api_key_variable
         self.cache_file = Path(cache) if cache is not None else None
@@ -208,9 +215,11 @@ class JudgeEquivalence:
         verdicts: list[bool | None] = []
         for i, j in pairs:
             first, second = sorted((answers[i], answers[j]))
-            key = hashlib.sha256(json.dumps([self.model, self.question, first, second]).encode()).hexdigest()
+            said = {"question": question, "first": first, "second": second}
+            content = _PLACES.sub(lambda match, said=said: said[match.group(1)], self.prompt)
+            key = hashlib.sha256(json.dumps([self.model, content]).encode()).hexdigest()
             if key not in self._cache:
-                verdict = self._ask(first, second)
+                verdict = self._ask(content)
                 if verdict is None:
                     verdicts.append(None)
                     continue
@@ -219,9 +228,8 @@ class JudgeEquivalence:
             verdicts.append(self._cache[key])
         return verdicts
 
-    def _ask(self, first: str, second: str) -> bool | None:
+    def _ask(self, content: str) -> bool | None:
         """Call the endpoint, retrying what may pass."""
-        content = PROMPT.format(question=self.question, first=first, second=second)
         body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}]}
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.api_key_variable):
@@ -251,7 +259,8 @@ class JudgeEquivalence:
             word = str(reply["choices"][0]["message"]["content"]).strip().lower()
         except (KeyError, IndexError, TypeError):
             return None
-        return True if word.startswith("yes") else False if word.startswith("no") else None
+        decision = re.match(r"\W*(yes|no)\b", word) or re.search(r".*decision\W*(yes|no)\b", word, re.S)
+        return decision.group(1) == "yes" if decision else None
 
     def _read_cache(self) -> dict[str, bool]:
         if self.cache_file is None or not self.cache_file.exists():
@@ -269,3 +278,73 @@ class JudgeEquivalence:
             self.cache_file.parent.mkdir(parents=True, exist_ok=True)
             with self.cache_file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps({"key": key, "same": verdict}) + "\n")
+
+
+BACKENDS: dict[str, Callable[..., Equivalence]] = {
+    "nli": NLIEquivalence,
+    "judge": JudgeEquivalence,
+    "embedding": EmbeddingEquivalence,
+}
+"""The equivalences that take settings, by name; "math" is the default everywhere."""
+
+
+def equivalence(spec: Any = None) -> Equivalence | None:
+    """Return the equivalence that a command line or a recipe names; ``None`` is mathematics.
+
+    Args:
+        spec: "math" or ``None``; "nli", "judge" or "embedding" with settings, as ``judge,url=http://host:8000/v1,model=m``
+            or ``{"name": "judge", "url": ..., "model": ...}``; ``package.module.function``, of two answers or of the
+            question and two answers; or an equivalence or a function itself.
+
+    Raises:
+        UserError: An unknown name or setting, or a value that cannot be used.
+    """
+    if spec is None or isinstance(spec, Equivalence):
+        return spec
+    if callable(spec):
+        return FunctionEquivalence(spec)
+    if isinstance(spec, Mapping):
+        given: dict[str, Any] = {str(key): value for key, value in spec.items()}
+        name = str(given.pop("name", ""))
+    else:
+        name, *pairs = (part.strip() for part in str(spec).split(","))
+        given = {key.strip(): value.strip() for key, _, value in (pair.partition("=") for pair in pairs)}
+    if name == "math" and not given:
+        return None
+    if "." in name and not given:
+        module, _, attribute = name.rpartition(".")
+        try:
+            return equivalence(getattr(importlib.import_module(module), attribute))
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"cannot import the equivalence {name!r}: {error}") from error
+    if name not in BACKENDS:
+        names = ["math", *BACKENDS]
+        raise UserError(f"unknown equivalence {name!r}{closest(name, names)}: use one of {', '.join(names)}")
+    return BACKENDS[name](**_settings(name, given))
+
+
+def _settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the types of a backend's parameters."""
+    parameters = inspect.signature(BACKENDS[name]).parameters
+    kinds = {
+        key: p.annotation for key, p in parameters.items() if p.annotation in (str, float, int, bool, str | Path | None)
+    }
+    for key in given:
+        if key not in kinds:
+            raise UserError(
+                f"equivalence {name} has no setting {key!r}{closest(key, kinds)}: it has {', '.join(kinds)}"
+            )
+    if missing := [key for key in kinds if parameters[key].default is inspect.Parameter.empty and key not in given]:
+        raise UserError(f"equivalence {name} needs {' and '.join(missing)}, as in {name},{missing[0]}=...")
+    try:
+        return {key: _typed(kinds[key], value) for key, value in given.items()}
+    except ValueError as error:
+        raise UserError(f"equivalence {name}: {error}") from error
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    if kind is bool and isinstance(value, str):
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"true or false, not {value!r}")
+        return value.lower() == "true"
+    return kind(value) if kind in (int, float, bool) else str(value)

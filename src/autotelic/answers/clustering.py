@@ -8,7 +8,7 @@ Equivalence that is not transitive, or not symmetric, is counted and reported in
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from autotelic.answers.equivalence import Equivalence, FunctionEquivalence, MathEquivalence
+from autotelic.answers.compare import Equivalence, FunctionEquivalence, MathEquivalence
 from autotelic.answers.fast import plain
 from autotelic.errors import UserError
 

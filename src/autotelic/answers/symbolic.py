@@ -353,7 +353,7 @@ def _equal(one: Any, two: Any) -> bool | None:
     first, second = values_at(one), values_at(two)
     if first is not None and second is not None and values_apart(first, second):
         return False
-    positive = {s: sympy.Symbol(s.name, positive=True) for s in (one - two).free_symbols if not s.is_integer}
+    positive = {s: sympy.Symbol(s.name, positive=True) for s in (one - two).atoms(sympy.Symbol) if not s.is_integer}
     difference = (one - two).xreplace(positive)  # at negative points the values have agreed, where both are real
     for step in (
         sympy.expand,

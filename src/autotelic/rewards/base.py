@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from autotelic.answers import cluster_group, default_pool, extract
+from autotelic.answers import cluster_group, default_pool, equivalence, extract
 from autotelic.errors import UserError
 from autotelic.functional import cluster_sizes, semantic_entropy
 from autotelic.rewards.groups import Group, Row, gather_groups, prompt_key
@@ -152,7 +152,7 @@ class LabelFreeReward(ABC):
 
     num_generations: int | None = setting(None, "G; the trainer's, else neighbouring equal prompts are a group")
     extraction: tuple[str, ...] | None = setting(None, "how an answer is found, in order: boxed, hashes, ...")
-    equivalence: Any = setting(None, "when two answers are the same; mathematics by default")
+    equivalence: Any = setting(None, "when two answers are the same: math, nli, judge, embedding, or a function")
     linkage: str = setting("union_find", "how pairs of equal answers become clusters")
     prompt_fraction: float | int = setting(
         1.0, "train on this share of a batch's prompts, those of largest p_max (a safeguard of SRT)", unit="share"
@@ -164,6 +164,7 @@ class LabelFreeReward(ABC):
     def __post_init__(self) -> None:
         """Refuse settings that cannot be used."""
         check_settings(self)
+        self.equivalence = equivalence(self.equivalence)
         if not 0 < self.prompt_fraction <= 1:
             raise UserError(f"prompt_fraction is a share of the prompts, in (0, 1], got {self.prompt_fraction}")
 
@@ -216,7 +217,10 @@ class LabelFreeReward(ABC):
         for p, group in enumerate(groups):
             valid[p, : len(group.rows)] = torch.tensor([row.valid for row in group.rows])
             partition = cluster_group(
-                [r.answer for r in group.rows if r.valid], equivalence=self.equivalence, linkage=self.linkage
+                [r.answer for r in group.rows if r.valid],
+                equivalence=self.equivalence,
+                linkage=self.linkage,
+                question=group.question,
             )
             partitions.append(partition.clusters)
             clusters[p, valid[p]] = torch.tensor(partition.clusters, dtype=torch.int64)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from autotelic.functional import consensus_reward, entropy_threshold_mask, seman
 from autotelic.rewards.base import Batch, LabelFreeReward
 from autotelic.rewards.formulas import (
     Ties,
+    echoes_question,
     keep_within,
     largest_share,
     majority_reward,
@@ -69,19 +71,31 @@ class _Thresholded(LabelFreeReward):
 class EMPO(_Thresholded):
     """Entropy-minimised policy optimisation: r_i = n_c(i) / G.
 
-    Reference: Zhang et al. 2025, arXiv:2504.05812, Eq. 8-9.
-    Deviations: an answer that cannot be parsed shares no cluster and earns 0.
+    The settings `unparseable`, `echo` and `least_p_max` are the guards of the authors' natural-reasoning runs (-0.5,
+    0.8, 0.2): free text invites answers that repeat the question, or that say nothing.
 
+    Reference: Zhang et al. 2025, arXiv:2504.05812, Eq. 8-9; guards: their code, commit c5eccd4.
+    Deviations: an answer that cannot be parsed shares no cluster and earns 0, unless `unparseable` says otherwise.
     """
 
     name: ClassVar[str] = "empo"
     title: ClassVar[str] = "EMPO"
     paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2504.05812"
     denominator: Literal["group", "parseable"] = setting("group", "divide by G, or by the parseable answers")
+    unparseable: float | int = setting(0.0, "reward of a response without an answer")
+    echo: float | int | None = setting(
+        None, "an answer that repeats the question earns 0: part of it, or a larger ROUGE-L precision than this"
+    )
+    least_p_max: float | int = setting(0.0, "a group whose largest cluster is smaller earns 0", unit="share")
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
-        """Return the share of the group that gave the same answer."""
-        return consensus_reward(batch.clusters, self.denominator)
+        """Return the share of the group that gave the same answer, behind the guards."""
+        rewards = consensus_reward(batch.clusters, self.denominator)
+        rewards = rewards * (largest_share(batch.clusters) >= self.least_p_max - 1e-9).unsqueeze(-1)
+        if self.echo is not None:
+            echoes = [[echoes_question(r.answer, g.question, float(self.echo)) for r in g.rows] for g in batch.groups]
+            rewards = rewards.masked_fill(torch.tensor(echoes), 0.0)
+        return rewards.masked_fill(batch.clusters < 0, float(self.unparseable))
 
 
 @dataclass(kw_only=True)

@@ -22,6 +22,33 @@ def largest_share(clusters: Int[Tensor, "P G"]) -> Float[Tensor, " P"]:
     return cluster_sizes(clusters).max(-1).values.to(torch.float64) / clusters.shape[-1]
 
 
+def echoes_question(answer: str | None, question: str, limit: float) -> bool:
+    """Return whether an answer only repeats the question: it is part of it, or most of its words are, in order.
+
+        precision of ROUGE-L = LCS(answer, question) / words of the answer > limit
+
+    Reference: the guard of EMPO's natural-reasoning reward, QingyangZhang/EMPO, commit c5eccd4.
+
+    Args:
+        answer: ``None`` echoes nothing.
+        question: What was asked.
+        limit: Share of the answer's words, in [0, 1].
+    """
+    if answer is None:
+        return False
+    answer, question = answer.lower(), question.lower()
+    if answer in question:
+        return True
+    words, asked = answer.split()[:500], question.split()[:500]
+    row = [0] * (len(asked) + 1)
+    for word in words:  # one row of the table of longest common subsequences after the other
+        previous = row
+        row = [0]
+        for j, other in enumerate(asked):
+            row.append(previous[j] + 1 if word == other else max(previous[j + 1], row[j]))
+    return bool(words) and row[-1] / len(words) > limit
+
+
 def majority_reward(clusters: Int[Tensor, "P G"], ties: Ties = "share") -> Float[Tensor, "P G"]:
     """Return the majority vote: r_i = 1[the answer is in the largest cluster].
 

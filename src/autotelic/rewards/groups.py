@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autotelic.errors import UserError
-from autotelic.tasks.conversations import Prompt
+from autotelic.tasks.conversations import Prompt, question_text
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ class Group:
     def prompt(self) -> str:
         """The prompt that all rows share."""
         return self.rows[0].prompt
+
+    @property
+    def question(self) -> str:
+        """What is asked: the prompt's text, or its last user message."""
+        if not self.prompt.startswith('[{"'):
+            return self.prompt
+        try:
+            return question_text(json.loads(self.prompt))
+        except ValueError:  # a text that begins like messages
+            return self.prompt
 
     @classmethod
     def of(cls, prompt: str, texts: Sequence[str], answers: Sequence[str | None], **stats: Sequence[float]) -> "Group":

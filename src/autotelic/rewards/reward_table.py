@@ -25,13 +25,16 @@ def methods() -> dict[str, type[LabelFreeReward]]:
     return {cls.name: cls for cls in found if issubclass(cls, LabelFreeReward) and getattr(cls, "name", "")}
 
 
-def read_reward(spec: Spec, *, seed: int = 0, num_generations: int | None = None) -> Callable[..., Any]:
+def read_reward(
+    spec: Spec, *, seed: int = 0, num_generations: int | None = None, equivalence: Any = None
+) -> Callable[..., Any]:
     """Return the reward that `name,key=value`, `{name: ..., key: value}` or `package.module.function` stands for.
 
     Args:
         spec: What was written.
         seed: Of the rewards that draw, unless the spec gives it.
         num_generations: G, likewise.
+        equivalence: When two answers are the same (`autotelic.answers.equivalence`), likewise.
 
     Raises:
         UserError: An unknown name or setting, or a value that cannot be used.
@@ -44,7 +47,7 @@ def read_reward(spec: Spec, *, seed: int = 0, num_generations: int | None = None
     known = {**methods(), VERIFIER: LabelFreeReward}
     reward = make("reward", {"name": name, **given}, known)
     names = {field.name for field in fields(reward)}
-    ours: Mapping[str, Any] = {"seed": seed, "num_generations": num_generations}
+    ours: Mapping[str, Any] = {"seed": seed, "num_generations": num_generations, "equivalence": equivalence}
     return replace(reward, **{key: value for key, value in ours.items() if key in names and key not in given})
 
 

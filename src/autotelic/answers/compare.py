@@ -36,7 +36,7 @@ class FunctionEquivalence:
 
     symmetric = False
 
-    def __init__(self, function: Callable[..., bool]) -> None:
+    def __init__(self, function: Callable[..., object]) -> None:
         self.function = function
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         try:
