@@ -20,6 +20,7 @@ from autotelic.cli.options import (
     add_batch_size,
     add_chat,
     add_columns,
+    add_equivalence,
     add_output,
     add_sampling,
     columns_of,
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="MODEL_OR_FILE", help="what to evaluate")
     parser.add_argument("--problems", help=f"problems with answers, for a model (default: {DEFAULT_PROBLEMS})")
     parser.add_argument("--limit", type=int, default=200, help="at most this many problems (default: %(default)s)")
+    add_equivalence(parser)
     add_columns(parser, responses=True)
     add_sampling(parser, k=8)
     add_batch_size(parser)
@@ -78,16 +80,17 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
     """Return one evaluation per temperature; a file of samples has one, under the key "samples"."""
+    from autotelic.answers import equivalence
     from autotelic.cli.progress_line import ProgressLine
     from autotelic.evaluation import evaluate_samples, temperature_sweep
     from autotelic.lm.load import load_model
 
-    path = Path(args.source)
+    path, same = Path(args.source), equivalence(args.equivalence)
     if path.is_file() and path.suffix != ".gguf":
         if args.problems:
             raise UserError("--problems is for a model: a file of samples brings its own prompts and answers")
         rows = read_samples(path, answers=True, least=1, columns=columns_of(args), say=lambda text: say(args, text))
-        return {"samples": evaluate_samples(rows, seed=args.seed)}
+        return {"samples": evaluate_samples(rows, seed=args.seed, equivalence=same)}
     problems = read_problems(args)
     model, tokenizer = load_model(args.source, device="auto")
     say(args, f"{len(problems)} problems x {args.k} samples ...")
@@ -109,6 +112,7 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
                 chat=args.chat,
                 progress=progress,
                 keep_interrupted=True,
+                equivalence=same,
             )
         )
     finally:

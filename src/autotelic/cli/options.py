@@ -55,6 +55,17 @@ def add_columns(parser: argparse.ArgumentParser, *, responses: bool = False) -> 
     parser.add_argument("--dataset-config", metavar="NAME", help="configuration of a hub data set, as main of gsm8k")
 
 
+def add_equivalence(parser: argparse.ArgumentParser) -> None:
+    """Declare when two answers are the same."""
+    parser.add_argument(
+        "--equivalence",
+        default="math",
+        metavar="NAME",
+        help="when answers are the same: math, nli, judge,url=URL,model=M, embedding, or package.module.function "
+        "(default: %(default)s)",
+    )
+
+
 def columns_of(args: argparse.Namespace) -> dict[str, str]:
     """Return the columns that were named, by role."""
     named = {"prompt": args.prompt_column, "answer": args.answer_column}

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotelic.cli.options import add_columns, add_output, columns_of, say, say_written
+from autotelic.cli.options import add_columns, add_equivalence, add_output, columns_of, say, say_written
 from autotelic.errors import UserError, closest
 from autotelic.tasks.samples import read_samples
 
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--denominator", choices=("group", "parseable"), help="of the EMPO reward (default: group)")
     parser.add_argument("--linkage", default="union_find", choices=("union_find", "greedy", "complete"))
+    add_equivalence(parser)
     add_columns(parser, responses=True)
     add_output(parser, out="write the rows here; only the summary is printed without it")
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         if out is not None:
             for row in rows:
                 out.write(json.dumps(row) + "\n")
-    summary = _summary(samples, groups, rows, result, time.perf_counter() - started)
+    summary = _summary(samples, groups, rows, result, time.perf_counter() - started, reward.equivalence)
     print(json.dumps(summary) if args.json else _text(summary))
     say_written(args, args.out)
     return 0
@@ -70,23 +71,25 @@ def _reward(args: argparse.Namespace) -> Any:
     """Build the chosen reward, with the thresholds where it has them."""
     from autotelic import rewards
 
+    grouping = {"linkage": args.linkage, "equivalence": args.equivalence}
     if args.reward == "empo":
         denominator = {"denominator": args.denominator} if args.denominator else {}
-        return rewards.EMPO(**_thresholds(args), **denominator, linkage=args.linkage)
+        return rewards.EMPO(**_thresholds(args), **denominator, **grouping)
     if args.denominator:
         raise UserError(f"--denominator is of the EMPO reward, and this is {args.reward}: leave it out")
-    return dataclasses.replace(getattr(rewards, args.reward), linkage=args.linkage)
+    return dataclasses.replace(getattr(rewards, args.reward), **grouping)
 
 
 def _score(samples: Sequence[dict[str, Any]], reward: Any, *, watched: bool) -> tuple[list[Any], Any]:
     """Return the groups and their rewards, with a progress line where somebody watches."""
     from autotelic.answers import extract
     from autotelic.rewards import Group
+    from autotelic.rewards.groups import prompt_key
 
     groups = []
     for number, sample in enumerate(samples, start=1):
         texts = sample["responses"]
-        groups.append(Group.of(str(sample["prompt"]), texts, [extract(text) for text in texts]))
+        groups.append(Group.of(prompt_key(sample["prompt"]), texts, [extract(text) for text in texts]))
         if watched:
             print(f"\r{number}/{len(samples)} prompts", end="", file=sys.stderr)
     result = reward.score(groups)
@@ -120,7 +123,12 @@ def _rows(
 
 
 def _summary(
-    samples: Sequence[dict[str, Any]], groups: Sequence[Any], rows: Sequence[dict], result: Any, seconds: float
+    samples: Sequence[dict[str, Any]],
+    groups: Sequence[Any],
+    rows: Sequence[dict],
+    result: Any,
+    seconds: float,
+    equivalence: Any,
 ) -> dict[str, Any]:
     """Return what is printed; labels are read here and nowhere else."""
     total = sum(len(row["clusters"]) for row in rows)
@@ -130,13 +138,14 @@ def _summary(
         "parse_rate": sum(c >= 0 for row in rows for c in row["clusters"]) / total,
         "semantic_entropy": sum(row["semantic_entropy"] for row in rows) / len(rows),
         "kept": sum(row["kept"] for row in rows),
+        "undecided_pairs": int(result.diagnostics.get("semantic/undecided", 0)),
         "timeouts": int(result.diagnostics.get("semantic/timeouts", 0)),
         "undecided": int(result.diagnostics.get("semantic/undecided", 0)),
         "seconds": seconds,
     }
     labelled = [p for p, sample in enumerate(samples) if sample.get("answer") is not None]
     if labelled:
-        summary |= _against_labels(samples, groups, rows, labelled)
+        summary |= _against_labels(samples, groups, rows, labelled, equivalence)
     return summary
 
 
@@ -147,6 +156,7 @@ def _text(summary: Mapping[str, Any]) -> str:
         f"parse rate               {summary['parse_rate']:.3f}",
         f"semantic entropy         {summary['semantic_entropy']:.3f} nats (mean over prompts)",
         f"kept by the thresholds   {summary['kept']} of {summary['prompts']}",
+        f"undecided pairs          {summary['undecided_pairs']} (they count as different)",
         f"answer timeouts          {summary['timeouts']}",
         f"pairs left undecided     {summary['undecided']} (they count as different)",
     ]
@@ -162,7 +172,11 @@ def _text(summary: Mapping[str, Any]) -> str:
 
 
 def _against_labels(
-    samples: Sequence[dict[str, Any]], groups: Sequence[Any], rows: Sequence[dict], labelled: Sequence[int]
+    samples: Sequence[dict[str, Any]],
+    groups: Sequence[Any],
+    rows: Sequence[dict],
+    labelled: Sequence[int],
+    equivalence: Any,
 ) -> dict[str, Any]:
     """Return how often the largest cluster is right, tied ones equally likely to win, and what entropy tells of it."""
     import numpy as np
@@ -170,7 +184,9 @@ def _against_labels(
     from autotelic.evaluation import majority_at_k
     from autotelic.rewards.label_reader import is_right, read_label, unread_labels
 
-    unread, note = unread_labels([samples[p]["answer"] for p in labelled], needed=False)
+    unread, note = unread_labels(
+        [samples[p]["answer"] for p in labelled], needed=False, free_text=equivalence is not None
+    )
     if note:
         print(f"warning: {note}: these prompts count as unlabelled", file=sys.stderr)
     labelled = [p for place, p in enumerate(labelled) if place not in set(unread)]
@@ -178,8 +194,9 @@ def _against_labels(
         return {}
     right = []
     for p in labelled:
-        accepted = read_label(samples[p]["answer"])
-        verdicts = {row.answer: is_right(row.answer, accepted) for row in groups[p].rows}
+        accepted = read_label(samples[p]["answer"], free_text=equivalence is not None)
+        asked = groups[p].question
+        verdicts = {row.answer: is_right(row.answer, accepted, equivalence, asked) for row in groups[p].rows}
         correct = np.array([[verdicts[row.answer] for row in groups[p].rows]])
         right.append(float(majority_at_k(correct, np.array([rows[p]["clusters"]]))[0]))
     area = _auroc([-rows[p]["semantic_entropy"] for p in labelled], right)

@@ -282,7 +282,8 @@ def build_reward(run_args: Any, training_args: Any) -> Any:
     from autotelic.rewards.reward_table import read_reward
 
     group = getattr(training_args, "num_generations", None) or run_args.online_settings().generations
-    return read_reward(run_args.reward, seed=training_args.seed, num_generations=group)
+    same = getattr(run_args, "equivalence", "math")
+    return read_reward(run_args.reward, seed=training_args.seed, num_generations=group, equivalence=same)
 
 
 def response_length(run_args: Any, training_args: Any) -> int:
@@ -296,10 +297,12 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
         return None
     if run_args.validation_dataset is None:
         raise UserError("--validation_steps needs --validation_dataset, a source with answers")
+    from autotelic.answers import equivalence
     from autotelic.evaluation import evaluate_model
     from autotelic.tasks import load_problems
 
     problems = load_problems(run_args.validation_dataset, limit=run_args.validation_limit, require_answer=True)
+    same = equivalence(getattr(run_args, "equivalence", "math"))
 
     def evaluate(model: Any) -> dict[str, float]:
         result = evaluate_model(
@@ -310,6 +313,7 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
             max_new_tokens=response_length(run_args, training_args),
             seed=0,
             chat=run_args.chat,
+            equivalence=same,
         )
         k = run_args.validation_k
         names = {"mean_at_k": f"mean@{k}", "pass_at_k": f"pass@{k}", "maj_at_k": f"maj@{k}"}

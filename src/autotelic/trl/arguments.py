@@ -62,6 +62,9 @@ class RunArguments(CommonArguments):
     """What a method that samples responses is told."""
 
     prompt: str | None = option(None, "data", "train on this one prompt, in place of a data set")
+    equivalence: Spec = option(
+        "math", "reward", "when answers are the same: math | nli | judge,url=U,model=M | embedding | package.function"
+    )
     train_generations: int | None = option(
         None, "reward", "vote on num_generations responses, train on so many of them"
     )
