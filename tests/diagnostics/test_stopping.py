@@ -158,6 +158,27 @@ def test_a_resumed_run_reads_its_probes_back(tmp_path):
     assert [row["step"] for row in rows] == [0, 1, 2, 2]
 
 
+def test_erupting_turns_reach_the_rules_through_the_log(tmp_path, capsys):
+    """The probe sees one turn; how the last compares with the first comes from training's own log."""
+    import torch
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from autotelic.diagnostics.stop_callback import StopRules
+
+    model, control = torch.nn.Linear(2, 2), TrainerControl()
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    rules = StopRules(lambda model: BASE, read_rules("rising"), 1, tmp_path, lambda row: None)
+    state = TrainerState(global_step=0, is_world_process_zero=True)
+    rules.on_train_begin(args, state, control, model=model)
+    for step, last in enumerate((0.5, 0.6, 1.4), start=1):
+        logs = {"policy/entropy_first_turn": 0.5, "policy/entropy_last_turn": last}
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        rules.on_log(args, state, control, logs=logs)
+        rules.on_step_end(args, state, control, model=model)
+    assert rules.stopped and rules.tripped[0] == "turn_eruption"
+    assert "what may help: fewer turns" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("action", ["stop", "rollback"])
 def test_a_run_stops_by_its_rule_and_keeps_the_best_weights(tmp_path, action):
     """Entropy is driven down until the rule speaks, on the carried model; rollback ends with the weights kept."""

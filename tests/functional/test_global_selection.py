@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from autotelic.errors import UserError
 from autotelic.functional import (
+    aem_weights,
     clip_b,
     clip_cov,
     clip_v,
@@ -23,6 +24,7 @@ from autotelic.functional import (
     steer,
     token_covariance,
     top_k_mask,
+    whitened_advantages,
 )
 
 ROWS, WIDTH = 12, 9
@@ -60,6 +62,8 @@ def choose(rows, across_ranks):
         clip_v(advantages, logprobs, entropy, mask, mu=0.1, fraction=0.05, **named)[0],
         stare(advantages, logprobs, mask, entropy=0.1, variant="C2", **named)[0],
         steer(advantages, logprobs, logprobs - 0.1, entropy, mask, **many),
+        aem_weights(entropy, mask, row_ids // 4, num_prompts=ROWS // 4, **many).float(),
+        whitened_advantages(advantages[:, 0], mask, **many).unsqueeze(-1).expand(mask.shape).float(),
     ]
     return torch.stack([x.double() for x in results]), moments
 

@@ -8,13 +8,16 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trl
 from datasets import Dataset
+from oracles import aem_weights
 from tiny_trainer import micro_batches, random_model
 from trl import GRPOConfig, GRPOTrainer
 
+from autotelic import functional as F
 from autotelic.controls.base import EntropyControlWarning
 from autotelic.rewards import EMPO, SelfCertainty, TokenEntropy
 from autotelic.trl import (
@@ -216,6 +219,24 @@ def test_an_environment_has_no_part_in_control_and_entropy(byte_tokenizer, tmp_p
     assert logged == pytest.approx(float(inputs["rollout_entropy"][mask].mean()), rel=1e-5)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_turns_are_weighed_by_their_entropy(byte_tokenizer, tmp_path):
+    """AEM: six turns of one prompt, of which two share their context; the log has first and last turns."""
+    control = Control(entropy_control("aem", coef=2.0, min_range=0.0))
+    reward = lambda completions, **_: [0.0, 1.0, 2.0, 3.0][: len(completions)]  # noqa: E731
+    trainer = trainer_of(byte_tokenizer, tmp_path, reward, [control], rollout_func=environment)
+    trainer.train()
+    inputs = trainer._buffered_inputs[0]
+    mask, entropy = response_mask(inputs), inputs["rollout_entropy"]
+    weights = aem_weights(entropy.numpy(), mask.numpy(), [0] * 4, 2.0, 0.0)
+    np.testing.assert_allclose(inputs["prepared"][mask], weights[mask.numpy()], rtol=1e-5)
+    assert np.unique(weights[mask.numpy()].round(6)).size == 5
+    row = trainer.state.log_history[0]
+    first, last = mask & (F.turns(mask) == 0), mask & (F.turns(mask) == 1)
+    both = last.any(-1, keepdim=True)
+    assert row["policy/entropy_first_turn"] == pytest.approx(float(entropy[first & both].mean()), rel=1e-4)
+    assert row["policy/entropy_last_turn"] == pytest.approx(float(entropy[last].mean()), rel=1e-4)
 
 
 # Images.
