@@ -36,7 +36,9 @@ def test_an_adapter_folder_is_its_base_with_the_adapter_on_top(adapter, merge):
     model, tokenizer = load_model(folder, merge=merge)
     assert torch.allclose(logits(model), expected, atol=1e-5)
     assert not torch.allclose(logits(load_model("any_pair")[0]), expected, atol=1e-3)
-    assert any(p.requires_grad and "lora" in name for name, p in model.named_parameters()) is not merge
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all("lora" in name for name in trainable) is not merge  # merged, it is a plain model that can be trained
+    assert trainable and (not merge or len(trainable) == len(list(model.parameters())))
     assert tokenizer("1+1=?")["input_ids"]
 
 

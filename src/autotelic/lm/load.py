@@ -12,6 +12,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,8 +173,17 @@ def with_adapter(model: Any, folder: str, merge: bool) -> Any:
         from peft import PeftModel
     except ImportError:
         raise UserError(f"{folder} is a LoRA adapter, and reading it needs peft: pip install peft") from None
-    adapted = PeftModel.from_pretrained(model, folder, is_trainable=not merge)
-    return adapted.merge_and_unload() if merge else adapted
+    with warnings.catch_warnings():
+        # peft asks transformers for a property by its former name
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=not merge)
+    if not merge:
+        return adapted
+    merged = adapted.merge_and_unload()
+    for parameter in merged.parameters():  # peft froze them
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    return merged
 
 
 def tokenizer_folder(where: str, base: str | None) -> str:
