@@ -8,7 +8,16 @@ from tiny_trainer import TRAINER_KEYS, digit_reward
 
 from autotelic.controls.base import EntropyControlWarning
 from autotelic.errors import UserError
-from autotelic.trl import ClipCov, Control, KLCov, Part, SurplusVotes, with_entropy_control, with_parts
+from autotelic.trl import (
+    ClipCov,
+    Control,
+    KLCov,
+    Part,
+    SurplusVotes,
+    with_entropy_control,
+    with_entropy_minimization,
+    with_parts,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,10 +111,13 @@ def test_settings_may_be_given_to_the_class(make_trainer):
 
 
 def test_other_trainers_are_refused_by_name():
+    from trl import DPOTrainer
     from trl.experimental.async_grpo import AsyncGRPOTrainer
 
-    with pytest.raises(UserError, match="AsyncGRPOTrainer is not served"):
-        with_entropy_control(AsyncGRPOTrainer)
+    with pytest.raises(UserError, match="DPOTrainer is not served"):
+        with_entropy_control(DPOTrainer)
+    with pytest.raises(UserError, match="AsyncGRPOTrainer is not served"):  # its control has a seam of its own
+        with_entropy_minimization(AsyncGRPOTrainer)
 
 
 # RLOO.

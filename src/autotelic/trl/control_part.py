@@ -35,6 +35,7 @@ from autotelic.functional.gradient_weights import CLIPPED, GradientWeights, grad
 from autotelic.functional.masking import fill_outside
 from autotelic.functional.surrogate import ratio_clipped
 from autotelic.lm.token_pass import TokenStatistics, token_pass
+from autotelic.trl.async_seam import with_async_entropy_control
 from autotelic.trl.fast_passes import fast_passes, fused_statistics
 from autotelic.trl.label_free import IN_LOSS, POLICY_SCALE, TOKEN_LOSSES
 from autotelic.trl.seam import (
@@ -428,7 +429,7 @@ def control_parts(entropy_control: EntropyControl | None = None, entropy_change_
 def with_entropy_control(trainer_class: type[TrainerT], **settings: Any) -> type[TrainerT]:
     """Return a subclass of a GRPOTrainer or RLOOTrainer that takes `entropy_control=`.
 
-    It also takes `entropy_change_rows` (see `Control`), `fused_head` and `shared_prefix` (see
+    An AsyncGRPOTrainer gets its own seam (`autotelic.trl.async_seam`). The others also take `entropy_change_rows` (see `Control`), `fused_head` and `shared_prefix` (see
     `autotelic.trl.fast_passes`); without a control it trains as the base class does.
 
     Args:
@@ -438,6 +439,8 @@ def with_entropy_control(trainer_class: type[TrainerT], **settings: Any) -> type
     Raises:
         UserError: another class.
     """
+    if any(base.__name__ == "AsyncGRPOTrainer" for base in trainer_class.__mro__) and not settings:
+        return with_async_entropy_control(trainer_class)
     return with_parts(trainer_class, control_parts, fast_passes, **settings)
 
 
