@@ -54,7 +54,8 @@ class AsyncSeam(Base):
 
     def use_control(self, control: EntropyControl | None, entropy_coef: float = 0.0) -> None:
         """Take a control up, or refuse it."""
-        self.control, self.coef, self.control_state = control, entropy_coef, {}
+        self.control: Any = control
+        self.coef, self.control_state = entropy_coef, {}
         if control is None:
             return
         check_served(control)
@@ -88,7 +89,7 @@ class AsyncSeam(Base):
         """Return this rank's row of a micro-batch as a control sees it: one row, a column per trained token."""
         chosen = micro["token_index"] >= 0
         logprobs, advantages = (micro[name][chosen].float().unsqueeze(0) for name in ("old_log_probs", "advantages"))
-        known: dict[str, Tensor] = {}
+        known: dict[str, Any] = {}
         if self.control.refresh or "entropy" in self.control.needs:
             found = self.look(micro)
             known["entropy"] = found.entropy.flatten()[micro["token_index"][chosen]].float().unsqueeze(0)
@@ -142,7 +143,7 @@ class AsyncSeam(Base):
         """Return, per token (1, N), the rewritten loss less TRL's: its value, with the gradient of a linear term."""
         now = logprobs.detach().float()
         log_ratio = torch.where(old.isfinite(), now - old.float(), 0.0)
-        bounds = {"clip_low": self.epsilon_low, "clip_high": self.epsilon_high}
+        bounds: dict[str, Any] = {"clip_low": self.epsilon_low, "clip_high": self.epsilon_high}
         weights = gradient_weights(log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), "dapo", **bounds)
         plan = replace(plan, weights=weights, logprobs=now, entropy=entropy.detach().float())
         rewritten = self.control.rewrite(advantages.float(), log_ratio, plan)

@@ -429,8 +429,9 @@ def control_parts(entropy_control: EntropyControl | None = None, entropy_change_
 def with_entropy_control(trainer_class: type[TrainerT], **settings: Any) -> type[TrainerT]:
     """Return a subclass of a GRPOTrainer or RLOOTrainer that takes `entropy_control=`.
 
-    An AsyncGRPOTrainer gets its own seam (`autotelic.trl.async_seam`). The others also take `entropy_change_rows` (see `Control`), `fused_head` and `shared_prefix` (see
-    `autotelic.trl.fast_passes`); without a control it trains as the base class does.
+    An AsyncGRPOTrainer gets its own seam (`autotelic.trl.async_seam`). The others also take `entropy_change_rows` (see
+    `Control`), `fused_head` and `shared_prefix` (see `autotelic.trl.fast_passes`); without a control they train as the
+    base class does.
 
     Args:
         trainer_class: TRL's class or a subclass.
