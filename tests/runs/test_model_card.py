@@ -186,3 +186,10 @@ def test_code_of_a_model_is_not_trusted_by_default(options):
     run, training, model = parse("grpo", options())
     trusting = [item.trust_remote_code for item in (run, training, model) if hasattr(item, "trust_remote_code")]
     assert trusting and not any(trusting)
+
+
+def test_papers_come_from_the_tables():
+    from autotelic.runs.model_card import paper_of
+
+    names = ("kl_cov", "entrocraft", "cispo", "empo", "observe", "grpo")
+    assert [paper_of(name) for name in names] == ["2505.22617", "2604.26326", "2506.13585", "2504.05812", "", ""]

@@ -14,12 +14,8 @@ from autotelic.runs.files import write_atomically
 from autotelic.runs.logs import log_from_rows, pick_curve, read_jsonl
 from autotelic.runs.training_methods import COMMON_DEFAULTS, METHODS
 
-PAPERS = {
-    "clip_cov": "2505.22617",
-    "kl_cov": "2505.22617",
-    "empo": "2504.05812",
-    "one_shot_em": "2505.20282",
-}
+PAPERS = {"empo": "2504.05812", "one_shot_em": "2505.20282"}
+"""Of the methods; controls bring their own."""
 CURVES = {
     "policy/entropy": "entropy, nats per token",
     "eval/entropy": "entropy on validation problems, nats per token",
@@ -60,7 +56,7 @@ def model_card(
     header = ModelCardData(
         library_name="peft" if adapter else "transformers",
         base_model=None if local else base_model,
-        tags=["autotelic", "trl", *names, *[f"arxiv:{PAPERS[name]}" for name in names if name in PAPERS]],
+        tags=["autotelic", "trl", *names, *[f"arxiv:{paper}" for paper in map(paper_of, names) if paper]],
     )
     purpose = METHODS[names[0]].purpose if names[0] in METHODS else "see run.json"
     last = max((row["step"] for row in rows), default=0)
@@ -76,6 +72,13 @@ def model_card(
         "## With what\n\n" + ", ".join(f"{part} {version}" for part, version in record["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def paper_of(name: str) -> str:
+    """Return the arXiv number of a method or control; empty where there is none."""
+    from autotelic.controls.table import methods
+
+    return PAPERS.get(name) or (methods()[name].paper.rpartition("arXiv:")[2] if name in methods() else "")
 
 
 def code(text: Any) -> str:
