@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.preferences.labels import Continuations, Side, label_columns
+from autotelic.preferences.continuations import Side, continuations_of, label_columns
 from autotelic.preferences.pairs import SIDES
 from autotelic.preferences.sampling_policies import BehaviorPolicy, sample_continuations
 from autotelic.runs.files import write_atomically
@@ -152,11 +152,9 @@ class OnlineMixin(Base):
         """Write the policy label of both sides into each pair."""
         policy, ppl = self.accelerator.unwrap_model(model), self.ppl
         sides = [Side(e["prompt_ids"], e[f"{s}_ids"], len(e[f"{s}_ids"])) for s in SIDES for e in examples]
-        continuations = None
-        if ppl.futures:
-            seed = (self.args.seed, self.state.global_step, self.args.process_index)
-            options: dict[str, Any] = {**self._limits(), "seed": int.from_bytes(bytes(str(seed), "ascii")) % 2**32}
-            continuations = Continuations(ppl.futures, ppl.lookahead.weights, **options)
+        key = f"{self.args.seed}/{self.state.global_step}/{self.args.process_index}"
+        seed = random.Random(key).getrandbits(32)
+        continuations = continuations_of(ppl, self._tokenizer, self.online.max_new_tokens, seed)
         columns = label_columns(policy, self.online.sampling, sides, ppl, continuations)
         places = [(side, example) for side in SIDES for example in examples]
         for (side, example), row in zip(places, columns, strict=True):
