@@ -54,6 +54,16 @@ METRICS: dict[str, Metric] = {
     "reward/std": Metric("reward", "std_i r_i", "spread of the rewards over the batch"),
     "reward/zero_std_share": Metric("share", "groups whose rewards are all equal", "prompts that teach nothing"),
     "advantage/std": Metric("advantage", "std over response tokens of A_t", "zero when no group disagrees"),
+    # Dynamic sampling.
+    "sampling/extra_share": Metric(
+        "share",
+        "prompts sampled again / prompts of the rollout",
+        "cost of dynamic sampling: 0.5 is half a rollout more",
+    ),
+    "sampling/refilled": Metric("groups", "groups without signal that were replaced", "of the whole rollout"),
+    "sampling/without_signal": Metric(
+        "share", "groups without signal that are left / groups", "the bound on refills was reached; or there is none"
+    ),
     # Responses.
     "completions/mean_length": Metric("tokens", "mean_i |y_i|", "length of a response"),
     "completions/truncated_share": Metric("share", "responses cut at max_completion_length", "unfinished responses"),

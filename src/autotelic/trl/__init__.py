@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from autotelic.controls.table import entropy_control
     from autotelic.runs.law_callback import EntropyLawCallback
     from autotelic.trl.control_part import Control, with_entropy_control
+    from autotelic.trl.dynamic_sampling import DynamicSampling, with_dynamic_sampling
     from autotelic.trl.entropy_term import EntropyMinimization, EntropyTerm, with_entropy_minimization
     from autotelic.trl.fast_passes import FastPasses
     from autotelic.trl.label_free import LabelFree, SurplusVotes, with_label_free_rewards
@@ -50,6 +51,8 @@ _HOMES = {
     "EntropyTerm": "trl.entropy_term",
     "with_entropy_minimization": "trl.entropy_term",
     "FastPasses": "trl.fast_passes",
+    "DynamicSampling": "trl.dynamic_sampling",
+    "with_dynamic_sampling": "trl.dynamic_sampling",
     "LabelFree": "trl.label_free",
     "SurplusVotes": "trl.label_free",
     "with_label_free_rewards": "trl.label_free",
@@ -61,6 +64,7 @@ __all__ = [
     "ClipCov",
     "ClipV",
     "Control",
+    "DynamicSampling",
     "Entropic",
     "EntropyControl",
     "EntropyLawCallback",
@@ -78,6 +82,7 @@ __all__ = [
     "Steer",
     "SurplusVotes",
     "entropy_control",
+    "with_dynamic_sampling",
     "with_entropy_control",
     "with_entropy_minimization",
     "with_label_free_rewards",

@@ -68,6 +68,9 @@ class RunArguments(CommonArguments):
     train_generations: int | None = option(
         None, "reward", "vote on num_generations responses, train on so many of them"
     )
+    max_generation_batches: int = option(
+        1, "reward", "dynamic sampling: prompts are drawn up to so many times until every group has signal; 1: once"
+    )
     advantage: str = option(
         "grpo", "control", "grpo | rloo | max_rl | reinforce_pp | reinforce_pp_baseline: how advantages are estimated"
     )

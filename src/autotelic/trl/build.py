@@ -84,6 +84,7 @@ def build_parts(method: str, run: RunArguments, training_args: Any) -> list[Any]
     """Return the parts of a step, in their order."""
     from autotelic.trl.advantage_part import advantage_parts
     from autotelic.trl.control_part import Control
+    from autotelic.trl.dynamic_sampling import dynamic_parts
     from autotelic.trl.empty_responses import NotEmpty
     from autotelic.trl.entropy_term import EntropyMinimization, EntropyTerm
     from autotelic.trl.fast_passes import FastPasses
@@ -91,7 +92,7 @@ def build_parts(method: str, run: RunArguments, training_args: Any) -> list[Any]
     from autotelic.trl.rollout_log import RolloutLog
 
     parts: list[Any] = [NotEmpty(), LabelFree(), FastPasses(run.fused_head, run.shared_prefix)]
-    parts += advantage_parts(run.advantage)
+    parts += [*advantage_parts(run.advantage), *dynamic_parts(run.max_generation_batches)]
     control = build_control(run, training_args)
     if control is not None:
         parts.append(Control(control, run.entropy_change_rows))

@@ -170,7 +170,7 @@ class Control(Part):
             first = batches[0]
             metrics |= self.entropy_change.observe(micro_batches[0], first.advantages, plans[0].covariance, first.mask)
         self.record(metrics)
-        self._warn_if_empty(chosen)
+        self._warn_if_empty(chosen, whole)
         for micro, plan in zip(micro_batches, plans, strict=True):
             micro["plan"] = plan
 
@@ -367,9 +367,9 @@ class Control(Part):
         values = values.masked_scatter(chosen, found) + 0.0 * logits.sum()  # every rank takes part in the backward pass
         return self._token_mean(loss, values, chosen)
 
-    def _warn_if_empty(self, plan: Plan) -> None:
-        """Say once that the control does nothing, if its quota is below one token."""
-        if plan.requested != 0 or self._warned:
+    def _warn_if_empty(self, plan: Plan, batch: UpdateBatch) -> None:
+        """Say once that the control does nothing, if its quota is below one token though there are tokens."""
+        if plan.requested != 0 or self._warned or not bool(batch.mask.any()):
             return
         self._warned = True
         fraction = self.control.fraction  # pyright: ignore[reportAttributeAccessIssue]

@@ -184,7 +184,7 @@ class SurplusVotes(Part):
         train_generations: n, a divisor of `num_generations`.
     """
 
-    order = 1
+    order = 3
 
     def __init__(self, train_generations: int):
         self.train_generations, self.stride = train_generations, 1

@@ -26,6 +26,8 @@ class RolloutLog(Part):
         every: updates between logged rollouts.
     """
 
+    order = 2
+
     def __init__(self, path: Path, num_prompts: int, every: int):
         self.path, self.num_prompts, self.every = path, num_prompts, every
         self._next_step = 0

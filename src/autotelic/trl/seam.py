@@ -50,7 +50,7 @@ Micro = dict[str, Any]
 class Rollout:
     """The responses of this rank to one batch of prompts."""
 
-    rows: Sequence[dict[str, Any]]
+    rows: list[dict[str, Any]]
     """Of the data set, each repeated for every response."""
     training: bool
     prompt_ids: list[list[int]] = field(default_factory=list)
@@ -102,7 +102,8 @@ class Part:
     trainer: Any = None
     """Set before `check`."""
     order: int = 0
-    """Parts of a lower order come first; equal ones stay as they were given. Rows leave a rollout in order 1."""
+    """Parts of a lower order come first; equal ones stay as they were given. In order 1 a rollout is refilled, in order
+    2 logged; in order 3 rows leave it."""
     wants_entropies: bool = False
     """TRL's pass over a rollout, where it makes one, is to give entropies too."""
     split_matters: bool = False
@@ -186,18 +187,27 @@ class Seam(Base):
     # A rollout.
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Micro:
-        """Let TRL sample, reward and normalise; name every row; then the parts look at the rollout."""
-        rollout = self._rollout = Rollout(inputs, self.model.training)
+        """Make a rollout, and let every part look at it."""
+        return self.roll_out(inputs, self.parts).output
+
+    def roll_out(self, rows: list[dict[str, Any]], parts: Sequence[Part]) -> Rollout:
+        """Let TRL sample, reward and normalise; name every row; then these parts look at the rollout.
+
+        Args:
+            rows: of the data set, each repeated for every response of this process.
+            parts: in order.
+        """
+        rollout = self._rollout = Rollout(list(rows), self.model.training)
         try:
-            rollout.output = super()._generate_and_score_completions(inputs)
+            rollout.output = super()._generate_and_score_completions(rows)
         finally:
             self._rollout = None
         ids = rollout.output["completion_ids"]
         first = self.accelerator.process_index * ids.shape[0]
         rollout.output[ROW_IDS] = torch.arange(first, first + ids.shape[0], device=ids.device)
-        for part in self.parts:
+        for part in parts:
             part.on_rollout(rollout)
-        return rollout.output
+        return rollout
 
     def _generate(self, prompts: list[Any]) -> Any:
         """Keep prompts, responses and who wrote which token, for rewards that ask for them."""
