@@ -9,7 +9,7 @@ True
 """
 
 from autotelic.answers.backends import equivalence
-from autotelic.answers.clustering import LINKAGES, Clustering, cluster, cluster_group, equivalent
+from autotelic.answers.clustering import LINKAGES, Clustering, cluster, cluster_group, equivalent, warm_up
 from autotelic.answers.compare import Equivalence, FunctionEquivalence, MathEquivalence
 from autotelic.answers.extraction import METHODS, extract, last_boxed, last_number
 from autotelic.answers.fast import as_fraction
@@ -33,4 +33,5 @@ __all__ = [
     "extract",
     "last_boxed",
     "last_number",
+    "warm_up",
 ]

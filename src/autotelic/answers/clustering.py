@@ -40,6 +40,12 @@ class Clustering:
 _math = MathEquivalence()
 
 
+def warm_up(equivalence: Equivalence | None = None) -> None:
+    """Start the worker in the background, if an equivalence needs it: the first formula then need not wait for it."""
+    if equivalence is None:
+        _math.pool.warm_up(wait=False)
+
+
 def equivalent(
     first: str | None,
     second: str | None,

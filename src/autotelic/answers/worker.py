@@ -40,8 +40,7 @@ REMEMBERED = 1024
 def main() -> None:
     """Serve requests from standard input until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
-    for module in MODES.values():
-        importlib.import_module(module).warm_up()
+    importlib.import_module(MODES["math"]).warm_up()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing a library prints may enter the protocol
     out.write(json.dumps({"ready": os.getpid()}) + "\n")
@@ -61,6 +60,10 @@ class _Supervisor:
     def serve(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request, restarting the child after every step that was ended."""
         leaves, pairs = request["leaves"], request["pairs"]
+        module = MODES[request.get("mode", "math")]
+        if module not in sys.modules:  # loaded here once, so that no child has to
+            self.stop()
+            importlib.import_module(module).warm_up()
         operations = [[i] for i in range(len(leaves))] + pairs
         results: dict[int, Any] = {}
         hostile: set[int] = set()
@@ -143,14 +146,13 @@ class _Supervisor:
 
 def _child(request_read: int, reply_write: int) -> None:
     """Parse and compare until the pipe closes; send every result at once, with the CPU time so far."""
-    modules = {name: importlib.import_module(module) for name, module in MODES.items()}
     remembered: dict[tuple[str, str], Any] = {}
     _confine()
     with os.fdopen(request_read, "rb") as requests:
         for line in requests:
             message = json.loads(line)
             leaves, skip, name = message["leaves"], set(message["skip"]), message["mode"]
-            mode, began = modules[name], time.process_time()
+            mode, began = sys.modules[MODES[name]], time.process_time()
 
             def parsed(leaf: int, mode: Any = mode, leaves: Any = leaves, name: str = name) -> Any:
                 key = (name, leaves[leaf])

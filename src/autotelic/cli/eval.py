@@ -80,12 +80,13 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
     """Return one evaluation per temperature; a file of samples has one, under the key "samples"."""
-    from autotelic.answers import equivalence
+    from autotelic.answers import equivalence, warm_up
     from autotelic.cli.progress_line import ProgressLine
     from autotelic.evaluation import evaluate_samples, temperature_sweep
     from autotelic.lm.load import load_model
 
     path, same = Path(args.source), equivalence(args.equivalence)
+    warm_up(same)
     if path.is_file() and path.suffix != ".gguf":
         if args.problems:
             raise UserError("--problems is for a model: a file of samples brings its own prompts and answers")

@@ -44,10 +44,12 @@ def run(args: argparse.Namespace) -> int:
     """Score the file, write the rows, print the summary."""
     if args.reward not in REWARDS:
         raise UserError(f"unknown reward {args.reward!r}{closest(args.reward, REWARDS)}: use {', '.join(REWARDS)}")
+    from autotelic.answers import warm_up
     from autotelic.runs.files import replacing
 
-    samples = read_samples(args.file, columns=columns_of(args), say=lambda text: say(args, text))
     reward = _reward(args)
+    warm_up(reward.equivalence)
+    samples = read_samples(args.file, columns=columns_of(args), say=lambda text: say(args, text))
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(replacing(args.out)) if args.out else None
         started = time.perf_counter()

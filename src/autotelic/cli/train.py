@@ -279,10 +279,12 @@ def peft_config_of(model_args: Any, model: Any) -> Any:
 
 def build_reward(run_args: Any, training_args: Any) -> Any:
     """Return the reward that a run names."""
+    from autotelic.answers import equivalence, warm_up
     from autotelic.rewards.reward_table import read_reward
 
     group = getattr(training_args, "num_generations", None) or run_args.online_settings().generations
-    same = getattr(run_args, "equivalence", "math")
+    same = equivalence(getattr(run_args, "equivalence", "math"))
+    warm_up(same)
     return read_reward(run_args.reward, seed=training_args.seed, num_generations=group, equivalence=same)
 
 
