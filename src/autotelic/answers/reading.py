@@ -119,7 +119,7 @@ _CHOICE = re.compile(
     r"|\\text\{(?i:option|choice) ?\}\s*([A-Za-z])|([A-Z])\s*\.\s*\\text.*",
     re.S,
 )
-_CONTINUES = re.compile(r"[\^_!+\-*/=<>,(]|\\(?:cdot|and|or|cup|leq|geq|in)(?![A-Za-z])")
+_CONTINUES = re.compile(r"[A-Z]\s*[=:]|[\^_!+\-*/=<>,(]|\\(?:cdot|and|or|cup|leq|geq|in)(?![A-Za-z])")
 _CURRENCIES = {"Rs": "rupee", "US": "dollar", "USD": "dollar", "EUR": "euro", "GBP": "pound"}
 _CURRENCY = re.compile(r"\\text\{(USD|Rs|US|EUR|GBP)\.?\}\s*\.?\s*(?:\\dollar\s*)?(\d.*)")
 

@@ -355,6 +355,8 @@ def _equal(one: Any, two: Any) -> bool | None:
         return False
     positive = {s: sympy.Symbol(s.name, positive=True) for s in (one - two).atoms(sympy.Symbol) if not s.is_integer}
     difference = (one - two).xreplace(positive)  # at negative points the values have agreed, where both are real
+    if positive and sympy.factor(one, deep=True) == sympy.factor(two, deep=True):
+        return True
     for step in (
         sympy.expand,
         lambda d: sympy.cancel(sympy.together(d)),
