@@ -27,7 +27,7 @@ def write_run(
 ) -> Path:
     """Write one run whose reward obeys R = -a exp(H) + b up to noise; `text` replaces every token of every response.
 
-    `followed` prompts come back at every look; `evaluated` adds what `autotelic eval --temperature ... --out` writes.
+    `followed` prompts come back at every look; `evaluated` adds what `autotelic eval --output` writes.
     """
     rng = random.Random(f"{method} {seed}")
     folder.mkdir(parents=True)

@@ -97,7 +97,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, content, options, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     options = options if "--out" in options else [*options, "--out", str(tmp_path / "out")]
-    assert main(["sweep", str(path), *options]) == 2
+    assert main(["sweep", "--config", str(path), *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error and error.startswith("autotelic: error")
 
@@ -106,7 +106,7 @@ def test_without_ray_the_message_says_what_to_install(recipe, tmp_path, capsys, 
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setitem(sys.modules, "ray", None)
     path, _ = recipe()
-    assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert main(["sweep", "--config", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "autotelic[sweep]" in capsys.readouterr().err
 
 
@@ -127,7 +127,7 @@ def test_recipes_can_be_trained(path):
 
 
 def start(path, out, *options):
-    command = [sys.executable, "-m", "autotelic", "sweep", str(path), "--out", str(out), *options]
+    command = [sys.executable, "-m", "autotelic", "sweep", "--config", str(path), "--out", str(out), *options]
     environment = os.environ | {"PYTHONPATH": str(HERE)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -34,7 +34,7 @@ def test_mdp_prints_and_writes(tmp_path, capsys):
 
 
 def test_lqr_prints_and_writes(tmp_path, capsys):
-    command = ["control", "lqr", "--recipe", str(RECIPES / "ppl_lqr.yaml"), "--sets", "mono", "--segments", "1"]
+    command = ["control", "lqr", "--config", str(RECIPES / "ppl_lqr.yaml"), "--sets", "mono", "--segments", "1"]
     files = ["--out", str(tmp_path / "l.json"), "--plot", str(tmp_path / "l.svg")]
     assert main([*command, "--judges", "regret", "--methods", "ppl", "--pairs", "100", "--seeds", "3", *files]) == 0
     assert "minus CPL, paired" in capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_intervals_of_probabilities_are_possible(capsys):
 
 def test_the_command_line_overrides_the_recipe(capsys):
     recipe = str(RECIPES / "ppl_tree.yaml")
-    assert main(["control", "tree", "--recipe", recipe, "--p-bad", "0.9", "--seeds", "2", "--pairs", "0"]) == 0
+    assert main(["control", "tree", "--config", recipe, "--p-bad", "0.9", "--seeds", "2", "--pairs", "0"]) == 0
     assert capsys.readouterr().out.count("cpl") == 1
 
 
@@ -70,7 +70,7 @@ def test_the_command_line_overrides_the_recipe(capsys):
 )
 def test_bad_recipes_are_refused_in_one_line(tmp_path, capsys, text, words):
     (tmp_path / "r.yaml").write_text(text)
-    assert main(["control", "tree", "--recipe", str(tmp_path / "r.yaml")]) == 2
+    assert main(["control", "tree", "--config", str(tmp_path / "r.yaml")]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 

@@ -168,7 +168,7 @@ def test_the_command_line_from_data_to_frames(tmp_path, capsys):
         "train: {hidden: [8], bc_steps: 2, steps: 2, eval_every: 2, eval_episodes: 4, num_envs: 4}\n"
         "online: {rounds: 1, round_episodes: 4, round_answers: 5, segment_length: 5, start: 'linear:1:0:1'}\n"
     )
-    common, data = ["--recipe", str(tmp_path / "r.yaml")], str(tmp_path / "d")
+    common, data = ["--config", str(tmp_path / "r.yaml")], str(tmp_path / "d")
     assert main(["control", "data", *common, "--output", data, "--judge", "advantage"]) == 0
     assert "20 pairs" in capsys.readouterr().out
     assert json.loads((tmp_path / "d" / "data.json").read_text())["settings"]["judge"] == "advantage"
@@ -197,7 +197,7 @@ def test_the_command_line_from_data_to_frames(tmp_path, capsys):
 )
 def test_bad_recipes_are_refused_in_one_line(tmp_path, capsys, text, words):
     (tmp_path / "r.yaml").write_text(text)
-    assert main(["control", "data", "--recipe", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "o")]) == 2
+    assert main(["control", "data", "--config", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "o")]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 

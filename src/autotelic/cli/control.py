@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lqr.add_argument("--seeds", type=int, help="data sets per cell (20)")
     for command in (tree, mdp, lqr):
         command.add_argument("--methods", nargs="+", help="some of the label models (all)")
-        command.add_argument("--recipe", type=Path, help="YAML file with any of these options")
+        command.add_argument("--config", dest="recipe", type=Path, help="YAML file with any of these options")
         add_output(command, out="write rows and settings to this JSON file", plot="draw the table into this SVG file")
     control_learning.add_commands(commands)
     parser.set_defaults(parsers={"tree": tree, "mdp": mdp, "lqr": lqr})

@@ -68,7 +68,7 @@ def declare(what: str, parser: argparse.ArgumentParser) -> None:
     if what == "online":
         parser.add_argument("method", choices=ONLINE_METHODS)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
-    parser.add_argument("--recipe", type=Path, help="YAML file with any of these options, by section")
+    parser.add_argument("--config", dest="recipe", type=Path, help="YAML file with any of these options, by section")
     add_output(parser)
     taken = {"method"}
     for kind in settings_classes(what):

@@ -2,7 +2,7 @@
 
 MODEL_OR_FILE is a model (a carried name, a model or run folder, a LoRA adapter, OWNER/NAME of the hub), or a file of
 samples: {"prompt": ..., "responses": [...], "answer": ..., "greedy": ... (optional), "id": ... (optional)}, one object
-a line. Samples of lm-evaluation-harness, OpenAI batches, vLLM, verl, TRL and of `eval --out` are read too.
+a line. Samples of lm-evaluation-harness, OpenAI batches, vLLM, verl, TRL and of `eval --output` are read too.
 
     autotelic eval any_pair --problems chain_sums:test --limit 100
     autotelic eval runs/mine --problems openai/gsm8k:test --dataset-config main --max-new-tokens 512

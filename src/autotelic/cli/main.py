@@ -16,6 +16,7 @@ from autotelic.errors import UserError, closest
 COMMANDS = {
     "demo": "evaluate the carried model, train it six ways, write one page (about three minutes)",
     "train": "train with grpo, empo, one_shot_em, ... on TRL's trainer",
+    "list": "every method, reward, control and guard: needs, purpose, settings, paper",
     "score": "cluster sampled answers by meaning: semantic entropy and label-free rewards",
     "select": "rank prompts by what they have to teach: variance of correctness, or without labels",
     "logits": "what training changed in the logits: moments, histograms and ranks on shared text",
@@ -26,6 +27,7 @@ COMMANDS = {
     "pretrain": "rebuild the small base model that the repository carries",
     "doctor": "what works on this machine, what does not, and the line that would change it",
     "control": "preference learning for control: exact experiments on a tree and on random MDPs",
+    "completion": "completion of commands and options in bash or zsh",
 }
 
 
@@ -77,4 +79,15 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         prog=f"autotelic {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    return module.run(parser.parse_args(arguments))
+    return module.run(parser.parse_args(arguments if name == "train" else hyphenated(arguments)))
+
+
+def hyphenated(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--a_b` written `--a-b`: the two are the same everywhere."""
+    words = []
+    for place, word in enumerate(arguments):
+        if word == "--":
+            return [*words, *arguments[place:]]
+        option, equals, value = word.partition("=")
+        words.append(option.replace("_", "-") + equals + value if word.startswith("--") else word)
+    return words

@@ -11,9 +11,9 @@ from typing import Any
 
 
 def add_output(parser: argparse.ArgumentParser, *, out: str | None = None, plot: str | None = None) -> None:
-    """Declare --json and --quiet, and --out and --plot where their help is given."""
+    """Declare --json and --quiet, and --output and --plot where their help is given."""
     if out:
-        parser.add_argument("--out", type=Path, metavar="FILE", help=out)
+        parser.add_argument("--output", dest="out", type=Path, metavar="FILE", help=out)
     if plot:
         parser.add_argument("--plot", type=Path, metavar="FILE", help=plot)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -1,6 +1,6 @@
 """Rebuild the small base model that the repository carries: about 10 minutes on one core.
 
-autotelic pretrain --config recipes/pretrain_tiny.yaml --output_dir runs/any_pair
+autotelic pretrain --config recipes/pretrain_tiny.yaml --output runs/any_pair
 """
 
 import argparse
@@ -16,8 +16,8 @@ from autotelic.runs.files import check_writable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--config", type=Path, required=True, help="a recipe, such as recipes/pretrain_tiny.yaml")
-    parser.add_argument("--output_dir", type=Path, help="folder of the model (default: runs/pretrain/NAME)")
-    parser.add_argument("--num_steps", type=int, help="instead of the recipe's, for a trial")
+    parser.add_argument("--output", type=Path, help="folder of the model (default: runs/pretrain/NAME)")
+    parser.add_argument("--num-steps", type=int, help="instead of the recipe's, for a trial")
     add_output(parser)
 
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = pretraining.load_recipe(args.config)
     if args.num_steps is not None:
         recipe = replace(recipe, num_steps=args.num_steps)
-    folder = args.output_dir or Path("runs") / "pretrain" / recipe.name
+    folder = args.output or Path("runs") / "pretrain" / recipe.name
     check_output(folder)
     model, losses = pretraining.pretrain(recipe, progress=not args.quiet)
     pretraining.save(model, recipe, losses, folder)
@@ -57,5 +57,5 @@ def table(summary: dict[str, Any]) -> str:
 def check_output(folder: Path) -> None:
     """Refuse, before the work, a folder that cannot be written or that holds something else than a model."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
-        raise UserError(f"{folder} exists and is not a model folder; choose another --output_dir.")
-    check_writable(folder / "config.json", "choose another --output_dir")
+        raise UserError(f"{folder} exists and is not a model folder; choose another --output.")
+    check_writable(folder / "config.json", "choose another --output")

@@ -1,7 +1,7 @@
 """Cluster sampled answers by meaning: semantic entropy and label-free rewards for a file of samples.
 
 FILE holds one JSON object a line: {"prompt": ..., "responses": [...], "answer": ... (optional), "id": ... (optional)}.
-Samples of lm-evaluation-harness, OpenAI batches, vLLM, verl, TRL and of `autotelic eval --out` are read too.
+Samples of lm-evaluation-harness, OpenAI batches, vLLM, verl, TRL and of `autotelic eval --output` are read too.
 The output has one row per prompt: id, clusters (an integer per response, -1 where unparseable), semantic_entropy
 (nats), rewards, kept (the decision of the thresholds). Answers in the file reach the printed summary only.
 """

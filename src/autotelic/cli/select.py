@@ -4,8 +4,8 @@ SOURCE is a data set (as for `train`) with --model, or a JSONL file of samples:
 {"prompt": ..., "responses": [...], "answer": ... (optional), "temperatures": [...] (optional), "entropy": ...
 (optional, nats per token), "id": ... (optional)}, one object a line.
 
-    autotelic select chain_sums:train --limit 200 --model any_pair --k 16 --temperatures 1.0 0.5 --out ranked.jsonl
-    autotelic select samples.jsonl --by semantic_entropy --take 1 --out chosen.jsonl
+    autotelic select chain_sums:train --limit 200 --model any_pair --k 16 --temperatures 1.0 0.5 --output ranked.jsonl
+    autotelic select samples.jsonl --by semantic_entropy --take 1 --output chosen.jsonl
     autotelic train one_shot_em --dataset chosen.jsonl --model_name_or_path any_pair
 
 Scores to rank by: variance, mean (labels); majority_variance, semantic_entropy, token_entropy, disagreement (none).
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_columns(parser, responses=True)
     parser.add_argument("--top", type=int, default=10, help="rows shown, and compared (default: %(default)s)")
-    parser.add_argument("--take", type=int, help="write only the best so many to --out, ready for training")
+    parser.add_argument("--take", type=int, help="write only the best so many to --output, ready for training")
     add_output(parser, out="write the ranking here, one JSON object a line", plot="write a picture here (HTML)")
 
 

@@ -1,14 +1,14 @@
 """Settings x seeds of a recipe, on Ray Tune: resumable, with means, intervals, best-of-n and a strip plot.
 
-    autotelic sweep recipes/sweep_one_shot_em.yaml --seeds 16 --grid learning_rate=1e-4,2e-4 temperature=0.5,1.0
-    autotelic sweep MY.yaml --grid entropy_control.fraction=0.02,0.1              # a setting of a method
-    autotelic sweep recipes/sweep_one_shot_em.yaml --seeds 16 --address auto      # a running Ray cluster
+    autotelic sweep --config recipes/sweep_one_shot_em.yaml --seeds 16 --grid learning_rate=1e-4,2e-4
+    autotelic sweep --config MY.yaml --grid entropy_control.fraction=0.02,0.1              # a setting of a method
+    autotelic sweep --config recipes/sweep_one_shot_em.yaml --seeds 16 --address auto      # a running Ray cluster
 
 The recipe is a mapping: `method` (of `autotelic train`), `config` (its options), and optionally `seeds`, `grid`,
 `metric`, or in place of `method` a `function`: package.module.function of (settings, folder) -> numbers.
 
-A trial's result is one file under OUT/trials, written whole; the same command continues where a sweep ended, however it
-ended, and never runs a finished trial again. Worker processes stay warm from trial to trial.
+A trial's result is one file under OUTPUT/trials, written whole; the same command continues where a sweep ended,
+however it ended, and never runs a finished trial again. Worker processes stay warm from trial to trial.
 """
 
 import argparse
@@ -31,18 +31,20 @@ KEYS = ("method", "config", "function", "seeds", "grid", "metric")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, see above")
+    parser.add_argument("--config", dest="recipe", metavar="RECIPE", required=True, type=Path, help="see above")
     parser.add_argument("--seeds", type=int, help="seeds 0 to N - 1 for every cell of the grid")
     parser.add_argument(
         "--grid", nargs="+", default=[], metavar="NAME=V1,V2", help="settings to vary; replaces the recipe's grid"
     )
     parser.add_argument("--metric", help="the number that the table is about (default: the recipe's, else eval/greedy)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: runs/RECIPE's name)")
+    parser.add_argument(
+        "--output", dest="out", type=Path, metavar="FOLDER", help="folder of the results (default: runs/RECIPE's name)"
+    )
     parser.add_argument("--workers", type=int, help="trials at a time (default: one per core)")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0, help="share of a GPU (default: %(default)s)")
-    parser.add_argument("--address", help="of a Ray cluster; it must see OUT (default: this machine)")
+    parser.add_argument("--address", help="of a Ray cluster; it must see the folder (default: this machine)")
     parser.add_argument("--table-only", action="store_true", help="run nothing, show what there is")
-    add_output(parser, plot="strip plot (default: OUT/strip.html)")
+    add_output(parser, plot="strip plot (default: strip.html there)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,9 +1,8 @@
 """Train a model on TRL's GRPOTrainer, or on pairs on its DPOTrainer (ppl).
 
-    autotelic train grpo | empo | one_shot_em | ppl [--config RECIPE.yaml] [--FIELD VALUE ...]
+    autotelic train grpo | empo | one_shot_em | ppl [--config RECIPE.yaml] [--OPTION VALUE ...]
 
-Fields are those of TRL's GRPOConfig (ppl: DPOConfig) and ModelConfig under their own names, and ours
-(`autotelic train grpo --help`).
+Options are those of TRL's GRPOConfig (ppl: DPOConfig) and ModelConfig under their own names, and ours.
 Values on the command line override the recipe, the recipe overrides the method's defaults (the paper's values).
 """
 
@@ -19,13 +18,24 @@ from autotelic.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The method comes first; everything after it belongs to TRL's parser."""
-    parser.add_argument("method", help="grpo | empo | one_shot_em | ppl")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="--config RECIPE.yaml and/or --FIELD VALUE")
+    """The method comes first; everything after it is read by `autotelic.cli.config`."""
+    from autotelic.cli.train_help import overview
+    from autotelic.runs.training_methods import METHODS
+
+    parser.add_argument("method", help=" | ".join(METHODS))
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="--config RECIPE.yaml and/or --OPTION VALUE")
+    parser.epilog = f"{overview(METHODS)}\n\n`autotelic train METHOD --help` shows a method's options."
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print a summary."""
+    from autotelic.cli.train_help import asked, help_text
+    from autotelic.runs.training_methods import method_named
+
+    wanted = asked(args.options)
+    if wanted:
+        print(help_text(method_named(args.method), wanted == "help_all"), end="")
+        return 0
     import warnings
 
     # TRL asks transformers for a property by its former name: nothing that a user could change

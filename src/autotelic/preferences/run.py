@@ -10,65 +10,20 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from autotelic.errors import UserError
-from autotelic.preferences.labels import LabelSettings, PolicyLabels, read_labels
-from autotelic.preferences.objective import PPL, read_objective
+from autotelic.preferences.labels import PolicyLabels
 from autotelic.preferences.online_pairs import OnlineSettings, load_prompts, with_online_pairs
 from autotelic.preferences.pairs import load_pairs
+from autotelic.preferences.preference_arguments import PreferenceArguments
 from autotelic.preferences.sampling_policies import read_policies
-from autotelic.runs.method_settings import Spec, make, read
-from autotelic.trl.arguments import CommonArguments, name_of, option
-
-
-@dataclass
-class PreferenceArguments(CommonArguments):
-    """What `autotelic train ppl` is told beside DPOConfig and ModelConfig."""
-
-    objective: Spec = option(
-        "ppl",
-        "control",
-        "ppl | ppl_d | dpo | cpl | repo | repo_det | auto, with settings: ppl,future=expected,bias=0.5",
-    )
-    behavior_policies: str | None = option(
-        None, "data", "YAML or JSON: policy id -> {model, temperature, top_k, top_p}"
-    )
-    policy_labels: Spec = option(
-        "known", "control", "known | estimated | pooled | shuffled | wrong, with settings: estimated,clone_steps=100"
-    )
-    heldout_dataset: str | None = option(None, "data", "held-out pairs, .jsonl or .parquet")
-    heldout_fraction: float = option(
-        0.2, "data", "share of the prompts whose pairs are kept aside, without heldout_dataset"
-    )
-    heldout_steps: int = option(20, "guards", "updates between held-out measurements")
-    max_completion_length: int = option(
-        256, "control", "longest response in validation, online, and of future=expected"
-    )
-    online: Spec = option(
-        "off", "data", "on: pairs from the policy itself, judged by reward; dataset holds prompts; on,buffer=4"
-    )
-
-    def ppl(self) -> PPL:
-        """Return the objective."""
-        return read_objective(self.objective)
-
-    def labels(self) -> LabelSettings:
-        """Return how the labels are made."""
-        return read_labels(self.policy_labels)
-
-    def online_settings(self) -> OnlineSettings | None:
-        """Return how pairs are collected; None where they exist already."""
-        spec = "on" if str(self.online).lower() == "true" else self.online
-        if str(spec).lower() in ("off", "false"):
-            return None
-        given = read(spec, "online")[1]
-        limit = {} if "max_new_tokens" in given else {"max_new_tokens": self.max_completion_length}
-        return replace(make("online", spec, {"on": OnlineSettings}), **limit)
+from autotelic.runs.method_settings import Spec, read
+from autotelic.trl.arguments import name_of
 
 
 def candidates(spec: Spec) -> dict[str, str]:

@@ -71,9 +71,11 @@ def build_payload(
     if missing:
         absent.append(f"no run has logged: {', '.join(missing)}")
     if not heat:
-        absent.append("no temperature heat map: autotelic eval RUN --temperature T1 T2 ... --out RUN/evaluation.json")
+        absent.append(
+            "no temperature heat map: autotelic eval RUN --temperature T1 T2 ... --output RUN/evaluation.json"
+        )
     if not histograms:
-        absent.append("no logit histograms: autotelic logits BASE RUN ... --out FOLDER/logits.json")
+        absent.append("no logit histograms: autotelic logits BASE RUN ... --output FOLDER/logits.json")
     if not seeds:
         absent.append("no picture of single seeds: it needs three runs of one setting with validation")
     if viewer["runs"] and not any(prompt["followed"] for run in viewer["runs"] for prompt in run["prompts"]):

@@ -55,7 +55,7 @@ def heat_maps(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def evaluation_map(groups: Sequence[Group]) -> dict[str, Any] | None:
-    """Return the map of what `autotelic eval --temperature T1 T2 ... --out RUN/evaluation.json` measured."""
+    """Return the map of what `autotelic eval --temperature T1 T2 ... --output RUN/evaluation.json` measured."""
     rows = [(g, t, [r for r in runs if r.evaluation]) for g, t, runs in by_temperature(groups)]
     rows = [row for row in rows if row[2]]
     columns = sorted({temperature for _, _, runs in rows for run in runs for temperature in run.evaluation})
@@ -125,7 +125,7 @@ def metric_order(name: str) -> tuple[int, int]:
 
 
 def logits(found: Mapping[str, Any] | None, groups: Sequence[Group]) -> dict[str, Any] | None:
-    """Return histograms, moments and mean logit per rank of what `autotelic logits --out` wrote."""
+    """Return histograms, moments and mean logit per rank of what `autotelic logits --output` wrote."""
     if not found:
         return None
     known: dict[Any, Group] = {run.name: group for group in groups for run in group.runs}
@@ -152,7 +152,9 @@ def logits(found: Mapping[str, Any] | None, groups: Sequence[Group]) -> dict[str
                 }
             )
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError("logits.json is not what `autotelic logits --out` writes; remove it or write it anew") from None
+        raise UserError(
+            "logits.json is not what `autotelic logits --output` writes; remove it or write it anew"
+        ) from None
     return {"models": models, "prompts": str(settings.get("prompts", "")), "form": str(settings.get("compat", "none"))}
 
 

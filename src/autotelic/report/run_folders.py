@@ -1,8 +1,8 @@
 """Read run folders. What a run lacks is a note, not an error.
 
 `run.json`, `metrics.jsonl`, `rollouts.jsonl` and `followed.jsonl` are what training leaves. `evaluation.json` is what
-`autotelic eval RUN --temperature ... --out RUN/evaluation.json` adds; a folder with nothing else is the base model.
-Beside the runs may lie `results.json` (`autotelic demo`) and `logits.json` (`autotelic logits ... --out`).
+`autotelic eval RUN --temperature ... --output RUN/evaluation.json` adds; a folder with nothing else is the base model.
+Beside the runs may lie `results.json` (`autotelic demo`) and `logits.json` (`autotelic logits ... --output`).
 """
 
 import json
@@ -91,7 +91,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_evaluation(file: Path) -> dict[float, dict[str, Any]]:
-    """Return temperature -> metric -> estimate of what `autotelic eval --out` wrote; the samples are left out."""
+    """Return temperature -> metric -> estimate of what `autotelic eval --output` wrote; the samples are left out."""
     found: dict[float, dict[str, Any]] = {}
     for name, result in (read_object(file) if file.is_file() else {}).items():
         try:

@@ -42,7 +42,7 @@ def write_output(path: Path, content: str | bytes, advice: str = "choose another
 
 
 @contextmanager
-def replacing(path: Path, advice: str = "choose another --out") -> Iterator[io.StringIO]:
+def replacing(path: Path, advice: str = "choose another --output") -> Iterator[io.StringIO]:
     """Check that `path` can be written, then give a buffer that takes its place only when everything went well."""
     check_writable(path, advice)
     buffer = io.StringIO()

@@ -3,7 +3,7 @@
 | file | recognised by |
 | --- | --- |
 | ours, one JSON object a line: `{"prompt", "responses", "answer"?, "id"?, "greedy"?}` | `responses` |
-| `autotelic eval --out` | one JSON object that holds `samples` |
+| `autotelic eval --output` | one JSON object that holds `samples` |
 | lm-evaluation-harness, `samples_*.jsonl` (`--log_samples`) | `resps` |
 | OpenAI batch outputs, and those of `vllm run-batch` | `response.body.choices` |
 | vLLM's `RequestOutput`, as JSON | `outputs` |
@@ -84,7 +84,7 @@ def _rows(path: Path, needed: Sequence[str], say: Callable[[str], None] | None) 
 def _evaluated(
     row: dict[str, Any], path: Path, say: Callable[[str], None] | None
 ) -> list[tuple[str, dict[str, Any]]] | None:
-    """Return the samples that `autotelic eval --out` wrote; None for any other row."""
+    """Return the samples that `autotelic eval --output` wrote; None for any other row."""
     parts = {name: part for name, part in row.items() if isinstance(_field(part, "samples"), list)}
     if not parts or "prompt" in row:
         return None

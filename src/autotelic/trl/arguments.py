@@ -79,9 +79,8 @@ class RunArguments(CommonArguments):
         0, "control", "responses on which each update's change of entropy is predicted and measured; 0: none"
     )
     em: Spec = option("", "control", "one_shot_em: coef=1,reduction=token_mean,floor=0,positions=all,...")
-    law: bool = option(False, "guards", "fit the entropy law during the run and log law/*")
-    law_stop_below: float | None = option(
-        None, "guards", "stop when the law leaves less than this to gain; turns law on"
+    law: Spec = option(
+        "off", "guards", "on: fit the entropy law and log law/*; stop_below=0.01: stop where less is left"
     )
     log_rollouts: int = option(0, "output", "prompts per logged rollout, with token statistics; 0: none")
     log_rollouts_steps: int = option(20, "output", "updates between logged rollouts")
@@ -89,6 +88,13 @@ class RunArguments(CommonArguments):
         0, "output", "prompts sampled again every log_rollouts_steps updates, for the report's slider; 0: none"
     )
     follow_k: int = option(8, "output", "responses of each followed prompt")
+
+
+@dataclass(frozen=True)
+class Law:
+    """The entropy law during a run."""
+
+    stop_below: float | None = setting(None, "stop when the law leaves less than this to gain")
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,14 @@ def unnamed(kind: str, spec: Spec, cls: Any) -> Any:
     return make(kind, f"{kind},{spec}" if spec else kind, {kind: cls})
 
 
+def law_of(spec: Spec) -> Law | None:
+    """Return what a run asks of the entropy law; None where it asks for nothing."""
+    word = str(spec).lower()
+    if word in ("off", "false", "none"):
+        return None
+    return unnamed("law", "" if word in ("on", "true") else spec, Law)
+
+
 def name_of(spec: Spec | None) -> str:
     """Return the name in `name,key=value` or `{name: ...}`; "none" where there is none."""
     if isinstance(spec, Mapping):
@@ -122,6 +136,7 @@ MOVED = {
     "reward": "threshold_low:low threshold_high:high threshold_units:units prompt_fraction",
     "em": "em_coef:coef em_reduction:reduction em_floor:floor em_positions:positions "
     "em_position_fraction:position_fraction em_compat:compat",
+    "law": "law_stop_below:stop_below",
     "probe": "probe_dataset:dataset probe_limit:limit probe_steps:steps probe_k:k stop_action:action",
 }
 """Options that became a setting of another, as `former` or `former:setting`."""

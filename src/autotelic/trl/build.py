@@ -18,7 +18,7 @@ from typing import Any
 from autotelic.errors import UserError
 from autotelic.runs.files import check_writable, write_atomically
 from autotelic.runs.method_settings import make, settings_of
-from autotelic.trl.arguments import CommonArguments, RunArguments, name_of, unnamed
+from autotelic.trl.arguments import CommonArguments, RunArguments, law_of, name_of, unnamed
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -133,11 +133,10 @@ def build_callbacks(
     callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
     if evaluate is not None and run.validation_steps:
         callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
-    if run.law or run.law_stop_below is not None:
+    law = law_of(run.law)
+    if law is not None:
         acts = intervention(method, name_of(run.entropy_control))
-        callbacks.append(
-            EntropyLawCallback(metrics_file, stop_when_remaining_below=run.law_stop_below, intervention=acts)
-        )
+        callbacks.append(EntropyLawCallback(metrics_file, stop_when_remaining_below=law.stop_below, intervention=acts))
     if follow is not None:
         callbacks.append(FollowedPrompts(follow, folder / "followed.jsonl", run.log_rollouts_steps))
     return callbacks
