@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--units", choices=("nats", "fraction_of_log_G", "p_max"), help="of low and high (default: fraction_of_log_G)"
     )
     parser.add_argument("--denominator", choices=("group", "parseable"), help="of the EMPO reward (default: group)")
-    parser.add_argument("--linkage", default="union_find", choices=("union_find", "greedy", "complete"))
+    parser.add_argument(
+        "--linkage",
+        default="union_find",
+        choices=("union_find", "greedy", "complete"),
+        help="how pairs of equal answers become clusters (default: %(default)s)",
+    )
     add_equivalence(parser)
     add_columns(parser, responses=True)
     add_output(parser, out="write the rows here; only the summary is printed without it")

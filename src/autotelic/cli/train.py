@@ -370,20 +370,20 @@ def build_stop_rules(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
 def build_follower(run_args: Any, tokenizer: Any, training_args: Any, rows: Sequence[dict[str, Any]]) -> Any:
     """Return a function from model to rollouts of the first training prompts, or None."""
     from autotelic.diagnostics.probing import make_follower
+    from autotelic.trl.arguments import follow_of
 
-    if not run_args.follow_prompts:
+    number, k = follow_of(run_args.follow_prompts)
+    if not number:
         return None
     if run_args.log_rollouts_steps < 1:
         raise UserError(f"log_rollouts_steps must be at least 1, got {run_args.log_rollouts_steps}")
     prompts: dict[str, dict[str, Any]] = {}
     for row in rows:
         prompts.setdefault(str(row["prompt"]), {"prompt": row["prompt"], "id": row["id"]})
-    if run_args.follow_prompts < 0:
-        raise UserError(f"follow_prompts must not be negative, got {run_args.follow_prompts}")
     return make_follower(
         tokenizer,
-        list(prompts.values())[: run_args.follow_prompts],
-        k=run_args.follow_k,
+        list(prompts.values())[:number],
+        k=k,
         temperature=training_args.temperature,
         max_new_tokens=training_args.max_completion_length,
     )

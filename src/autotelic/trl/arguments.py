@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from autotelic.errors import UserError
 from autotelic.runs.method_settings import Spec, make, setting
 
 GROUPS = {
@@ -84,10 +85,18 @@ class RunArguments(CommonArguments):
     )
     log_rollouts: int = option(0, "output", "prompts per logged rollout, with token statistics; 0: none")
     log_rollouts_steps: int = option(20, "output", "updates between logged rollouts")
-    follow_prompts: int = option(
-        0, "output", "prompts sampled again every log_rollouts_steps updates, for the report's slider; 0: none"
+    follow_prompts: str = option(
+        "0",
+        "output",
+        "prompts sampled again every log_rollouts_steps updates, for the report; 4,k=16; 0: none",
     )
-    follow_k: int = option(8, "output", "responses of each followed prompt")
+
+
+@dataclass(frozen=True)
+class Follow:
+    """The prompts that come back at every look."""
+
+    k: int = setting(8, "responses of each", unit="responses")
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,18 @@ def unnamed(kind: str, spec: Spec, cls: Any) -> Any:
     return make(kind, f"{kind},{spec}" if spec else kind, {kind: cls})
 
 
+def follow_of(spec: str) -> tuple[int, int]:
+    """Return how many prompts are followed, with how many responses each: `4`, `4,k=16`."""
+    count, _, rest = str(spec).partition(",")
+    try:
+        number = int(count)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise UserError(f"follow_prompts is {spec!r}: give a number of prompts, as in 4 or 4,k=16")
+    return number, unnamed("follow_prompts", rest, Follow).k
+
+
 def law_of(spec: Spec) -> Law | None:
     """Return what a run asks of the entropy law; None where it asks for nothing."""
     word = str(spec).lower()
@@ -137,6 +158,7 @@ MOVED = {
     "em": "em_coef:coef em_reduction:reduction em_floor:floor em_positions:positions "
     "em_position_fraction:position_fraction em_compat:compat",
     "law": "law_stop_below:stop_below",
+    "follow_prompts": "follow_k:k",
     "probe": "probe_dataset:dataset probe_limit:limit probe_steps:steps probe_k:k stop_action:action",
 }
 """Options that became a setting of another, as `former` or `former:setting`."""
@@ -155,6 +177,6 @@ def former(name: str) -> str | None:
         for word in words.split():
             old, _, new = word.partition(":")
             if name == old:
-                first = {"entropy_control": "NAME,", "reward": "NAME,"}.get(option_name, "")
+                first = {"entropy_control": "NAME,", "reward": "NAME,", "follow_prompts": "N,"}.get(option_name, "")
                 return f"{name} is a setting of {option_name}: write --{option_name} {first}{new or old}=VALUE"
     return None

@@ -18,7 +18,7 @@ from typing import Any
 from autotelic.errors import UserError
 from autotelic.runs.files import check_writable, write_atomically
 from autotelic.runs.method_settings import make, settings_of
-from autotelic.trl.arguments import CommonArguments, RunArguments, law_of, name_of, unnamed
+from autotelic.trl.arguments import CommonArguments, RunArguments, follow_of, law_of, name_of, unnamed
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -176,7 +176,7 @@ def check_sharding(run: RunArguments) -> None:
     asked = {
         "stop_rule": run.stop_rule not in ("", "none", []),
         "validation_steps": run.validation_steps > 0,
-        "follow_prompts": run.follow_prompts > 0,
+        "follow_prompts": follow_of(run.follow_prompts)[0] > 0,
         "log_rollouts": run.log_rollouts > 0,
     }
     names = [name for name, value in asked.items() if value]
