@@ -36,8 +36,10 @@ def test_without_lookahead_it_is_dpo_exactly(build, settings, precompute):
     ours.model.load_state_dict(theirs.model.state_dict())
     wanted, found = loss_and_gradient(theirs), loss_and_gradient(ours)
     assert wanted[0] != pytest.approx(0.6931, abs=1e-3)
-    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=1e-7)
-    torch.testing.assert_close(found[1], wanted[1], rtol=1e-6, atol=1e-8)
+    if precompute:  # the reference was scored in other batches
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    else:
+        assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
 
 
 def test_the_trainer_computes_repo(build, model_dir):
