@@ -180,3 +180,19 @@ def test_the_best_prompts_of_a_published_data_set(tmp_path, capsys):
     assert main(["select", str(path), *options]) == 0
     assert "columns: prompt = question, answer = answer" in capsys.readouterr().err
     assert json.loads(out.read_text())["prompt"] == "1+1=?"
+
+
+def test_another_equivalence_groups_the_answers(samples, capsys):
+    """By the last digit, 1 and 11 are one answer."""
+    rows = [{"id": "p", "prompt": "a", "answer": "21", "responses": ["1", "11", "1", "11"]}]
+    found = []
+    for options in ([], ["--equivalence", "test_select.same_last_digit"]):
+        assert main(["select", samples(rows), "--json", *options]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["ranking"]
+        found.append((row["majority_share"], row["mean"]))
+    assert found == [(0.5, 0.0), (1.0, 1.0)]
+    assert main(["select", samples(rows), "--equivalence", "maths"]) == 2
+
+
+def same_last_digit(first, second):
+    return first[-1] == second[-1]

@@ -24,6 +24,7 @@ from autotelic.cli.options import (
     add_batch_size,
     add_chat,
     add_columns,
+    add_equivalence,
     add_output,
     add_sampling,
     columns_of,
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the first gives every score, further ones the agreement (default: 1.0)",
     )
     add_columns(parser, responses=True)
+    add_equivalence(parser)
     parser.add_argument("--top", type=int, default=10, help="rows shown, and compared (default: %(default)s)")
     parser.add_argument("--take", type=int, help="write only the best so many to --output, ready for training")
     add_output(parser, out="write the ranking here, one JSON object a line", plot="write a picture here (HTML)")
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Sample or read, score, rank, write."""
     from contextlib import ExitStack
 
+    from autotelic.answers import equivalence
     from autotelic.diagnostics.prompt_selection import compare_scores, rank
     from autotelic.runs.files import replacing
 
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         out = stack.enter_context(replacing(args.out)) if args.out else None
         plot = stack.enter_context(replacing(args.plot)) if args.plot else None
-        rows = score(sampled(args) if args.model else read(args))
+        rows = score(sampled(args) if args.model else read(args), equivalence(args.equivalence))
         labelled = all(row.get("variance") is not None for row in rows)
         by = args.by or ("variance" if labelled else "majority_variance")
         ranked = rank(rows, by, reverse=args.reverse)
@@ -168,15 +171,20 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def score(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row of scores per prompt; the labelled ones only where there is an answer."""
+def score(samples: Sequence[Mapping[str, Any]], same: Any = None) -> list[dict[str, Any]]:
+    """Return one row of scores per prompt; the labelled ones only where there is an answer.
+
+    Args:
+        samples: with `id`, `prompt`, `responses`, and optionally `answer`, `temperatures`, `entropy`.
+        same: equivalence of answers; None is mathematics.
+    """
     from autotelic.answers import cluster, extract
     from autotelic.diagnostics.prompt_selection import label_free_scores, labelled_scores
     from autotelic.evaluation import score_prompt
     from autotelic.rewards.label_reader import unread_labels
 
     labelled = [sample for sample in samples if sample.get("answer") is not None]
-    places, note = unread_labels([sample["answer"] for sample in labelled], needed=False)
+    places, note = unread_labels([sample["answer"] for sample in labelled], needed=False, free_text=same is not None)
     unread = {labelled[place]["id"] for place in places}
     if note:
         print(f"warning: {note}: these prompts count as unlabelled", file=sys.stderr)
@@ -189,7 +197,11 @@ def score(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         temperatures = sample.get("temperatures")
         row: dict[str, Any] = {"id": sample["id"], "prompt": sample["prompt"], "num_samples": len(sample["responses"])}
         row |= label_free_scores(
-            cluster([extract(text) for text in sample["responses"]]),
+            cluster(
+                [extract(text) for text in sample["responses"]],
+                equivalence=same,
+                question=question_text(sample["prompt"]),
+            ),
             temperatures=temperatures,
             token_entropy=sample.get("entropy"),
         )
@@ -200,7 +212,7 @@ def score(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 for text, t in zip(sample["responses"], temperatures or [None] * len(sample["responses"]), strict=True)
                 if t == first
             ]
-            scored = score_prompt(sample, responses, index=0)
+            scored = score_prompt(sample, responses, index=0, equivalence=same)
             row |= labelled_scores(scored.correct) | {"answer": sample["answer"]}
         rows.append(row)
     return rows
