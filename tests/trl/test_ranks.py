@@ -22,6 +22,8 @@ METHODS = {
     "high_entropy": {"fraction": 0.3},
     "entropic": {"target": 1.0, "threshold": 0.01},
 }
+REFILLED = "clip_cov, refilled"
+"""With dynamic sampling: every response to one of the two prompts is right, so its group is replaced."""
 
 
 def rollout_trainer(base, tokenizer):
@@ -67,6 +69,11 @@ def length_reward(prompts, completions, completion_ids, **kwargs):
     return [float(len(ids) % 2) for ids in completion_ids]
 
 
+def one_prompt_teaches(prompts, completion_ids, **kwargs):
+    """The other one has the same reward for every response."""
+    return [float(len(ids) % 2) if p.startswith("3") else 1.0 for p, ids in zip(prompts, completion_ids, strict=True)]
+
+
 def train(method, size, folder):
     """Two updates on this process's share of the rollout; return what must not depend on the number of processes."""
     from datasets import Dataset
@@ -74,7 +81,7 @@ def train(method, size, folder):
     from trl import GRPOConfig, GRPOTrainer
 
     from autotelic.tasks.tokenizer import build_tokenizer
-    from autotelic.trl import Control, entropy_control, with_parts
+    from autotelic.trl import Control, DynamicSampling, entropy_control, with_parts
 
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
@@ -90,10 +97,11 @@ def train(method, size, folder):
             **special,
         )
     )
-    control, seen = Control(entropy_control(method, **METHODS[method])), recorder()
+    name, refills = method.partition(",")[0], [DynamicSampling(8)] if method == REFILLED else []
+    control, seen = Control(entropy_control(name, **METHODS[name])), recorder()
     trainer = rollout_trainer(with_parts(GRPOTrainer), tokenizer)(
         model=model,
-        reward_funcs=length_reward,
+        reward_funcs=one_prompt_teaches if refills else length_reward,
         args=GRPOConfig(
             output_dir=str(folder / "run"),
             per_device_train_batch_size=ROWS // size,
@@ -119,10 +127,10 @@ def train(method, size, folder):
         ),
         train_dataset=Dataset.from_list([{"prompt": p} for p in ("1+2=?", "3+4=?")]),
         processing_class=tokenizer,
-        parts=[control, seen],
+        parts=[control, *refills, seen],
     )
     trainer.train()
-    ours = ("covariance/", "selected/", "advantage/", "policy/", "reward")
+    ours = ("covariance/", "selected/", "advantage/", "policy/", "reward", "sampling/")
     logs = [{k: v for k, v in row.items() if k.startswith(ours)} for row in trainer.state.log_history[:STEPS]]
     parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
     return {
@@ -152,7 +160,7 @@ def alone(tmp_path_factory):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EntropyControlWarning)
-        return {method: train(method, 1, tmp_path_factory.mktemp(method)) for method in METHODS}
+        return {method: train(method, 1, tmp_path_factory.mktemp(method)) for method in (*METHODS, REFILLED)}
 
 
 def test_one_process_selects_and_moves(alone):
@@ -162,6 +170,8 @@ def test_one_process_selects_and_moves(alone):
         assert all(any(any(row) for row in step.values()) for step in found["selections"]), method
     assert alone["kl_cov"]["logs"][1]["policy/abs_log_ratio"] > 1e-3
     assert "covariance/accuracy_mid" in alone["clip_cov"]["logs"][0]
+    assert alone[REFILLED]["logs"][0]["sampling/refilled"] == 1.0
+    assert "sampling/refilled" not in alone["clip_cov"]["logs"][0]
 
 
 @pytest.mark.slow
@@ -171,7 +181,7 @@ def test_any_number_of_processes_trains_alike(alone, size, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, (size, port, list(METHODS), str(tmp_path)), nprocs=size)
+    mp.spawn(worker, (size, port, [*METHODS, REFILLED], str(tmp_path)), nprocs=size)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(size)]
     for method, expected in alone.items():
         found = [part[method] for part in parts]
