@@ -117,7 +117,7 @@ def test_progress_says_entropy_reward_and_time_left(monkeypatch, capsys):
 
     from autotelic.runs import callbacks
 
-    clock = iter([100.0, 100.0, 130.0, 130.0])
+    clock = iter([60.0, 100.0, 130.0])  # 40 s of validation before the first update do not count
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
     args, control = TrainingArguments(output_dir="unused", use_cpu=True), TrainerControl()
     state = TrainerState(max_steps=20, is_world_process_zero=True)
@@ -127,8 +127,11 @@ def test_progress_says_entropy_reward_and_time_left(monkeypatch, capsys):
         if quiet:
             clock = iter([100.0] * 9)
         progress.on_train_begin(args, state, control)
+        progress.on_step_begin(args, state, control)
         progress.on_log(args, state, control, logs={"entropy": 0.3125, "reward": 0.5})
         state.global_step = 10
         progress.on_step_end(args, state, control)
         printed = capsys.readouterr().err
-        assert printed == ("" if quiet else "grpo mine: step 10/20  entropy 0.312  reward 0.500  30 s left\n")
+        lines = [] if quiet else ["grpo mine: first of 20 updates: sampling, then training"]
+        lines += [] if quiet else ["grpo mine: step 10/20  entropy 0.312  reward 0.500  30 s left"]
+        assert printed.splitlines() == lines

@@ -130,6 +130,17 @@ def test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path, options, met
     assert (parts / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+def test_a_short_run_keeps_its_final_model_only_and_says_what_runs_fast(tmp_path, options, capsys):
+    train("grpo", options(reward="random", max_steps=2, save_steps=100, quiet=False))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    passes = json.loads((tmp_path / "run" / "run.json").read_text())["passes"]
+    assert set(passes) == {"head", "prompt in training", "prompt in generation"}
+    said = capsys.readouterr().err
+    assert f"head: {passes['head']}" in said and "loading" in said
+    assert "first of 2 updates" in said and "next: autotelic report" in said
+
+
 def test_an_existing_run_is_not_overwritten(tmp_path, options):
     train("grpo", options(reward="constant", max_steps=2))
     before = (tmp_path / "run" / "metrics.jsonl").read_text()

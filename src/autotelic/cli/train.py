@@ -101,7 +101,7 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
     if name_of(getattr(run_args, "objective", None)) == "auto":
         return train_and_choose(method, options, run_args, folder)
     checkpoint = prepare_folder(folder, run_args)
-    from autotelic.trl.build import fit, write_run_file
+    from autotelic.trl.build import fit, passes_of, write_run_file
 
     try:
         trainer = (build_preferences if method == "ppl" else build)(method, run_args, training_args, model_args)
@@ -112,7 +112,10 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
             raise
         raise UserError(f"--push_to_hub cannot reach the hub: {error}; connect, or leave --push_to_hub out") from error
     name = method if method != "ppl" else name_of(run_args.objective)
-    write_run_file(folder, name, run_args, training_args)
+    passes = passes_of(trainer)
+    if passes and not run_args.quiet and trainer.is_world_process_zero():
+        say("; ".join(f"{part}: {how}" for part, how in passes.items()))
+    write_run_file(folder, name, run_args, training_args, passes)
     try:
         finished = fit(trainer, checkpoint)
     except FloatingPointError as error:
@@ -129,6 +132,8 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
     from autotelic.trl.build import build_trainer
 
     reward = build_reward(run_args, training_args)
+    if not run_args.quiet:
+        say(f"loading {model_args.model_name_or_path}")
     model, tokenizer = load_model(model_args, training_args)
     rows = load_rows(run_args, reward, tokenizer)
     return build_trainer(
@@ -404,6 +409,9 @@ def report(method: str, folder: Path, trainer: Any, finished: bool, run_args: An
         print(json.dumps(summary))
     elif not run_args.quiet:
         print(f"{method}: {trainer.state.global_step} updates -> {folder}\n{summary_table(rows)}".rstrip())
+        if finished:
+            commands = ["report", "eval", *(["forecast"] if method in ("grpo", "empo") else [])]
+            say("next: " + "   ".join(f"autotelic {command} {folder}" for command in commands))
     if not finished:
         print(
             f"stopped at step {trainer.state.global_step} with a checkpoint; "

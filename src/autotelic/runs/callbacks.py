@@ -101,24 +101,44 @@ WATCHED = (
 
 
 class Progress(TrainerCallback):
-    """One line that says step, entropy, reward and time left: a bar on a terminal, a line now and then elsewhere."""
+    """One line that says step, entropy, reward and time left: a bar on a terminal, a line now and then elsewhere.
+
+    Time left is that of the updates still to come; what is done between updates, such as validation, does not count.
+    """
 
     def __init__(self, label: str, quiet: bool = False):
         self.label, self.quiet = label, quiet
         self.bar: Any = None
-        self.started = self.shown = 0.0
+        self.begun = self.shown = self.trained = 0.0
         self.first_step = 0
         self.latest: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Start the clock, and the bar where a terminal shows it."""
-        self.started, self.shown, self.first_step = time.monotonic(), time.monotonic(), state.global_step
+        self.shown, self.first_step = time.monotonic(), state.global_step
         if not state.is_world_process_zero or self.quiet:
             self.quiet = True
         elif sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", leave=False)
+            form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}"  # tqdm's own time counts validation
+            total = {"total": state.max_steps, "initial": state.global_step}
+            self.bar = tqdm(**total, desc=self.label, leave=False, bar_format=form)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Start the clock of one update; announce the first, which may take long."""
+        if state.global_step == self.first_step:
+            self.phase(f"first of {state.max_steps - self.first_step} updates: sampling, then training")
+        elif self.bar is not None:
+            self.bar.set_description_str(self.label)
+        self.begun = time.monotonic()
+
+    def phase(self, text: str) -> None:
+        """Say what the run does now."""
+        if self.bar is not None:
+            self.bar.set_description_str(f"{self.label}: {text}")
+        elif not self.quiet:
+            print(f"{self.label}: {text}", file=sys.stderr, flush=True)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Remember the newest entropy and reward."""
@@ -126,13 +146,15 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Advance the bar, or print a line every ten seconds."""
+        now = time.monotonic()
+        self.trained += now - self.begun
+        done = state.global_step - self.first_step
+        left = self.trained / max(done, 1) * (state.max_steps - state.global_step)
         if self.bar is not None:
-            self.bar.set_postfix_str(self.status(), refresh=False)
+            self.bar.set_postfix_str(f"{self.status()}  {left:.0f} s left", refresh=False)
             self.bar.update(state.global_step - self.bar.n)
-        elif not self.quiet and time.monotonic() - self.shown >= 10:
-            self.shown = time.monotonic()
-            done = state.global_step - self.first_step
-            left = (self.shown - self.started) / max(done, 1) * (state.max_steps - state.global_step)
+        elif not self.quiet and now - self.shown >= 10:
+            self.shown = now
             line = f"{self.label}: step {state.global_step}/{state.max_steps}  {self.status()}  {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
 
@@ -155,8 +177,14 @@ class Validation(TrainerCallback):
     The function comes from outside: training code cannot reach labels, and what it returns goes to the log only.
     """
 
-    def __init__(self, evaluate: Callable[[Any], dict[str, float]], every: int, metrics_file: MetricsFile):
-        self.evaluate, self.every, self.metrics_file = evaluate, every, metrics_file
+    def __init__(
+        self,
+        evaluate: Callable[[Any], dict[str, float]],
+        every: int,
+        metrics_file: MetricsFile,
+        announce: Callable[[str], None] | None = None,
+    ):
+        self.evaluate, self.every, self.metrics_file, self.announce = evaluate, every, metrics_file, announce
         self.last: int | None = None
         self.votes: dict[int, float] = {}
 
@@ -182,6 +210,8 @@ class Validation(TrainerCallback):
     def measure(self, state: TrainerState, model: Any) -> None:
         """Evaluate without disturbing training: mode and random state are put back."""
         self.last = state.global_step
+        if self.announce is not None and state.global_step == 0:
+            self.announce("validating the model before training")
         training = model.training
         model.eval()
         with preserved_rng(), torch.no_grad():
@@ -229,7 +259,13 @@ class StopCleanly(TrainerCallback):
         print("\nautotelic: stopping after this rollout's updates; once more to stop at once", file=sys.stderr)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        """Save and stop where a resumed run generates anew, so that it continues with the same numbers."""
+        """Save and stop where a resumed run generates anew, so that it continues with the same numbers.
+
+        Trainers save a checkpoint at the last step whatever `save_steps` says. The final model is written there anyway,
+        so a run that is shorter than `save_steps` leaves that alone.
+        """
+        if state.global_step >= state.max_steps and state.global_step % max(int(state.save_steps or 1), 1):
+            control.should_save = False
         if state.global_step % self.updates_per_rollout:
             return
         requested = torch.tensor(int(self.requested), device=args.device)

@@ -130,9 +130,10 @@ def build_callbacks(
     from autotelic.runs.law_callback import EntropyLawCallback
 
     folder = Path(training_args.output_dir)
-    callbacks: list[Any] = [metrics_file, Progress(f"{method} {folder.name}", quiet=run.quiet)]
+    progress = Progress(f"{method} {folder.name}", quiet=run.quiet)
+    callbacks: list[Any] = [metrics_file, progress]
     if evaluate is not None and run.validation_steps:
-        callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
+        callbacks.append(Validation(evaluate, run.validation_steps, metrics_file, progress.phase))
     law = law_of(run.law)
     if law is not None:
         acts = intervention(method, name_of(run.entropy_control))
@@ -225,8 +226,8 @@ def _prepare_folder(folder: Path, run: CommonArguments) -> str | None:
     return None
 
 
-def write_run_file(folder: Path, method: str, run: Any, training_args: Any) -> None:
-    """Write run.json: what was asked for, and with which versions. Only the main process writes."""
+def write_run_file(folder: Path, method: str, run: Any, training_args: Any, passes: dict[str, str]) -> None:
+    """Write run.json: what was asked for, how the model is passed, which versions. Only the main process writes."""
     import torch
     import transformers
     import trl
@@ -240,6 +241,7 @@ def write_run_file(folder: Path, method: str, run: Any, training_args: Any) -> N
         "method": method if control in ("none", "observe") else f"{method}+{control}",
         "seed": training_args.seed,
         "config": {"run": run_settings(run), "training": training_args.to_dict()},
+        "passes": passes,
         "versions": {
             "autotelic": __version__,
             "trl": trl.__version__,
@@ -250,6 +252,18 @@ def write_run_file(folder: Path, method: str, run: Any, training_args: Any) -> N
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_atomically(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")
+
+
+def passes_of(trainer: Any) -> dict[str, str]:
+    """Return which head runs, and where the prompt of a group is computed once; a refusal gives its reason."""
+    installed = next((p.installed for p in getattr(trainer, "parts", []) if hasattr(p, "installed")), None)
+    if installed is None:
+        return {}
+    return {
+        "head": f"TRL's ({installed.head_refusal})" if installed.head_refusal else "fused, no logits",
+        "prompt in training": f"repeated ({installed.prefix_refusal})" if installed.prefix_refusal else "shared",
+        "prompt in generation": f"repeated ({installed.prefill_refusal})" if installed.prefill_refusal else "shared",
+    }
 
 
 def run_settings(run: Any) -> dict[str, Any]:
