@@ -43,6 +43,14 @@ def test_lqr_prints_and_writes(tmp_path, capsys):
     ElementTree.fromstring((tmp_path / "l.svg").read_text())
 
 
+def test_a_biased_estimator_is_named_once(capsys):
+    command = ["control", "mdp", "--pairs", "100", "--judges", "regret", "--seeds", "3", "--methods", "ppl_observed"]
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("warning: the look-ahead 'observed' is biased") == 1
+    assert main([*command[:-1], "ppl"]) == 0
+    assert "biased" not in capsys.readouterr().err
+
+
 def test_intervals_of_probabilities_are_possible(capsys):
     """Two seeds printed [-3.7, 4.8]: two have no interval, and three stay within [0, 1]."""
     for seeds in (2, 3):

@@ -16,7 +16,7 @@ RECIPES = sorted((ROOT / "recipes").glob("control_*.yaml"))
 TINY_DATA = {"episodes": 2, "num_envs": 2, "horizon": 30, "segments": 8, "segment_length": 5, "pairs": 0}
 TINY_TRAIN = {
     "bc_steps": 2, "steps": 2, "eval_every": 1, "eval_episodes": 2, "num_envs": 2, "horizon": 30, "hidden": [8],
-    "batch_pairs": 4,
+    "batch_pairs": 4, "future": "expected", "weights": "regret",
 }  # fmt: skip
 
 
@@ -63,6 +63,7 @@ def test_a_tiny_online_experiment_writes_its_table(tmp_path, evidence):
     recipe = read("control_online")
     recipe["online"] |= {"rounds": 2, "round_episodes": 2, "round_answers": 3, "segment_length": 5}
     recipe["train"] |= {"bc_steps": 2, "steps": 2, "eval_episodes": 2, "num_envs": 2, "horizon": 15, "hidden": [8]}
+    recipe["train"] |= {"future": "expected", "weights": "regret"}
     recipe["pebble"] = recipe["pebble"] | {"interact_episodes": 2, "reward_updates": 2, "critic_updates": 0}
     for arm in recipe["arms"].values():
         arm.pop("steps", None)

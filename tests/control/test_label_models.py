@@ -167,13 +167,17 @@ def test_policy_labels():
         label_policies("knwon", data.segments, data.policies, generator)
 
 
-def test_deterministic_dynamics_do_not_warn():
+def test_random_labels_warn_under_deterministic_dynamics_and_certain_ones_do_not():
     setup = replace(DEFAULT, branching=1)
-    data = draw(10, "regret", 0, setup)
+    data, lookahead = draw(10, "regret", 0, setup), Lookahead(future="observed", gamma=setup.gamma)
     assert not data.mdp.stochastic
+    with pytest.warns(BiasedLookaheadWarning, match="label's actions are random"):
+        score_features(data.mdp, data.segments, data.policies, lookahead)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        score_features(data.mdp, data.segments, data.policies, Lookahead(future="observed", gamma=setup.gamma))
+        certain = np.eye(data.policies.shape[2])[data.policies.argmax(-1)]
+        score_features(data.mdp, data.segments, certain, lookahead)
+        score_features(data.mdp, data.segments, data.policies, Lookahead(future="exact", gamma=setup.gamma))
 
 
 def test_bad_requests_are_refused():

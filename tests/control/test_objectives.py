@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from autotelic.control.behavior_labels import label_parameters
+from autotelic.control.behavior_labels import policy_labels
 from autotelic.control.learners import IQLLearner, PreferenceLearner, reference_logprobs
 from autotelic.control.objectives import all_scores, calibrated_nll, pair_data, scores, segment_steps
 from autotelic.control.segments import Preferences
@@ -14,7 +14,9 @@ from autotelic.control.settings import TrainSettings
 from autotelic.errors import UserError
 from autotelic.functional.lookahead import gaussian_kl
 
-SMALL = TrainSettings(hidden=(8,), bc_steps=2, steps=3, batch_pairs=4, dropout=0.0, constants="keep")
+SMALL = TrainSettings(
+    hidden=(8,), bc_steps=2, steps=3, batch_pairs=4, dropout=0.0, constants="keep", future="in_segment"
+)
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def preferences():
 @pytest.fixture
 def data(episodes, preferences):
     steps = segment_steps(preferences, episodes)
-    return pair_data(episodes, preferences, steps, label_parameters("known", episodes, (steps.episode, steps.step), 0))
+    return pair_data(episodes, preferences, steps, policy_labels("known", episodes, 0).at((steps.episode, steps.step)))
 
 
 def learner(data, **change):
@@ -48,13 +50,13 @@ def test_gathered_steps_are_the_episodes_own(episodes, data):
 
 
 @pytest.mark.parametrize("future", ["in_segment", "observed"])
-@pytest.mark.parametrize("average", [False, True])
-def test_ppl_score_against_a_slow_loop(episodes, preferences, average, future):
+@pytest.mark.parametrize("weights", ["regret", "mean"])
+def test_ppl_score_against_a_slow_loop(episodes, preferences, weights, future):
     """The observed look-ahead goes on to the episode's end; only the segment's own steps are scored."""
     steps = segment_steps(preferences, episodes, future == "observed")
-    label = label_parameters("known", episodes, (steps.episode, steps.step), 0)
+    label = policy_labels("known", episodes, 0).at((steps.episode, steps.step))
     data = pair_data(episodes, preferences, steps, label)
-    model = learner(data, average=average, gamma=0.9, future=future)
+    model = learner(data, weights=weights, gamma=0.9, future=future)
     reach = data.mask if future == "in_segment" else data.valid
     assert reach.sum(-1).tolist() == ([5, 5, 3, 5] if future == "in_segment" else [20, 17, 3, 5])
     score, _ = scores(model.policy.eval(), model.data, torch.arange(4), model.lookahead)
@@ -71,7 +73,7 @@ def test_ppl_score_against_a_slow_loop(episodes, preferences, average, future):
                 p, q = mean[row, later], log_std[row, later].exp()
                 kl = float((q.log() - s.log() + (s**2 + (m - p) ** 2) / (2 * q**2) - 0.5).sum())
                 ahead += 0.9 ** (later - t) * kl
-            total -= ahead / max(1, n - 1 - t) if average else ahead
+            total -= ahead / max(1, n - 1 - t) if weights == "mean" else ahead
         assert float(score[row]) == pytest.approx(total, rel=1e-4)
 
 
@@ -114,7 +116,7 @@ def test_the_entropy_of_labels_shifts_scores_and_not_their_gradient(data):
 
 def test_dropped_constants_shift_scores_by_as_much_per_step(data):
     """log pi loses -A log(std sqrt(2 pi)) and the log slope of tanh; the KL what it is between equal means."""
-    model = learner(data, average=False, gamma=1.0)
+    model = learner(data, gamma=1.0)
     rows, (mean, log_std) = torch.arange(4), model.policy(data.observations)
     for lookahead in (model.settings.lookahead("cpl"), model.settings.lookahead("ppl")):
         kept, dropped = (scores(model.policy, model.data, rows, lookahead, c)[0] for c in ("keep", "drop"))
@@ -227,27 +229,27 @@ def test_cloned_labels(episodes, preferences, kind, monkeypatch):
     monkeypatch.setattr(labels, "UPDATES", 250)
     steps = segment_steps(preferences, episodes)
     where = (steps.episode, steps.step)
-    known, _ = label_parameters("known", episodes, where, 0)
-    mean, log_std = label_parameters(kind, episodes, where, 0)
+    known, _ = policy_labels("known", episodes, 0).at(where)
+    labels = policy_labels(kind, episodes, 0)
+    mean, log_std = labels.at(where)
+    assert labels.stochastic and (labels.owner != labels.home).any() == (kind in ("wrong", "shuffled"))
     assert mean.shape == known.shape and torch.isfinite(log_std).all()
     error = (mean - known).abs().mean()
     low, high = {"estimated": (0, 0.35), "pooled": (0, 1)}.get(kind, (0.45, 9))
     assert low < error < high
 
 
-def test_labels_that_are_missing_or_unknown_are_refused(episodes, preferences):
-    steps = segment_steps(preferences, episodes)
-    where = (steps.episode, steps.step)
+def test_labels_that_are_missing_or_unknown_are_refused(episodes):
     bare = [*episodes[:3], replace(episodes[3], mean=None, log_std=None, logprobs=None), *episodes[4:]]
     with pytest.raises(
         UserError, match=r"here/data, episode 3: behaviour parameters are missing .* --labels estimated"
     ):
-        label_parameters("known", bare, where, 0, "here/data")
-    assert label_parameters("deterministic", bare, where, 0) is None
+        policy_labels("known", bare, 0, "here/data")
+    assert policy_labels("deterministic", bare, 0).label is None
     with pytest.raises(UserError, match="did you mean 'pooled'"):
-        label_parameters("poold", episodes, where, 0)
+        policy_labels("poold", episodes, 0)
     with pytest.raises(UserError, match="two policy ids"):
-        label_parameters("wrong", [replace(e, policy=0) for e in episodes], where, 0)
+        policy_labels("wrong", [replace(e, policy=0) for e in episodes], 0)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +265,9 @@ def test_labels_that_are_missing_or_unknown_are_refused(episodes, preferences):
         ({"hidden": (0,)}, "hidden"),
         ({"expectile": 0.4}, "expectile"),
         ({"seed": -1}, "seed"),
+        ({"future": "expected", "lookahead_horizon": 3}, "no horizon"),
+        ({"future": "expected", "weights": "mean"}, "needs divergence"),
+        ({"weights": "tail"}, "future='observed' or 'expected'"),
     ],
 )
 def test_bad_training_settings_are_refused(change, words):

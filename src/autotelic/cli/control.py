@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
     for path in filter(None, (args.out, args.plot)):
         check_writable(path)
     started = time.perf_counter()
-    rows, text, chart = {"tree": _tree, "mdp": _mdp, "lqr": _lqr}[args.what](settings, partial(say, args))
+    with control_learning.bias_said_once(args):
+        rows, text, chart = {"tree": _tree, "mdp": _mdp, "lqr": _lqr}[args.what](settings, partial(say, args))
     seconds = round(time.perf_counter() - started, 2)
     result = {"settings": settings, "seconds": seconds, "rows": rows}
     print(json.dumps(result) if args.json else text)
@@ -155,10 +156,9 @@ def _tree(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]]
     if pairs < 0:
         raise UserError(f"pairs is {pairs}: give the number of comparisons, or 0 for infinite data only.")
     names, temperature = tuple(settings["methods"] or METHODS), settings["temperature"]
-    with _quiet_bias():
-        rows = tree_table(
-            settings["p_bad"], settings["slip"], settings["judge"], pairs, seeds, names, temperature, progress
-        )
+    rows = tree_table(
+        settings["p_bad"], settings["slip"], settings["judge"], pairs, seeds, names, temperature, progress
+    )
     columns = [("p_bad", "{p_bad:g}"), ("method", "{method}"), ("infinite data", "{population:.4f}")]
     if pairs:
         columns.append((f"pi(up), {pairs} pairs x {seeds}", "{text}"))
@@ -225,12 +225,3 @@ def _lqr(settings: dict[str, Any], progress: Any) -> tuple[list[dict[str, Any]],
         ("chance in a label, nats", "{label_entropy:.3f}"),
     ]
     return rows, format_table(rows, columns), lqr_chart(rows, settings["judges"][0])
-
-
-def _quiet_bias() -> Any:
-    """The table measures the bias that the library would warn of; say so once, not per fit."""
-    import warnings
-
-    from autotelic.functional.lookahead import BiasedLookaheadWarning
-
-    return warnings.catch_warnings(action="ignore", category=BiasedLookaheadWarning)

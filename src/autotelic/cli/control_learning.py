@@ -8,7 +8,9 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -82,9 +84,30 @@ def declare(what: str, parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run one of the commands."""
     sections = read_recipe(args.recipe) if args.recipe else {}
-    result, text = {"data": _data, "train": _train, "online": _online}[args.what](args, sections)
+    with bias_said_once(args):
+        result, text = {"data": _data, "train": _train, "online": _online}[args.what](args, sections)
     print(json.dumps(result) if args.json else text)
     return 0
+
+
+@contextmanager
+def bias_said_once(args: argparse.Namespace) -> Iterator[None]:
+    """Print the warning of a biased look-ahead as one line, once per estimator."""
+    from autotelic.functional.lookahead import BiasedLookaheadWarning
+
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if not issubclass(category, BiasedLookaheadWarning):
+            shown(message, category, *rest, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            say(args, f"warning: {message}")
+
+    with warnings.catch_warnings():
+        shown, warnings.showwarning = warnings.showwarning, show
+        warnings.simplefilter("always", BiasedLookaheadWarning)
+        yield
 
 
 def attribute_texts(kind: type) -> dict[str, str]:

@@ -7,10 +7,11 @@
     shuffled       clones, with policy ids permuted over episodes: a control that must hurt
     wrong          clones, every episode under the next policy id: likewise
 
-Reference: arXiv:2505.06273. Deviations: none.
+Reference: arXiv:2505.06273.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,26 +29,50 @@ LabelKind = Literal["known", "estimated", "deterministic", "pooled", "shuffled",
 UPDATES = 1500
 
 
-def label_parameters(
-    kind: str,
-    episodes: Sequence[Episode],
-    segments: tuple[Int[np.ndarray, "N S"], Int[np.ndarray, "N S"]],
-    seed: int,
-    source: Path | str = "the data",
-) -> tuple[Float[Tensor, "N S A"], Float[Tensor, "N S A"]] | None:
-    """Return the label's mean and log std of u at every step of every segment, or None for `deterministic`.
+@dataclass(frozen=True)
+class PolicyLabels:
+    """The policies of a data set, and under which of them each episode's segments are compared.
+
+    Attributes:
+        home: policy that produced each episode, 0 .. K - 1.
+        owner: policy that is its label: `home`, unless labels are wrong on purpose.
+        label: mean and log std of u under the label, at every step of each episode; None for `deterministic`.
+        own: the same under the policy that produced the episode.
+    """
+
+    home: Int[np.ndarray, " E"]
+    owner: Int[np.ndarray, " E"]
+    label: tuple[list[np.ndarray], list[np.ndarray]] | None
+    own: tuple[list[np.ndarray], list[np.ndarray]] | None
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether actions are random: then one recorded future is a biased look-ahead."""
+        return self.own is None or any(float(log_std.max()) > -10 for log_std in self.own[1])
+
+    def at(
+        self, segments: tuple[Int[np.ndarray, "N S"], Int[np.ndarray, "N S"]]
+    ) -> tuple[Float[Tensor, "N S A"], Float[Tensor, "N S A"]] | None:
+        """Return the label's mean and log std at every step of every segment (its episode and its step)."""
+        return None if self.label is None else (_gather(self.label[0], segments), _gather(self.label[1], segments))
+
+
+def policy_labels(kind: str, episodes: Sequence[Episode], seed: int, source: Path | str = "the data") -> PolicyLabels:
+    """Return the policy labels of a data set.
 
     Args:
         kind: one of `LabelKind`.
         episodes: recorded ones.
-        segments: episode and step of every step of every segment.
         seed: of the clones and of the permutation.
         source: where the data lies, for the error.
     """
     if kind not in get_args(LabelKind):
         raise UserError(f"unknown policy label {kind!r}{closest(kind, get_args(LabelKind))}: {get_args(LabelKind)}.")
+    ids = np.array([e.policy for e in episodes])
+    names = np.unique(ids)
+    home = np.searchsorted(names, ids)
     if kind == "deterministic":
-        return None
+        return PolicyLabels(home, home, None, None)
     if kind == "known":
         missing = [i for i, e in enumerate(episodes) if e.mean is None or e.log_std is None]
         if missing:
@@ -56,32 +81,34 @@ def label_parameters(
                 "and known policy labels need them. Record them, or use --labels estimated or deterministic."
             )
         means, stds = ([getattr(e, name) for e in episodes] for name in ("mean", "log_std"))
-    else:
-        means, stds = _cloned(kind, episodes, seed)
-    return _gather(means, segments), _gather(stds, segments)
+        return PolicyLabels(home, home, (means, stds), (means, stds))
+    if kind in ("shuffled", "wrong") and len(names) < 2:
+        raise UserError(f"{kind} policy labels need two policy ids or more; this data has {len(names)}.")
+    if kind == "pooled":
+        home = np.zeros_like(home)
+    clones = [
+        fit_clone([e for e, h in zip(episodes, home.tolist(), strict=True) if h == k], seed + k)
+        for k in range(int(home.max()) + 1)
+    ]
+    owner = home
+    if kind == "shuffled":
+        owner = np.random.default_rng([seed, 5]).permutation(home)
+    elif kind == "wrong":
+        owner = (home + 1) % len(names)
+    own = _parameters(clones, home, episodes)
+    return PolicyLabels(home, owner, own if owner is home else _parameters(clones, owner, episodes), own)
+
+
+def _parameters(
+    clones: "Sequence[ClonedPolicy]", policy: np.ndarray, episodes: Sequence[Episode]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    found = [clones[k].parameters_at(e.observations[:-1]) for k, e in zip(policy.tolist(), episodes, strict=True)]
+    return [f[0] for f in found], [f[1] for f in found]
 
 
 def _gather(rows: Sequence[np.ndarray], where: tuple[np.ndarray, np.ndarray]) -> Tensor:
     offset = np.concatenate([[0], np.cumsum([len(r) for r in rows])[:-1]])
     return torch.from_numpy(np.concatenate(rows)[offset[where[0]] + where[1]])
-
-
-def _cloned(kind: str, episodes: Sequence[Episode], seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    ids = np.array([e.policy for e in episodes])
-    names = np.unique(ids)
-    if kind in ("shuffled", "wrong") and len(names) < 2:
-        raise UserError(f"{kind} policy labels need two policy ids or more; this data has {len(names)}.")
-    own = np.searchsorted(names, ids)
-    if kind == "pooled":
-        clones, own = [fit_clone(episodes, seed)], np.zeros_like(own)
-    else:
-        clones = [fit_clone([e for e in episodes if e.policy == n], seed + int(n)) for n in names]
-    if kind == "shuffled":
-        own = np.random.default_rng([seed, 5]).permutation(own)
-    elif kind == "wrong":
-        own = (own + 1) % len(names)
-    results = [clones[k].parameters_at(e.observations[:-1]) for k, e in zip(own.tolist(), episodes, strict=True)]
-    return [r[0] for r in results], [r[1] for r in results]
 
 
 def fit_clone(episodes: Sequence[Episode], seed: int, hidden: Sequence[int] = (128, 128)) -> "ClonedPolicy":

@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 
 from autotelic.control.episodes import Episode, to_environment
 from autotelic.control.networks import GaussianPolicy, Standardise, mlp
-from autotelic.control.objectives import PairData, scores
+from autotelic.control.objectives import PairData, expected_lookahead, scores
 from autotelic.control.settings import TrainSettings
 from autotelic.functional.preference import behavior_cloning_loss, cloned_segments, ppl_loss
 
@@ -33,7 +33,10 @@ class PreferenceLearner:
         self.lookahead = settings.lookahead(self.method)
         self.constants = settings.constants if settings.std and not self.relative else "keep"
         self.data = data.with_lookahead(self.lookahead)
+        if self.data.expected is not None:
+            self.data = replace(self.data, expected=replace(self.data.expected, values=None))
         self.generator = torch.Generator().manual_seed(settings.seed)
+        self.future_generator = torch.Generator().manual_seed(settings.seed + 1)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.policy = GaussianPolicy(
@@ -100,7 +103,11 @@ class PreferenceLearner:
             mean, log_std = self.policy(batch.observations[both])
             logprobs = self.policy.logprob(batch.actions[both], mean, log_std)
             return behavior_cloning_loss(logprobs, mask, cloned_segments(batch.label, "preferred"))
-        score, logprobs = scores(self.policy, batch, both, self.lookahead, self.constants)
+        ahead = None
+        if self.lookahead.active and self.lookahead.future == "expected":
+            generator = self.future_generator
+            ahead = expected_lookahead(self.policy, batch, self.lookahead, self.constants, generator)
+        score, logprobs = scores(self.policy, batch, both, self.lookahead, self.constants, ahead)
         first, second = score.chunk(2)
         bias = 1.0 if self.method == "dpo" else self.settings.bias
         loss = ppl_loss(first, second, batch.label, bias, self.settings.alpha).mean()
@@ -117,6 +124,8 @@ class PreferenceLearner:
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "ref_logprobs": self.data.ref_logprobs,
+            "future_generator": self.future_generator.get_state(),
+            "future_values": None if self.data.expected is None else self.data.expected.values,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -129,6 +138,9 @@ class PreferenceLearner:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.data = replace(self.data, ref_logprobs=state["ref_logprobs"])
+        self.future_generator.set_state(state["future_generator"])
+        if self.data.expected is not None:
+            self.data.expected.values = state["future_values"]
 
 
 @torch.no_grad()

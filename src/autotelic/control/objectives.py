@@ -7,12 +7,13 @@ actions by several units, so that the logistic loss is linear and never satisfie
 log pi becomes -|u - mean|^2 / (2 std^2), as in CPL's code, and the KL the distance of the means.
 
 Everything that does not depend on the policy being trained (observations, actions, label parameters, look-ahead
-weights, reference log-probabilities) is cached in `PairData`, so that a PPL update costs a CPL update and one KL.
+weights, reference log-probabilities, the regression of `expected`) is cached in `PairData`, so that a PPL update costs
+a CPL update and one KL, or with `expected` one pass over a thousand states.
 
-References: arXiv:2310.13639 (CPL), arXiv:2505.06273 (PPL), arXiv:2305.18290 (DPO, on segments). Deviations: none.
+References: arXiv:2310.13639 (CPL), arXiv:2505.06273 (PPL), arXiv:2305.18290 (DPO, on segments).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from autotelic.control.episodes import Episode
+from autotelic.control.expected import ExpectedLookahead
 from autotelic.control.networks import GaussianPolicy
 from autotelic.control.segments import Preferences
 from autotelic.functional.lookahead import Lookahead, dirac_divergence, gaussian_kl, lookahead_weights
@@ -47,6 +49,8 @@ class PairData:
         label_log_std: likewise.
         ref_logprobs: log pi_ref of the actions, or None.
         weights: of the look-ahead (`with_lookahead`), or None.
+        discounts: gamma^t of the segment's own steps under `weights="tail"`, or None.
+        expected: the regression behind `future="expected"`, or None.
     """
 
     observations: Float[Tensor, "N S O"]
@@ -60,12 +64,20 @@ class PairData:
     label_log_std: Float[Tensor, "N S A"] | None = None
     ref_logprobs: Float[Tensor, "N S"] | None = None
     weights: Float[Tensor, "N S"] | None = None
+    discounts: Float[Tensor, " S"] | None = None
+    expected: ExpectedLookahead | None = None
 
     def with_lookahead(self, lookahead: Lookahead) -> "PairData":
         """Cache the look-ahead's weights: they depend on the masks alone."""
+        discounts = None
+        if lookahead.weights == "tail":
+            discounts = lookahead.gamma ** torch.arange(float(self.mask.shape[1]))
+        if lookahead.future in ("none", "expected"):
+            return replace(self, weights=None, discounts=discounts)
         steps = self.valid if lookahead.future == "observed" else self.mask
         window = (lookahead.gamma, lookahead.horizon, lookahead.start, lookahead.weights)
-        return replace(self, weights=lookahead_weights(steps, *window, score_mask=self.mask))
+        weights = lookahead_weights(steps, *window, score_mask=self.mask)
+        return replace(self, weights=weights, discounts=discounts)
 
     def take(self, pairs: Int[Tensor, " K"]) -> "PairData":
         """Return the pairs in `pairs`, over the same segments."""
@@ -125,7 +137,12 @@ def pair_data(
 
 
 def scores(
-    policy: GaussianPolicy, data: PairData, segments: Int[Tensor, " K"], lookahead: Lookahead, constants: str = "keep"
+    policy: GaussianPolicy,
+    data: PairData,
+    segments: Int[Tensor, " K"],
+    lookahead: Lookahead,
+    constants: str = "keep",
+    expected: Callable[[Int[Tensor, " K"]], Float[Tensor, " K"]] | None = None,
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K S"]]:
     """Return S of some segments under the policy, and log pi of their actions (without its constants, if dropped).
 
@@ -135,6 +152,7 @@ def scores(
         segments: rows.
         lookahead: the method's.
         constants: `drop` needs a policy of fixed std.
+        expected: look-ahead of some segments where `lookahead.future` is `expected`; by default from all states.
     """
     mask = data.mask[segments]
     actions = data.actions[segments]
@@ -142,8 +160,14 @@ def scores(
     drop = constants == "drop" and policy.std is not None
     logprobs = -scaled_distance(actions, mean, log_std) if drop else policy.logprob(actions, mean, log_std)
     reference = None if data.ref_logprobs is None else data.ref_logprobs[segments]
-    if lookahead.future == "none" or lookahead.coef == 0:
-        return cpl_score(logprobs, mask, reference), logprobs
+    counted = logprobs if data.discounts is None else logprobs * data.discounts
+    if data.discounts is not None and reference is not None:
+        reference = reference * data.discounts
+    if not lookahead.active:
+        return cpl_score(counted, mask, reference), logprobs
+    if lookahead.future == "expected":
+        ahead = (expected or expected_lookahead(policy, data, lookahead, constants))(segments)
+        return cpl_score(counted, mask, reference) - lookahead.coef * ahead, logprobs
     if lookahead.divergence == "dirac" or data.label_mean is None or data.label_log_std is None:
         divergences = dirac_divergence(logprobs)
     elif drop:
@@ -154,7 +178,39 @@ def scores(
     if data.weights is None:
         raise ValueError("call with_lookahead first: the weights are computed once, not per batch")
     weights = data.weights[segments]
-    return ppl_score(logprobs, divergences, weights, mask, reference, lookahead.coef), logprobs
+    return ppl_score(counted, divergences, weights, mask, reference, lookahead.coef), logprobs
+
+
+def expected_lookahead(
+    policy: GaussianPolicy,
+    data: PairData,
+    lookahead: Lookahead,
+    constants: str = "keep",
+    generator: torch.Generator | None = None,
+) -> Callable[[Int[Tensor, " K"]], Float[Tensor, " K"]]:
+    """Return the look-ahead of some segments under `future="expected"`.
+
+    With a generator, as in training: value and gradient apart, from a sample of states. Without: from all of them.
+    """
+    regression = data.expected
+    if regression is None:
+        raise ValueError("future='expected' needs PairData.expected: fit it with control.expected.fit_expected")
+
+    def divergence(rows: Int[Tensor, " J"]) -> Float[Tensor, " J"]:
+        mean, log_std = policy(regression.observations[rows])
+        label_mean, label_log_std = regression.label_mean, regression.label_log_std
+        drop = constants == "drop" and policy.std is not None
+        if lookahead.divergence == "dirac" or label_mean is None or label_log_std is None:
+            actions = regression.actions[rows]
+            return scaled_distance(actions, mean, log_std) if drop else -policy.logprob(actions, mean, log_std)
+        if drop:
+            return scaled_distance(label_mean[rows], mean, log_std)
+        return gaussian_kl(label_mean[rows], label_log_std[rows], mean, log_std, lookahead.label_entropy)
+
+    if generator is not None:
+        return lambda segments: regression.ahead(divergence, segments, generator)
+    vectors = regression.complete(divergence)
+    return lambda segments: regression.of(vectors, segments)
 
 
 def scaled_distance(
@@ -171,8 +227,9 @@ def all_scores(
     """S of every segment, in evaluation mode."""
     training = policy.training
     policy.eval()
-    rows = torch.arange(len(data.mask)).split(chunk)
-    result = torch.cat([scores(policy, data, part, lookahead, constants)[0] for part in rows])
+    rows, known = torch.arange(len(data.mask)).split(chunk), lookahead.active and lookahead.future == "expected"
+    ahead = expected_lookahead(policy, data, lookahead, constants) if known else None
+    result = torch.cat([scores(policy, data, part, lookahead, constants, ahead)[0] for part in rows])
     policy.train(training)
     return result
 

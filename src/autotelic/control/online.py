@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from autotelic.control.behavior_labels import label_parameters
+from autotelic.control.behavior_labels import policy_labels
 from autotelic.control.behaviors import ScriptedBehavior, build_behaviors, read_specs
 from autotelic.control.collection import JudgeSettings, best_critic, own_critic
 from autotelic.control.environments import VectorEnvironment, expert, make
@@ -28,11 +28,10 @@ from autotelic.control.episodes import Behavior, Episode, collect
 from autotelic.control.judges import Critic, judge_segments
 from autotelic.control.learners import PreferenceLearner
 from autotelic.control.networks import GaussianPolicy
-from autotelic.control.objectives import pair_data, segment_steps
 from autotelic.control.pebble import Pebble, PebbleSettings
 from autotelic.control.segments import Preferences, answer, cut_segments, merge_preferences
 from autotelic.control.settings import ONLINE_METHODS, TrainSettings
-from autotelic.control.training import Row, RunFolder, evaluate
+from autotelic.control.training import Row, RunFolder, evaluate, labelled_pairs
 from autotelic.errors import UserError, closest
 
 Number = float | int
@@ -131,13 +130,10 @@ class PreferenceStudent:
         """Clone the first round's data, then make the round's updates on every answer so far."""
         training, before = self.training, self.learner
         preferences = merge_preferences(asked)
-        steps = segment_steps(preferences, episodes, training.future == "observed")
-        where = (steps.episode, steps.step)
-        label = label_parameters(training.labels, episodes, where, training.seed) if training.method == "ppl" else None
+        kind = training.labels if training.method == "ppl" else "deterministic"
+        data = labelled_pairs(training, episodes, preferences, policy_labels(kind, episodes, training.seed))
         settings = training if before is None else replace(training, bc_steps=0)
-        self.learner = learner = PreferenceLearner(
-            settings, pair_data(episodes, preferences, steps, label), self.squash
-        )
+        self.learner = learner = PreferenceLearner(settings, data, self.squash)
         if before is not None:
             learner.policy.load_state_dict(before.policy.state_dict())
             learner.generator.set_state(before.generator.get_state())

@@ -8,7 +8,7 @@ Reference: arXiv:2310.13639 (25 episodes every 5000 updates, success at any step
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from autotelic.control.behavior_labels import label_parameters
+from autotelic.control.behavior_labels import PolicyLabels, policy_labels
 from autotelic.control.collection import read_data
 from autotelic.control.environments import VectorEnvironment, make
 from autotelic.control.episodes import Behavior, Episode, roll_out
+from autotelic.control.expected import fit_expected
 from autotelic.control.intervals import share_interval
 from autotelic.control.learners import IQLLearner, PreferenceLearner
 from autotelic.control.networks import GaussianPolicy
 from autotelic.control.objectives import PairData, all_scores, calibrated_nll, pair_data, segment_steps
+from autotelic.control.segments import Preferences
 from autotelic.control.settings import METHODS, TrainSettings
 from autotelic.errors import UserError
 from autotelic.runs.files import check_writable, write_atomically
@@ -50,12 +52,11 @@ class Prepared:
 def prepare(settings: TrainSettings, folder: Path) -> Prepared:
     """Read a data folder, attach policy labels where they are needed or recorded, and set pairs aside."""
     episodes, preferences, metadata = read_data(folder)
-    steps = segment_steps(preferences, episodes, settings.future == "observed")
-    recorded = all(e.mean is not None for e in episodes)
-    label = None
-    if settings.method == "ppl" or recorded:
-        label = label_parameters(settings.labels, episodes, (steps.episode, steps.step), settings.seed, folder)
-    data = pair_data(episodes, preferences, steps, label)
+    kind = settings.labels
+    if settings.method != "ppl" and not all(e.mean is not None for e in episodes):
+        kind = "deterministic"
+    labels = policy_labels(kind, episodes, settings.seed, folder)
+    data = labelled_pairs(settings, episodes, preferences, labels)
     count = len(preferences.label)
     held = max(1, round(settings.held_out_fraction * count))
     if count - held < 1:
@@ -68,6 +69,26 @@ def prepare(settings: TrainSettings, folder: Path) -> Prepared:
     if env is None:
         raise UserError(f"{folder}: the data set does not name its environment (metadata key `environment`). Add it.")
     return Prepared(episodes, data, held_out, bool(metadata.get("squash", False)), env)
+
+
+def labelled_pairs(
+    settings: TrainSettings, episodes: Sequence[Episode], preferences: Preferences, labels: PolicyLabels
+) -> PairData:
+    """Gather the segments with their policy labels, and regress futures where the look-ahead is `expected`.
+
+    Warns (`BiasedLookaheadWarning`) where one recorded future stands for the expectation.
+    """
+    lookahead = settings.lookahead()
+    lookahead.warn_if_biased(labels.stochastic)
+    steps = segment_steps(preferences, episodes, settings.future == "observed")
+    if settings.future != "expected":
+        return pair_data(episodes, preferences, steps, labels.at((steps.episode, steps.step)))
+    tail = settings.weights == "tail"
+    data = pair_data(episodes, preferences, steps)
+    expected = fit_expected(
+        episodes, labels.home, labels.owner, labels.own, preferences, settings.gamma, tail, settings.seed
+    )
+    return replace(data, expected=expected)
 
 
 def build_learner(settings: TrainSettings, prepared: Prepared, method: str | None = None) -> PreferenceLearner:
@@ -98,7 +119,8 @@ def preference_figures(learner: PreferenceLearner, prepared: Prepared) -> Row:
     data = replace(prepared.data, ref_logprobs=learner.data.ref_logprobs)
     for name in ("cpl", "ppl"):
         lookahead = learner.settings.lookahead(name)
-        if name == "ppl" and lookahead.divergence == "kl" and data.label_mean is None:
+        known = data.label_mean if data.expected is None else data.expected.label_mean
+        if name == "ppl" and lookahead.divergence == "kl" and known is None:
             continue
         score = all_scores(learner.policy, data.with_lookahead(lookahead), lookahead, learner.constants)
         margin = score[data.second] - score[data.first]

@@ -17,7 +17,7 @@ from autotelic.control.mdp.tabular import (
     state_kl,
 )
 from autotelic.errors import UserError
-from autotelic.functional.lookahead import Lookahead, categorical_kl, exact_lookahead, lookahead_weights
+from autotelic.functional.lookahead import BiasedLookaheadWarning, Lookahead, categorical_kl, exact_lookahead, lookahead_weights
 from autotelic.functional.preference import ppl_score
 
 CASES = [
@@ -102,7 +102,8 @@ def test_tabular_features_are_the_score_of_the_functional_module(future, weights
     segments = random_segments(generator)
     policies = np.stack([random_policy(generator, mdp.rewards.shape) for _ in range(2)])
     log_pi = np.log(random_policy(generator, mdp.rewards.shape))
-    features = score_features(mdp, segments, policies, Lookahead(future=future, gamma=0.9, weights=weights))
+    with pytest.warns(BiasedLookaheadWarning):
+        features = score_features(mdp, segments, policies, Lookahead(future=future, gamma=0.9, weights=weights))
     mask = torch.tensor(segments.valid if future == "observed" else segments.scored)
     counts = lookahead_weights(
         mask, 0.9, weights=weights, score_mask=torch.tensor(segments.scored), dtype=torch.float64

@@ -6,7 +6,7 @@ CPL counts the segment's steps. A look-ahead adds, for each future state s of we
 w H(mu(.|s)) to the constant, since -KL(mu || pi) = H(mu) + sum_a mu log pi. The maximum-likelihood policy is found by
 L-BFGS over softmax logits with an exact gradient.
 
-References: arXiv:2310.13639 (CPL), arXiv:2505.06273 (PPL). Deviations: none.
+References: arXiv:2310.13639 (CPL), arXiv:2505.06273 (PPL).
 """
 
 from dataclasses import dataclass
@@ -92,9 +92,11 @@ def score_features(
 ) -> ScoreFeatures:
     """Write each segment's score as a linear function of log pi; its policy label is `policies[segments.policy]`.
 
-    Warns (`BiasedLookaheadWarning`) where one observed future stands for an expectation.
+    Warns (`BiasedLookaheadWarning`) where one observed future stands for an expectation: dynamics are stochastic, or
+    the rollouts go beyond the next state and the label chooses at random.
     """
-    lookahead.warn_if_biased(mdp.stochastic)
+    random_label = bool(((policies > 1e-12) & (policies < 1 - 1e-12)).any()) and segments.valid.shape[1] > 2
+    lookahead.warn_if_biased(mdp.stochastic or random_label)
     counts = np.zeros((len(segments.policy), *mdp.rewards.shape))
     rows, steps = np.nonzero(segments.scored & segments.valid)
     states, actions = segments.states[rows, steps], segments.actions[rows, steps]

@@ -7,7 +7,6 @@ figure is KL(pi* || fit), in nats, averaged over states.
 Reference: none; the experiment tests arXiv:2505.06273 against arXiv:2310.13639 where both can be computed exactly.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +28,7 @@ from autotelic.control.mdp.tabular import (
     state_kl,
 )
 from autotelic.errors import UserError
-from autotelic.functional.lookahead import BiasedLookaheadWarning, Lookahead
+from autotelic.functional.lookahead import Lookahead
 
 Number = float | int
 Judge = Literal["regret", "advantage", "return"]
@@ -185,12 +184,10 @@ def run_seed(
     names = [*table, "auto"] if names is None else names
     alpha, generator = setup.alpha / setup.temperature, np.random.default_rng([seed, 1])
     features, result = {}, {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BiasedLookaheadWarning)  # the bias is what is being measured
-        for name in dict.fromkeys([n for n in names if n != "auto"] + (["cpl", "ppl"] if "auto" in names else [])):
-            lookahead, kind = table[name]
-            segments, policies = label_policies(kind, data.segments, data.policies, generator)
-            features[name] = score_features(data.mdp, segments, policies, lookahead)
+    for name in dict.fromkeys([n for n in names if n != "auto"] + (["cpl", "ppl"] if "auto" in names else [])):
+        lookahead, kind = table[name]
+        segments, policies = label_policies(kind, data.segments, data.policies, generator)
+        features[name] = score_features(data.mdp, segments, policies, lookahead)
     for name in names:
         if name == "auto":
             both = {n: features[n] for n in ("cpl", "ppl")}

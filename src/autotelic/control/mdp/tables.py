@@ -13,6 +13,7 @@ from autotelic.control.mdp import lqr_fits, random_mdps
 from autotelic.control.mdp.tree import METHODS, Judge, build_tree, population_fit, sample_fit
 from autotelic.control.plot import line_chart
 from autotelic.errors import UserError, closest
+from autotelic.functional.lookahead import Lookahead
 
 Number = float | int
 Row = dict[str, Any]
@@ -128,6 +129,9 @@ def lqr_table(
                     row |= {"mean": found.mean, "low": found.low, "high": found.high, "text": found.text()}
                     row |= {"minus_cpl": gap.mean, "minus_cpl_low": gap.low, "minus_cpl_high": gap.high}
                     rows.append(row | {"minus_cpl_text": gap.text(sign=True), "label_entropy": entropy})
+    for name, lookahead in (("ppl_observed", Lookahead("observed")), ("ppl_in_segment", Lookahead("in_segment"))):
+        if any(method.startswith(name) for method in chosen):
+            lookahead.warn_if_biased(True)
     return rows
 
 
