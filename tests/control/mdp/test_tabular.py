@@ -17,7 +17,13 @@ from autotelic.control.mdp.tabular import (
     state_kl,
 )
 from autotelic.errors import UserError
-from autotelic.functional.lookahead import BiasedLookaheadWarning, Lookahead, categorical_kl, exact_lookahead, lookahead_weights
+from autotelic.functional.lookahead import (
+    BiasedLookaheadWarning,
+    Lookahead,
+    categorical_kl,
+    exact_lookahead,
+    lookahead_weights,
+)
 from autotelic.functional.preference import ppl_score
 
 CASES = [
