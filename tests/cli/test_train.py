@@ -131,3 +131,10 @@ def tiny_model_folder(tmp_path, make_model, tokenizer):
     make_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def test_trls_own_names_of_data_set_and_reward():
+    run, _, _ = parse("grpo", ["--dataset_name", "openai/gsm8k", "--dataset-config", "main", "--reward_funcs", "empo"])
+    assert (run.dataset, run.dataset_config, run.reward) == ("openai/gsm8k", "main", "empo")
+    with pytest.raises(UserError, match="reward"):
+        parse("grpo", ["--reward_funcs", "empo", "format"])

@@ -85,3 +85,12 @@ def test_a_reward_gets_the_columns_that_it_names_and_a_label_free_one_none():
     assert label_columns(MixedReward([(empo, 1.0), (exact, 1.0), (VerifierReward(), 1.0)])) == ("answer", "difficulty")
     texts = ["So $\\boxed{2}$.", "So $\\boxed{3}$."]
     assert takes_messages(accuracy)(prompts=["q"] * 2, completions=texts, solution=["$2$"] * 2) == [1.0, 0.0]
+
+
+def test_a_reward_of_trl_by_its_path_takes_texts_and_asks_for_its_column():
+    pytest.importorskip("trl.rewards")
+    from autotelic.rewards.reward_table import read_reward
+
+    reward = read_reward("trl.rewards.accuracy_reward")
+    assert label_columns(reward) == ("solution",) and reward.__name__ == "accuracy_reward"
+    assert reward(prompts=["q"], completions=["So $\\boxed{2}$."], solution=["$2$"]) == [1.0]

@@ -20,8 +20,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from autotelic.errors import UserError, closest
 
-ALIASES = {"output": "output_dir"}
-"""Our one spelling of an output, where TRL has its own name."""
+ALIASES = {"output": "output_dir", "dataset_name": "dataset", "reward_funcs": "reward"}
+"""Names that are understood beside a field's own: our one spelling of an output, and TRL's of data set and reward."""
 
 
 def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from autotelic import rewards
 from autotelic.errors import UserError
 from autotelic.rewards.base import LabelFreeReward
+from autotelic.rewards.verifiers import takes_messages
 from autotelic.runs.method_settings import Spec, make, read
 
 VERIFIER = "verifier"
@@ -52,9 +53,10 @@ def read_reward(
 
 
 def imported(path: str) -> Callable[..., Any]:
-    """Return the function `package.module.function`."""
+    """Return the function `package.module.function`; those of TRL, which read messages, take texts too."""
     module, _, attribute = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"cannot import the reward {path!r}: {error}") from error
+    return takes_messages(found) if module.startswith("trl.rewards") else found
