@@ -49,6 +49,7 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("selected", "Share of tokens selected by the control", ("selected/share",)),
     ("majority", "Share of the largest answer", ("semantic/majority_share",)),
     ("semantic_entropy", "Semantic entropy", ("semantic/entropy",)),
+    ("undecided", "Pairs of answers that could not be decided", ("semantic/undecided",)),
     ("truncated", "Responses cut at the length limit", ("completions/truncated_share",)),
     ("ceiling", "Ceiling by the law, as the run saw it", ("law/ceiling",)),
 )
