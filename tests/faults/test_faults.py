@@ -24,6 +24,7 @@ from autotelic.runs.checkpoints import (
     last_complete,
     mark_complete,
 )
+from autotelic.trl.entropy_term import EntropyTerm
 
 HERE = Path(__file__).parent
 
@@ -173,7 +174,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, options
 
 def test_an_entropy_that_is_not_finite_stops_one_shot_em(options, at_step_two):
     def spoil(trainer):
-        trainer._entropy_loss = lambda inputs: torch.tensor(float("inf"), requires_grad=True)
+        term = next(part for part in trainer.parts if isinstance(part, EntropyTerm))
+        term.loss_term = lambda *args, **kwargs: torch.tensor(float("inf"), requires_grad=True)
 
     with pytest.raises(UserError, match="loss of step 3 is inf"):
         train("one_shot_em", options(reward=at_step_two("infinite", spoil)))

@@ -215,6 +215,8 @@ def run_job(demo: Demo, job: Job, folder: Path) -> dict[str, Any]:
 
     options = demo.common | job.options | {"output_dir": folder, "overwrite": True, "quiet": True}
     with warnings.catch_warnings(action="ignore", category=EntropyControlWarning):  # shares for a small model
+        # TRL asks transformers for a property by its former name
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         train(job.method, to_options(options))
     return evaluate(demo, str(folder))
 

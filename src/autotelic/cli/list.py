@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         chosen = [entry for entry in found if entry["name"] == args.what]
     if not chosen:
         names = [*KINDS, *(entry["name"] for entry in found)]
-        raise UserError(f"nothing is called {args.what!r}{closest(args.what, names)}; `autotelic list` names all")
+        raise UserError(f"nothing is called {args.what!r}{closest(str(args.what), names)}; `autotelic list` names all")
     print(json.dumps(chosen, default=str) if args.json else text(chosen, details=args.what is not None))
     return 0
 
