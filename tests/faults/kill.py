@@ -122,8 +122,7 @@ def tiny_settings(folder: Path, run: Path) -> dict:
         "max_steps": STEPS,
         "save_steps": 2,
         "learning_rate": 1e-3,
-        "log_rollouts": 1,
-        "log_rollouts_steps": 4,
+        "log_rollouts": "1,steps=4",
         "quiet": "true",
     }
 

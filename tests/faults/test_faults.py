@@ -174,8 +174,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, options
 
 def test_an_entropy_that_is_not_finite_stops_one_shot_em(options, at_step_two):
     def spoil(trainer):
-        term = next(part for part in trainer.parts if isinstance(part, EntropyTerm))
-        term.loss_term = lambda *args, **kwargs: torch.tensor(float("inf"), requires_grad=True)
+        trainer.part(EntropyTerm).loss_term = lambda loss: torch.tensor(float("inf"), requires_grad=True)
 
     with pytest.raises(UserError, match="loss of step 3 is inf"):
         train("one_shot_em", options(reward=at_step_two("infinite", spoil)))
@@ -200,7 +199,7 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path, options):
 
 def test_the_order_of_prompts_goes_on_in_a_later_epoch(tmp_path, options):
     """A run that is resumed in its third epoch sees the prompts of its third epoch."""
-    extra = {"reward": "random", "log_rollouts": 4, "log_rollouts_steps": 1}
+    extra = {"reward": "random", "log_rollouts": "4,steps=1"}
     train("grpo", options(**extra))
     whole = [(row["step"], row["prompt_id"]) for row in rows_of(tmp_path / "run" / "rollouts.jsonl")]
     discard(tmp_path / "run" / "checkpoint-12")

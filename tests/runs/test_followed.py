@@ -120,8 +120,7 @@ def test_the_command_follows_its_first_prompts(tmp_path, make_model, tokenizer):
         "max_steps": 2,
         "quiet": True,
         "save_strategy": "no",
-        "follow_prompts": "3,k=2",
-        "log_rollouts_steps": 1,
+        "follow_prompts": "3,k=2,steps=1",
     }
     train("grpo", [item for key, value in settings.items() for item in (f"--{key}", str(value))])
     rows = [json.loads(line) for line in (tmp_path / "run" / "followed.jsonl").read_text().splitlines()]

@@ -151,5 +151,5 @@ def test_a_carried_model_says_which_recipe_made_it():
 
 
 def test_an_unknown_model_is_refused_with_the_closest():
-    with pytest.raises(UserError, match="Carried: any_pair"):
+    with pytest.raises(UserError, match="did you mean 'any_pair'"):
         model_path("any_pear_tree")

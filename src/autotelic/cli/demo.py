@@ -80,13 +80,12 @@ SMALL_ROLLOUT = {  # 16 prompts x 8 responses, two updates a rollout
     "steps_per_generation": 2,
     "learning_rate": 2e-4,
     "max_steps": 80,
-    "log_rollouts": 4,
-    "log_rollouts_steps": 10,
-    "follow_prompts": 4,
+    "log_rollouts": "4,steps=10",
+    "follow_prompts": "4,steps=10",
 }
 SMALL_LOOKS = {"validation_dataset": "chain_sums:test", "validation_limit": 60, "validation_k": 4}
 SMALL_RUN = SMALL_ROLLOUT | SMALL_LOOKS | {"validation_steps": 10}
-SMALL_EM = {"prompt": "3+9-10=?", "learning_rate": 2e-4, "log_rollouts": 1, "log_rollouts_steps": 1}
+SMALL_EM = {"prompt": "3+9-10=?", "learning_rate": 2e-4, "log_rollouts": "1,steps=1"}
 """The base model is right half of the time on this prompt: see docs/world.md."""
 
 CHAT_ROLLOUT = {  # 4 prompts x 8 responses an update, two updates a rollout
@@ -97,8 +96,7 @@ CHAT_ROLLOUT = {  # 4 prompts x 8 responses an update, two updates a rollout
     "steps_per_generation": 2,
     "learning_rate": 1e-5,
     "max_steps": 8,
-    "log_rollouts": 2,
-    "log_rollouts_steps": 4,
+    "log_rollouts": "2,steps=4",
 }
 CHAT_EM = {  # one problem; the paper's 2e-5 at temperature 0.5 is too much for a small model
     "dataset": "word_sums:validation",
@@ -107,8 +105,7 @@ CHAT_EM = {  # one problem; the paper's 2e-5 at temperature 0.5 is too much for 
     "learning_rate": 2e-6,
     "temperature": 1.0,
     "max_steps": 6,
-    "log_rollouts": 1,
-    "log_rollouts_steps": 2,
+    "log_rollouts": "1,steps=2",
 }
 
 DEMOS = {

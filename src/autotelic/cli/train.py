@@ -377,18 +377,16 @@ def build_follower(run_args: Any, tokenizer: Any, training_args: Any, rows: Sequ
     from autotelic.diagnostics.probing import make_follower
     from autotelic.trl.arguments import follow_of
 
-    number, k = follow_of(run_args.follow_prompts)
-    if not number:
+    followed = follow_of(run_args)
+    if not followed.count:
         return None
-    if run_args.log_rollouts_steps < 1:
-        raise UserError(f"log_rollouts_steps must be at least 1, got {run_args.log_rollouts_steps}")
     prompts: dict[str, dict[str, Any]] = {}
     for row in rows:
         prompts.setdefault(str(row["prompt"]), {"prompt": row["prompt"], "id": row["id"]})
     return make_follower(
         tokenizer,
-        list(prompts.values())[:number],
-        k=k,
+        list(prompts.values())[: followed.count],
+        k=followed.k,
         temperature=training_args.temperature,
         max_new_tokens=training_args.max_completion_length,
     )

@@ -6,7 +6,7 @@ A control, a reward, a stop rule and their settings are one option each: `clip_c
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from autotelic.errors import UserError
 from autotelic.runs.method_settings import Spec, make, setting
@@ -83,12 +83,11 @@ class RunArguments(CommonArguments):
     law: Spec = option(
         "off", "guards", "on: fit the entropy law and log law/*; stop_below=0.01: stop where less is left"
     )
-    log_rollouts: int = option(0, "output", "prompts per logged rollout, with token statistics; 0: none")
-    log_rollouts_steps: int = option(20, "output", "updates between logged rollouts")
+    log_rollouts: str = option("0", "output", "prompts per logged rollout, with token statistics; 4,steps=10; 0: none")
     follow_prompts: str = option(
         "0",
         "output",
-        "prompts sampled again every log_rollouts_steps updates, for the report; 4,k=16; 0: none",
+        "prompts sampled again and again, for the report; 4,k=16,steps=10; 0: none",
     )
 
 
@@ -96,7 +95,17 @@ class RunArguments(CommonArguments):
 class Follow:
     """The prompts that come back at every look."""
 
+    count: int = setting(0, "prompts", unit="prompts")
     k: int = setting(8, "responses of each", unit="responses")
+    steps: int = setting(20, "updates between two looks", unit="updates")
+
+
+@dataclass(frozen=True)
+class LoggedRollouts:
+    """The rollouts that are written down."""
+
+    count: int = setting(0, "prompts of each", unit="prompts")
+    steps: int = setting(20, "updates between two", unit="updates")
 
 
 @dataclass(frozen=True)
@@ -124,16 +133,28 @@ def unnamed(kind: str, spec: Spec, cls: Any) -> Any:
     return make(kind, f"{kind},{spec}" if spec else kind, {kind: cls})
 
 
-def follow_of(spec: str) -> tuple[int, int]:
-    """Return how many prompts are followed, with how many responses each: `4`, `4,k=16`."""
+CountedT = TypeVar("CountedT", Follow, LoggedRollouts)
+
+
+def counted(name: str, spec: Any, cls: type[CountedT]) -> CountedT:
+    """Return settings whose first word is a number of prompts: `4`, `4,steps=10`."""
     count, _, rest = str(spec).partition(",")
-    try:
-        number = int(count)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise UserError(f"follow_prompts is {spec!r}: give a number of prompts, as in 4 or 4,k=16")
-    return number, unnamed("follow_prompts", rest, Follow).k
+    if not count.strip().isdigit():
+        raise UserError(f"{name} is {spec!r}: give a number of prompts, as in 4 or 4,steps=10")
+    found = unnamed(name, f"count={count}" + (f",{rest}" if rest else ""), cls)
+    if found.steps < 1:
+        raise UserError(f"{name}: steps must be at least 1, got {found.steps}")
+    return found
+
+
+def follow_of(run: Any) -> Follow:
+    """Return which prompts a run follows."""
+    return counted("follow_prompts", run.follow_prompts, Follow)
+
+
+def logged_of(run: Any) -> LoggedRollouts:
+    """Return which rollouts a run writes down."""
+    return counted("log_rollouts", run.log_rollouts, LoggedRollouts)
 
 
 def law_of(spec: Spec) -> Law | None:
@@ -158,6 +179,7 @@ MOVED = {
     "em": "em_coef:coef em_reduction:reduction em_floor:floor em_positions:positions "
     "em_position_fraction:position_fraction em_compat:compat",
     "law": "law_stop_below:stop_below",
+    "log_rollouts": "log_rollouts_steps:steps",
     "follow_prompts": "follow_k:k",
     "probe": "probe_dataset:dataset probe_limit:limit probe_steps:steps probe_k:k stop_action:action",
 }

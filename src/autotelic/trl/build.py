@@ -18,7 +18,7 @@ from typing import Any
 from autotelic.errors import UserError
 from autotelic.runs.files import check_writable, write_atomically
 from autotelic.runs.method_settings import make, settings_of
-from autotelic.trl.arguments import CommonArguments, RunArguments, follow_of, law_of, name_of, unnamed
+from autotelic.trl.arguments import CommonArguments, RunArguments, follow_of, law_of, logged_of, name_of, unnamed
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -100,9 +100,10 @@ def build_parts(method: str, run: RunArguments, training_args: Any) -> list[Any]
         parts.append(EntropyTerm(unnamed("em", run.em, EntropyMinimization)))
     elif run.em:
         raise UserError(f"em sets one_shot_em, and this is {method}: leave it out")
-    if run.log_rollouts:
+    logged = logged_of(run)
+    if logged.count:
         rollouts = Path(training_args.output_dir) / "rollouts.jsonl"
-        parts.append(RolloutLog(rollouts, run.log_rollouts, run.log_rollouts_steps))
+        parts.append(RolloutLog(rollouts, logged.count, logged.steps))
     if run.train_generations is not None:
         parts.append(SurplusVotes(run.train_generations))
     return parts
@@ -139,7 +140,7 @@ def build_callbacks(
         acts = intervention(method, name_of(run.entropy_control))
         callbacks.append(EntropyLawCallback(metrics_file, stop_when_remaining_below=law.stop_below, intervention=acts))
     if follow is not None:
-        callbacks.append(FollowedPrompts(follow, folder / "followed.jsonl", run.log_rollouts_steps))
+        callbacks.append(FollowedPrompts(follow, folder / "followed.jsonl", follow_of(run).steps))
     return callbacks
 
 
@@ -177,8 +178,8 @@ def check_sharding(run: RunArguments) -> None:
     asked = {
         "stop_rule": run.stop_rule not in ("", "none", []),
         "validation_steps": run.validation_steps > 0,
-        "follow_prompts": follow_of(run.follow_prompts)[0] > 0,
-        "log_rollouts": run.log_rollouts > 0,
+        "follow_prompts": follow_of(run).count > 0,
+        "log_rollouts": logged_of(run).count > 0,
     }
     names = [name for name, value in asked.items() if value]
     if names and is_deepspeed_zero3_enabled():
