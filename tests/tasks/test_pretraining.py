@@ -115,14 +115,14 @@ def test_the_command_writes_a_model_and_refuses_other_folders(tmp_path: Path, ca
     output = tmp_path / "model"
     arguments = ["pretrain", "--config", str(config), "--num_steps", "2"]
     threads = torch.get_num_threads()
-    assert cli.main([*arguments, "--output_dir", str(output)]) == 0
+    assert cli.main([*arguments, "--output", str(output)]) == 0
     torch.set_num_threads(threads)
     assert "step 2/2" in capsys.readouterr().err
     assert (output / "model.safetensors").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    assert cli.main([*arguments, "--output_dir", str(tmp_path / "other")]) == 2
-    assert cli.main([*arguments, "--output_dir", str(config / "below")]) == 2
+    assert cli.main([*arguments, "--output", str(tmp_path / "other")]) == 2
+    assert cli.main([*arguments, "--output", str(config / "below")]) == 2
     assert (tmp_path / "other" / "notes.txt").read_text() == "mine"
 
 
