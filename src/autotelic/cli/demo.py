@@ -50,6 +50,7 @@ class Demo:
         jobs: the runs.
         dtype: numbers of the model while it is measured.
         temperatures: further temperatures at which the model is measured before training.
+        memory: gigabytes that one process needs at most.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Demo:
     jobs: tuple[Job, ...]
     dtype: str = "float32"
     temperatures: tuple[float, ...] = ()
+    memory: float = 1.0
 
     @property
     def common(self) -> dict[str, Any]:
@@ -88,12 +90,13 @@ SMALL_RUN = SMALL_ROLLOUT | SMALL_LOOKS | {"validation_steps": 10}
 SMALL_EM = {"prompt": "3+9-10=?", "learning_rate": 2e-4, "log_rollouts": "1,steps=1"}
 """The base model is right half of the time on this prompt: see docs/world.md."""
 
-CHAT_ROLLOUT = {  # 4 prompts x 8 responses an update, two updates a rollout
+CHAT_ROLLOUT = {  # 4 prompts x 8 responses an update, in two parts to save memory; two updates a rollout
     "dataset": "word_sums:train",
     "dataset_limit": 2000,
     "num_generations": 8,
-    "per_device_train_batch_size": 32,
-    "steps_per_generation": 2,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 2,
+    "steps_per_generation": 4,
     "learning_rate": 1e-5,
     "max_steps": 8,
     "log_rollouts": "2,steps=4",
@@ -102,6 +105,8 @@ CHAT_EM = {  # one problem; the paper's 2e-5 at temperature 0.5 is too much for 
     "dataset": "word_sums:validation",
     "dataset_limit": 1,
     "num_generations": 64,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 4,
     "learning_rate": 2e-6,
     "temperature": 1.0,
     "max_steps": 6,
@@ -136,6 +141,7 @@ DEMOS = {
         ),
         dtype="bfloat16",
         temperatures=(0.6,),  # the sharpening control: what a lower temperature alone gives
+        memory=6.0,  # weights, gradients and two moments in float32: 2.2 GB; the rest are activations and logits
     ),
 }
 
@@ -180,9 +186,12 @@ def run_demo(output: str | Path, demo: Demo = DEMOS["any_pair"], *, quiet: bool 
 
 
 def measure(demo: Demo, runs: Path, *, quiet: bool) -> dict[str, Any]:
-    """Run every job in one of two fresh processes and return its evaluation; shows progress meanwhile."""
+    """Run every job in one of two fresh processes (where memory allows) and return its evaluation; show progress."""
+    import psutil
+
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=2, mp_context=context, initializer=single_threaded) as pool:
+    workers = num_workers(demo.memory, psutil.virtual_memory().available)
+    with ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=single_threaded) as pool:
         trained = {job.name: pool.submit(run_job, demo, job, runs / job.name) for job in demo.jobs}
         before = {"base": pool.submit(evaluate, demo, demo.model)}
         for temperature in demo.temperatures:
@@ -196,6 +205,11 @@ def measure(demo: Demo, runs: Path, *, quiet: bool) -> dict[str, Any]:
             for worker in multiprocessing.active_children():
                 worker.kill()
             raise
+
+
+def num_workers(memory: float, available: int) -> int:
+    """Return how many processes of `memory` gigabytes share the runs, given the bytes that are free: one or two."""
+    return 2 if available >= 2 * memory * 1e9 else 1
 
 
 def single_threaded() -> None:
