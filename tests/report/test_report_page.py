@@ -289,7 +289,9 @@ def test_browser_half_the_data_gives_half_the_page(tmp_path, chromium):
     assert chromium.run("[...document.querySelectorAll('section')].map((s) => s.id)") == [
         *("results", "curves", "law", "covariance", "about")
     ]
-    missing = chromium.run("document.querySelector('.notice').textContent")
+    missing = chromium.run("document.querySelector('.absent').textContent")
+    assert chromium.run("document.querySelector('.absent').open") is False
+    assert chromium.run("document.querySelector('main > section, main > details').id") == "results"
     for part in ("no rollouts", "no results.json", "autotelic eval", "autotelic logits", "preference learning"):
         assert part in missing
     assert chromium.complaints() == []

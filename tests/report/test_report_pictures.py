@@ -54,6 +54,15 @@ def test_the_map_over_steps_needs_two_training_temperatures(tmp_path):
     assert found["values"]["mean@k"] == [[0.1, 0.3], [None, 0.2]]
 
 
+def test_one_temperature_is_no_map(tmp_path):
+    """Trained and evaluated at 1, beside a run that does not say: nothing differs. Trained at .5: something does."""
+    write_run(tmp_path / "a", temperature=1.0, evaluation={"1.0": estimate(0.3)})
+    write_run(tmp_path / "b", temperature=None, evaluation={"1.0": estimate(0.3)})
+    assert pictures.heat_maps(grouped(*find_runs([tmp_path]))) == []
+    write_run(tmp_path / "c", temperature=0.5, evaluation={"1.0": estimate(0.3)})
+    assert len(pictures.heat_maps(grouped(*find_runs([tmp_path])))) == 1
+
+
 def test_long_maps_keep_their_ends(tmp_path):
     rows = [{"step": s, "eval/mean_at_k": 0.5} for s in range(500)]
     folders = [write_run(tmp_path / str(t), temperature=t, rows=rows) for t in (0.5, 1.0)]

@@ -55,7 +55,7 @@ def heat_maps(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def evaluation_map(groups: Sequence[Group]) -> dict[str, Any] | None:
-    """Return the map of what `autotelic eval --temperature T1 T2 ... --output RUN/evaluation.json` measured."""
+    """Return the map of what `autotelic eval RUN --temperature ... --output` measured, where temperatures differ."""
     rows = [(g, t, [r for r in runs if r.evaluation]) for g, t, runs in by_temperature(groups)]
     rows = [row for row in rows if row[2]]
     columns = sorted({temperature for _, _, runs in rows for run in runs for temperature in run.evaluation})
@@ -65,6 +65,8 @@ def evaluation_map(groups: Sequence[Group]) -> dict[str, Any] | None:
     def value(run: Run, metric: str, column: float) -> float | None:
         return as_number(run.evaluation.get(column, {}).get(metric, {}).get("value"))
 
+    if len({t for _, t, _ in rows if t is not None}.union(columns)) < 2:
+        return None
     return heat_map("evaluation temperature", rows, columns, metrics, value)
 
 
@@ -78,7 +80,7 @@ def step_map(groups: Sequence[Group]) -> dict[str, Any] | None:
         for g, t, runs in by_temperature(groups)
     ]
     rows = [row for row in rows if row[2]]
-    if len({temperature for _, temperature, _ in rows}) < 2:
+    if len({temperature for _, temperature, _ in rows if temperature is not None}) < 2:
         return None
     columns = sorted(
         {s for _, _, runs in rows for run in runs for m in metrics.values() for s in run.metrics.get(m, {})}

@@ -144,9 +144,6 @@
   const versions = Object.entries(data.versions).map(([k, v]) => k + " " + v).join(", ");
   const what = data.groups.map((g) => g.label + " (" + seeds(g.n) + (g.steps ? ", " + plural(g.steps, "step") : "") + ")").join(" · ");
   document.getElementById("what").append(el("span", {}, what), el("br"), el("span", { class: "small" }, "Written " + data.generated.replace("T", " ").replace("+00:00", " UTC") + (versions ? " · " + versions : "")));
-  if (data.absent.length) {
-    main.append(el("details", { class: "notice", open: data.absent.length < 4 }, el("summary", {}, plural(data.absent.length, "part") + " of the page missing, and why"), el("ul", {}, data.absent.map((t) => el("li", {}, t)))));
-  }
 
   /* Legend: one for every figure. */
   const legend = document.getElementById("legend");
@@ -202,6 +199,10 @@
     const rest = t.columns.filter((c) => !wanted(c));
     node.append(resultsTable(t, first.length ? first : t.columns));
     if (first.length && rest.length) node.append(el("details", {}, el("summary", {}, "Further figures: " + rest.join(", ")), resultsTable(t, rest)));
+  }
+
+  if (data.absent.length) {
+    main.append(el("details", { class: "absent" }, el("summary", {}, "Not on this page: " + plural(data.absent.length, "part") + ", and how to add " + (data.absent.length === 1 ? "it" : "them")), el("ul", { class: "small muted" }, data.absent.map((t) => el("li", {}, t)))));
   }
 
   /* Curves over steps. */
