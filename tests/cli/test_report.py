@@ -1,6 +1,12 @@
 """`autotelic report`: writes the page, watches, and refuses in one line."""
 
+import http.client
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 import synthetic_runs
@@ -41,6 +47,46 @@ def test_watch_follows_the_log_until_interrupted(tmp_path, monkeypatch, capsys):
     assert pages[1] == pages[2]  # nothing new, nothing written
     assert 'http-equiv="refresh"' not in page.read_text()
     assert capsys.readouterr().out.count("page.html (") == 2
+
+
+def test_serve_reads_growing_logs_and_answers_its_own_names_only(tmp_path):
+    """A process of its own, ended as Ctrl-C ends it."""
+    folder = synthetic_runs.write_run(tmp_path / "run", "grpo", steps=5)
+    start = "import sys; from autotelic.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", start, "report", str(folder), "--serve", "--port", "0", "--json"]
+    process = subprocess.Popen(
+        [*command, "-o", str(tmp_path / "page.html")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        port = int(json.loads(process.stdout.readline())["address"].rpartition(":")[2])
+
+        def get(path="/", host=f"127.0.0.1:{port}"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("GET", path, headers={"Host": host})
+            answer = connection.getresponse()
+            found = answer.status, answer.read().decode()
+            connection.close()
+            return found
+
+        status, page = get()
+        assert status == 200 and ",77]" not in page and 'http-equiv="refresh" content="10"' in page
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 77, "reward/mean": 0.5}\n')
+        assert ",77]" in get()[1]
+        assert get(host="elsewhere.example")[0] == 403
+        assert get("/metrics.jsonl")[0] == 404
+    finally:
+        os.kill(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (0, "autotelic: stopped serving\n")
+
+
+def test_serve_on_a_taken_port_is_one_line(tmp_path, capsys):
+    folder = synthetic_runs.write_run(tmp_path / "run", "grpo", steps=2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["report", str(folder), "-o", str(tmp_path / "page.html"), "--serve", "--port", port]) == 2
+    assert "choose another --port" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -221,3 +221,23 @@ def test_every_curve_of_the_covariance_has_its_own_name(tmp_path):
     assert ranks == ["top 0.02 %", "top 0.2 %", "top 2 %", "top 20 %", "top 50 %", "all tokens"]
     assert [c["name"] for c in entry["accuracies"]] == list(data.ACCURACIES.values())
     assert len({c["name"] for c in entry["quadrants"]}) == 4
+
+
+def test_differences_are_the_settings_that_differ(tmp_path):
+    """Seeds and folders are no difference; a nested setting is named by its path, a missing one is None."""
+    synthetic_runs.write_run(tmp_path / "a", "grpo", steps=1, seed=0)
+    synthetic_runs.write_run(tmp_path / "b", "grpo", steps=1, seed=1)
+    assert data.differences(data.group_runs([load_run(tmp_path / name) for name in "ab"])) == []
+    synthetic_runs.write_run(tmp_path / "c", "grpo", steps=1, temperature=0.5)
+    described = json.loads((tmp_path / "c" / "run.json").read_text())
+    described["config"]["training"]["optimizer"] = {"kind": {"beta": 0.9}}
+    (tmp_path / "c" / "run.json").write_text(json.dumps(described))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "evaluation.json").write_text(json.dumps(synthetic_runs.evaluation(1.0)))
+    groups = data.group_runs([load_run(tmp_path / name) for name in ("a", "b", "c", "base")])
+    values = {group.key: place for place, group in enumerate(groups)}
+    found = {row["name"]: row["values"] for row in data.differences(groups)}
+    assert {name: [row[values[key]] for key in ("grpo", "grpo 2", "base")] for name, row in found.items()} == {
+        "optimizer.kind.beta": [None, "0.9", None],
+        "temperature": ["1.0", "0.5", None],
+    }

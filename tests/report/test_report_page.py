@@ -1,5 +1,6 @@
 """The page itself: one file, hostile text stays text, written whole or not at all, and works in a browser."""
 
+import csv
 import json
 import re
 import time
@@ -105,6 +106,7 @@ def seen(page, chromium):
 SECTIONS = [
     *(
         "results",
+        "differences",
         "curves",
         "preferences",
         "online",
@@ -278,6 +280,31 @@ def test_browser_text_can_be_read(page, chromium, width, dark):
     found = chromium.run(CONTRAST)
     assert found["checked"] > 300
     assert found["low"] == []
+
+
+@needs_browser
+def test_browser_saves_tables_as_csv_and_figures_as_svg(page, chromium, tmp_path):
+    """By a real click: the saved file holds the table's cells; every table has its button, every figure its SVG."""
+    chromium.open(page)
+    counts = "['main table', 'main table + .save'].map((s) => document.querySelectorAll(s).length)"
+    tables, buttons = chromium.run(counts)
+    assert tables == buttons > 5
+    chromium.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    chromium.run("document.querySelectorAll('#differences details').forEach((node) => { node.open = true; })")
+    chromium.click("#differences .save")
+    saved = tmp_path / "what-differs-between-these-runs.csv"
+    ends = time.monotonic() + 10
+    while not saved.exists() and time.monotonic() < ends:
+        time.sleep(0.05)
+    rows = list(csv.reader(saved.open(newline="")))
+    assert rows[0][0] == "setting"
+    assert next(row for row in rows if row[0] == "temperature").count("0.5") == 1
+    assert len({len(row) for row in rows}) == 1
+    formats = chromium.run(
+        "[...document.querySelectorAll('.chart')].map((n) => n._context.toImageButtonOptions.format)"
+    )
+    assert set(formats) == {"svg"}
+    assert chromium.complaints() == []
 
 
 @needs_browser

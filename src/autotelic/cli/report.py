@@ -6,11 +6,14 @@ says what is missing and which command makes it.
 
     autotelic report runs/demo -o page.html
     autotelic report runs/grpo-0 runs/grpo-1 runs/empo-0 -o page.html --watch
+    autotelic report runs --serve                # at http://127.0.0.1:8000, for this machine only
 """
 
 import argparse
 import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from autotelic.cli.options import add_output, say
@@ -23,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="page (default: %(default)s)")
     parser.add_argument("--title", default="autotelic report", help="title of the page")
     parser.add_argument("--watch", action="store_true", help="write the page anew whenever a log grows, until Ctrl-C")
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between looks with --watch (default: 10)")
+    parser.add_argument(
+        "--every", type=float, default=10.0, help="seconds between looks with --watch or --serve (default: 10)"
+    )
+    parser.add_argument("--serve", action="store_true", help="show the page at 127.0.0.1, read anew as logs grow")
+    parser.add_argument("--port", type=int, default=8000, help="of --serve; 0: any free one (default: %(default)s)")
     add_output(parser)
 
 
@@ -33,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.every <= 0:
         raise UserError(f"--every must be above 0 seconds, got {args.every}")
+    if args.serve:
+        return serve(args)
     refresh = max(1, round(args.every)) if args.watch else None
     last = None
     while True:
@@ -53,6 +62,73 @@ def run(args: argparse.Namespace) -> int:
             write_report(args.runs, args.output, title=args.title)  # the last page no longer loads itself anew
             say(args, "autotelic: stopped watching")
             return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Show the page to this machine until interrupted; a request reads the runs again where a file has changed."""
+    try:
+        server = PageServer(args)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on 127.0.0.1:{args.port}: {error}; choose another --port") from None
+    with server:
+        server.page()  # a wrong folder is said here, not in the browser
+        address = f"http://127.0.0.1:{server.server_port}"
+        print(json.dumps({"address": address}) if args.json else f"{address}  (Ctrl-C ends)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say(args, "autotelic: stopped serving")
+    return 0
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves one page on the loopback interface, written to --output and kept until a file of a run changes."""
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(("127.0.0.1", args.port), PageHandler)
+        self.args, self.lock, self.state, self.content = args, threading.Lock(), None, b""
+
+    def page(self) -> bytes:
+        """Return the page as it is now."""
+        from autotelic.report import write_report
+
+        with self.lock:
+            state = fingerprint(self.args.runs)
+            if state != self.state:
+                refresh = max(1, round(self.args.every))
+                self.content = write_report(
+                    self.args.runs, self.args.output, title=self.args.title, refresh=refresh
+                ).read_bytes()
+                self.state = state
+            return self.content
+
+
+class PageHandler(BaseHTTPRequestHandler):
+    """Answers GET / only, and only under the server's own names: another site's name that leads here gets nothing."""
+
+    server: PageServer
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        port = self.server.server_port
+        if self.headers.get("Host") not in {f"127.0.0.1:{port}", f"localhost:{port}"}:
+            self.send_error(403)
+        elif self.path != "/":
+            self.send_error(404)
+        else:
+            try:
+                status, kind, content = 200, "text/html", self.server.page()
+            except (UserError, OSError) as error:
+                status, kind, content = 500, "text/plain", f"{error}\n".encode()
+            self.send_response(status)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing of single requests."""
 
 
 def fingerprint(runs: list[Path]) -> tuple[tuple[str, int, int], ...]:

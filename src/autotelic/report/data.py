@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from autotelic.runs.logs import as_number
 
 MAX_POINTS = 500
 MAX_CONFIG_CHARACTERS = 6000
+MAX_SETTING_CHARACTERS = 80
 RUN_IDENTITY = frozenset(
     {
         "seed",
@@ -129,6 +131,30 @@ def settings_key(run: Run) -> str:
         elif key not in RUN_IDENTITY:
             settings[key] = value
     return json.dumps(settings, sort_keys=True, default=str)
+
+
+def differences(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the settings whose values differ between groups, one row each: name, and the value of every group.
+
+    A group without settings, as the base model or a run without run.json, differs in nothing.
+    """
+    configs = [flat(json.loads(settings_key(group.runs[0]))) for group in groups]
+    names = sorted({name for config in configs for name in config})
+    rows = [{"name": name, "values": [config.get(name) for config in configs]} for name in names]
+    known = [bool(config) for config in configs]
+    return [row for row in rows if len(set(compress(row["values"], known))) > 1]
+
+
+def flat(settings: Mapping[str, Any], start: str = "") -> dict[str, str]:
+    """Return nested settings as one level of text, names joined by dots; a long value is cut."""
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{start}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            found[start + name] = text if len(text) <= MAX_SETTING_CHARACTERS else f"{text[:MAX_SETTING_CHARACTERS]}…"
+    return found
 
 
 def variant_label(run: Run, variants: Sequence[Sequence[Run]]) -> str:

@@ -94,6 +94,7 @@ def build_payload(
         "versions": versions(runs),
         "groups": [group.as_dict() for group in groups],
         "table": table,
+        "differences": data.differences(groups),
         "charts": drawn,
         "probes": probes,
         "preferences": preferences,

@@ -73,6 +73,7 @@
   }
   const legendAbove = { showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 11 } } };
   const config = { displaylogo: false, responsive: true, displayModeBar: window.innerWidth < 640 ? false : "hover", modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
+  const fileName = (text) => text.toLowerCase().replace(/[^a-z0-9@]+/g, "-").replace(/^-|-$/g, "") || "figure";
   const sizes = new ResizeObserver((entries) => {
     for (const { target, contentRect } of entries) {
       if (target.dataset.drawn && contentRect.width && Math.abs(contentRect.width - target._fullLayout.width) > 1) Plotly.Plots.resize(target);
@@ -89,7 +90,7 @@
       draw() {
         const { traces, layout: extra } = make();
         for (const t of traces) if (t.method !== undefined) { t.visible = !hidden.has(t.method); delete t.method; }
-        return Plotly.react(plot, traces, layout(extra), config).then(() => { plot.dataset.drawn = "true"; });
+        return Plotly.react(plot, traces, layout(extra), { ...config, toImageButtonOptions: { format: "svg", filename: fileName(title) } }).then(() => { plot.dataset.drawn = "true"; });
       },
     };
     charts.push(chart);
@@ -138,6 +139,19 @@
   function select(text, options, value, onchange) {
     const node = el("select", { onchange: () => onchange(node.value) }, options.map(([v, t]) => el("option", { value: v, selected: v === value }, t)));
     return el("label", {}, text, node);
+  }
+
+  /* Every table can be saved: quoted as RFC 4180 asks, the parts of a cell with a space between them. */
+  function csv(node) {
+    const cell = (c) => { const parts = document.createTreeWalker(c, NodeFilter.SHOW_TEXT); const found = []; while (parts.nextNode()) found.push(parts.currentNode.data.trim()); return '"' + found.filter(Boolean).join(" ").replaceAll('"', '""') + '"'; };
+    return [...node.rows].map((row) => [...row.cells].map(cell).join(",")).join("\r\n") + "\r\n";
+  }
+  function offerTables() {
+    for (const node of document.querySelectorAll("main table")) {
+      const title = (node.closest("figure, section").querySelector("h3, h2") || node).textContent;
+      const save = () => { const link = el("a", { href: URL.createObjectURL(new Blob([csv(node)], { type: "text/csv" })), download: fileName(title) + ".csv" }); link.click(); setTimeout(() => URL.revokeObjectURL(link.href), 1000); };
+      node.after(el("button", { type: "button", class: "save", "aria-label": "Save as CSV: " + title, onclick: save }, "CSV"));
+    }
   }
 
   /* Header. */
@@ -201,6 +215,11 @@
     if (first.length && rest.length) node.append(el("details", {}, el("summary", {}, "Further figures: " + rest.join(", ")), resultsTable(t, rest)));
   }
 
+  if (data.differences.length) {
+    const node = section("differences", "What differs between these runs", "The settings in run.json that are not the same everywhere, but for seeds and folders. –: not set.");
+    const shown = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Settings that differ" }, table(["setting", ...data.groups.map((g) => g.label)], data.differences.map((d) => [d.name, ...d.values.map((v) => v ?? "–")])));
+    node.append(data.differences.length > 12 ? el("details", {}, el("summary", {}, plural(data.differences.length, "setting")), shown) : shown);
+  }
   if (data.absent.length) {
     main.append(el("details", { class: "absent" }, el("summary", {}, "Not on this page: " + plural(data.absent.length, "part") + ", and how to add " + (data.absent.length === 1 ? "it" : "them")), el("ul", { class: "small muted" }, data.absent.map((t) => el("li", {}, t)))));
   }
@@ -612,5 +631,6 @@
     }
   }
 
+  offerTables();
   applyTheme().then(() => { root.dataset.ready = "true"; });
 })();
