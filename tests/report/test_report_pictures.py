@@ -107,7 +107,7 @@ def test_logits_take_the_style_of_their_run(tmp_path):
 
 @pytest.mark.parametrize("broken", [{}, {"models": []}, {"settings": {}, "models": {"a": {"histogram": 3}}}])
 def test_other_logits_are_refused_in_one_line(broken):
-    with pytest.raises(UserError, match=r"not what `autotelic logits --out` writes"):
+    with pytest.raises(UserError, match=r"not what `autotelic logits --output` writes"):
         pictures.logits(broken | {"x": 1}, [])
 
 
