@@ -79,6 +79,7 @@ def test_serve_reads_growing_logs_and_answers_its_own_names_only(tmp_path):
         os.kill(process.pid, signal.SIGINT)
         _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (0, "autotelic: stopped serving\n")
+    assert 'http-equiv="refresh"' not in (tmp_path / "page.html").read_text()
 
 
 def test_serve_on_a_taken_port_is_one_line(tmp_path, capsys):

@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Show the page to this machine until interrupted; a request reads the runs again where a file has changed."""
+    from autotelic.report import write_report
+
     try:
         server = PageServer(args)
     except (OSError, OverflowError) as error:
@@ -77,6 +79,7 @@ def serve(args: argparse.Namespace) -> int:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
+            write_report(args.runs, args.output, title=args.title)  # the file that stays does not load itself anew
             say(args, "autotelic: stopped serving")
     return 0
 
@@ -106,7 +109,7 @@ class PageServer(ThreadingHTTPServer):
 class PageHandler(BaseHTTPRequestHandler):
     """Answers GET / only, and only under the server's own names: another site's name that leads here gets nothing."""
 
-    server: PageServer
+    server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         """Send the page."""
