@@ -111,7 +111,7 @@ def test_a_missing_package_is_one_line_with_its_remedy(options, message, monkeyp
     missing = ("wandb", "trackio", "vllm", "bitsandbytes")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in missing else found(name, *a))
     common = ["--model_name_or_path", "any_pair", "--dataset", "chain_sums:train", "--output_dir", str(tmp_path)]
-    assert main(["train", "grpo", *common, *options.split()]) == 2
+    assert main(["train", "grpo", *common, *options.split(), "--quiet", "true"]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
 
