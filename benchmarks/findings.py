@@ -85,10 +85,6 @@ def main() -> None:
     one_shot = {"base": "base", "format reward": "format reward", "random reward": "random reward", "em": "one-shot EM"}
     one_shot |= {"em then rl": "EM, then GRPO", "rl": "GRPO", "rl then em": "GRPO, then EM"}
     draw("one_shot_em", "mean@8", summarised("one_shot_em.json", "mean@8", one_shot))
-    if (RESULTS / "evidence_smollm2.json").exists():
-        runs = json.loads((RESULTS / "evidence_smollm2.json").read_text())["runs"]
-        names = list(dict.fromkeys(run["name"] for run in runs))
-        draw("smollm2", "SmolLM2-135M, held-out mean@8", over_seeds("evidence_smollm2.json", "mean@8", names))
 
 
 if __name__ == "__main__":
