@@ -122,7 +122,7 @@ class Progress(TrainerCallback):
             from tqdm import tqdm
 
             form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}"  # tqdm's own time counts validation
-            total = {"total": state.max_steps, "initial": state.global_step}
+            total: dict[str, Any] = {"total": state.max_steps, "initial": state.global_step}
             self.bar = tqdm(**total, desc=self.label, leave=False, bar_format=form)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
