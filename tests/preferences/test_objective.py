@@ -136,3 +136,12 @@ def test_specs_are_read():
     assert read_objective({"name": "cpl", "ref_coef": 1}) == objective("cpl", ref_coef=1.0)
     assert read_objective("ppl,normalize=sum,horizon=0").is_dpo and objective("dpo").is_dpo
     assert not objective("cpl").is_dpo and not objective("dpo", sft_coef=1.0).is_dpo
+
+
+def test_exports_are_not_hidden_by_modules_of_their_name():
+    """A submodule that is imported becomes an attribute of the package, and would stand before a lazy export."""
+    from autotelic import preferences
+
+    modules = {path.stem for path in Path(preferences.__file__).parent.glob("*.py")}
+    assert not modules & set(preferences.__all__)
+    assert all(callable(getattr(preferences, name)) for name in preferences.__all__)

@@ -1,7 +1,8 @@
 """Preference learning on language models, on TRL's DPOTrainer: PPL, DPO, CPL, RePO.
 
 from trl import DPOTrainer
-from autotelic.preferences import objective, with_policy_labels
+from autotelic.preferences import with_policy_labels
+from autotelic.preferences.objective import objective
 
 trainer = with_policy_labels(DPOTrainer)(..., ppl=objective("dpo"))
 """
@@ -10,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotelic.preferences.labels import LabelSettings, PolicyLabels
-    from autotelic.preferences.objective import PPL, objective
+    from autotelic.preferences.objective import PPL
     from autotelic.preferences.online_pairs import OnlineSettings, with_online_pairs
     from autotelic.preferences.sampling_policies import BehaviorPolicy
     from autotelic.preferences.trainer import with_policy_labels
 
 _HOMES = {
     "PPL": "objective",
-    "objective": "objective",
     "BehaviorPolicy": "sampling_policies",
     "LabelSettings": "labels",
     "PolicyLabels": "labels",
@@ -32,7 +32,6 @@ __all__ = [
     "LabelSettings",
     "OnlineSettings",
     "PolicyLabels",
-    "objective",
     "with_online_pairs",
     "with_policy_labels",
 ]
