@@ -155,7 +155,7 @@ def subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]
 
 
 def check_training(words: list[str], known: set[str]) -> None:
-    from autotelic.controls.base import EntropyControlWarning
+    from autotelic.controls.entropy_control import EntropyControlWarning
     from autotelic.controls.table import read_control
     from autotelic.diagnostics.stopping import read_rules
     from autotelic.rewards.reward_table import read_reward

@@ -22,7 +22,7 @@ def test_the_gradient_is_the_trainers(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    from autotelic.controls.base import EntropyControlWarning
+    from autotelic.controls.entropy_control import EntropyControlWarning
     from autotelic.rewards import EMPO
     from autotelic.tasks import load_problems, model_path
     from autotelic.trl import ClipCov, with_entropy_control, with_label_free_rewards

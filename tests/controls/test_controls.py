@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControlWarning, UpdateBatch
 from autotelic.controls.clip_b import ClipB
 from autotelic.controls.clip_v import ClipV
 from autotelic.controls.covariance import ClipCov, KLCov
 from autotelic.controls.entropic import Entropic
+from autotelic.controls.entropy_control import EntropyControlWarning, UpdateBatch
 from autotelic.controls.high_entropy import HighEntropy
 from autotelic.controls.metrics import TOP_SHARES, control_metrics, largest
 from autotelic.controls.observe import Observe

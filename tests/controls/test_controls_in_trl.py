@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from autotelic.controls.base import EntropyControlWarning
+from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.controls.table import METHODS, read_control
 from autotelic.errors import UserError
 from autotelic.trl import with_entropy_control

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from autotelic.controls.base import EntropyControlWarning, UpdateBatch
 from autotelic.controls.covariance import ClipCov, KLCov
+from autotelic.controls.entropy_control import EntropyControlWarning, UpdateBatch
 from autotelic.errors import UserError
 from autotelic.functional.gradient_weights import CLIPPED, gradient_weights
 

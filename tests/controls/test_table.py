@@ -6,7 +6,7 @@ import pytest
 
 from autotelic.controls.table import METHODS, NAMES, intervention, methods, read_control, to_markdown
 from autotelic.errors import UserError
-from autotelic.report.methods import method_of, style_of
+from autotelic.report.method_styles import method_of, style_of
 
 NEEDED = {
     "repo": ",coef=0.1",
@@ -50,7 +50,7 @@ def test_report_names_controls_by_the_table():
 
 
 def test_verl_takes_every_control_that_its_engines_can_serve():
-    from autotelic.verl.methods import UNSUPPORTED, method_names
+    from autotelic.verl.loss_methods import UNSUPPORTED, method_names
 
     assert set(METHODS) - set(UNSUPPORTED) < set(method_names())
 

@@ -99,7 +99,7 @@ METHODS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::autotelic.controls.base.EntropyControlWarning")
+@pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_an_update_is_the_same_with_and_without(method, make_trainer, make_model):
     wrap, keyword, make = METHODS[method]
@@ -172,7 +172,7 @@ def test_zero_advantage_and_clipped_tokens_cost_no_backward(active, make_trainer
     assert silent_rows(trainer, parts, active) == (int(mask[1::2, 1:].sum()), rows)
 
 
-@pytest.mark.filterwarnings("ignore::autotelic.controls.base.EntropyControlWarning")
+@pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning")
 def test_tokens_that_a_control_silences_cost_no_backward(active, make_trainer):
     control = ClipCov(fraction=0.25, low=-1e9, high=1e9)
     trainer = make_trainer(with_entropy_control, entropy_control=control, fused_head="on", num_iterations=2)

@@ -348,7 +348,7 @@ METHODS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::autotelic.controls.base.EntropyControlWarning")
+@pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_an_update_is_the_same_with_and_without(method, make_trainer, make_model, packed_passes):
     """TRL's shuffle spreads the groups over four micro-batches; with sharing they meet, and the update is the same."""

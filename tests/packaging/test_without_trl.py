@@ -14,8 +14,8 @@ MODULES = [
     "autotelic.controls.table",
     "autotelic.evaluation",
     "autotelic.report",
-    "autotelic.verl.methods",
-    "autotelic.verl.advantages",
+    "autotelic.verl.loss_methods",
+    "autotelic.verl.estimators",
     "autotelic.cli.main, autotelic.cli.score, autotelic.cli.forecast, autotelic.cli.eval, autotelic.cli.report",
 ]
 

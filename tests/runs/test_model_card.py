@@ -16,7 +16,7 @@ import yaml
 from autotelic.cli.train import train
 from autotelic.runs.model_card import code, model_card
 
-pytestmark = pytest.mark.filterwarnings("ignore::autotelic.controls.base.EntropyControlWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_trainer import micro_batches
 
-from autotelic.controls.base import EntropyControlWarning
+from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.errors import UserError
 from autotelic.rewards import EMPO
 from autotelic.trl import ClipCov, Control, LabelFree, SurplusVotes, with_parts

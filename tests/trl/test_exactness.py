@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_trainer import made_up, made_up_trainer, update_on
 
-from autotelic.controls.base import EntropyControlWarning
+from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.errors import UserError
 from autotelic.trl import ClipCov, KLCov, entropy_control, with_entropy_control, with_label_free_rewards
 from autotelic.trl.label_free import TOKEN_LOSSES

@@ -12,7 +12,7 @@ from tiny_trainer import micro_batches
 
 from autotelic.errors import UserError
 from autotelic.rewards import EMPO, SeedGRPO, SelfCertainty
-from autotelic.rewards.base import LabelFreeReward
+from autotelic.rewards.label_free_reward import LabelFreeReward
 from autotelic.tasks import model_path
 from autotelic.trl.label_free import token_statistics, with_label_free_rewards, with_surplus_votes
 

@@ -8,7 +8,7 @@ from autotelic.trl import ClipCov, EntropyMinimization, KLCov, with_entropy_cont
 from autotelic.trl.label_free import with_label_free_rewards
 
 METHODS = ("clip_cov", "kl_cov", "empo", "one_shot_em")
-pytestmark = pytest.mark.filterwarnings("ignore::autotelic.controls.base.EntropyControlWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning")
 
 
 def method_of(name: str) -> tuple:

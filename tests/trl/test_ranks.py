@@ -156,7 +156,7 @@ def worker(rank, size, port, methods, folder):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Return what one process finds, by method."""
-    from autotelic.controls.base import EntropyControlWarning
+    from autotelic.controls.entropy_control import EntropyControlWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EntropyControlWarning)

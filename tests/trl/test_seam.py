@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_trainer import TRAINER_KEYS, digit_reward
 
-from autotelic.controls.base import EntropyControlWarning
+from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.errors import UserError
 from autotelic.trl import (
     ClipCov,

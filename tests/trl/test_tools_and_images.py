@@ -18,7 +18,7 @@ from tiny_trainer import micro_batches, random_model
 from trl import GRPOConfig, GRPOTrainer
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControlWarning
+from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.rewards import EMPO, SelfCertainty, TokenEntropy
 from autotelic.trl import (
     ClipCov,

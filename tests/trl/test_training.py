@@ -52,7 +52,7 @@ def without_time(rows):
     return [{key: value for key, value in row.items() if key not in clocks} for row in rows]
 
 
-@pytest.mark.filterwarnings("ignore::autotelic.controls.base.EntropyControlWarning")
+@pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning")
 def test_grpo_with_clip_cov_leaves_a_run_folder(tmp_path, options):
     summary = train(
         "grpo",
@@ -111,7 +111,7 @@ def test_one_shot_em_lowers_entropy(tmp_path, options):
     assert entropies[-1] < 0.8 * entropies[0]
 
 
-@pytest.mark.filterwarnings("ignore::autotelic.controls.base.EntropyControlWarning")
+@pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning")
 @pytest.mark.parametrize("method", ["grpo", "one_shot_em"])
 def test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path, options, method):
     extra = {"max_steps": 8, "save_steps": 4, "reward": "random" if method == "grpo" else "constant"}

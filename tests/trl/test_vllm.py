@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControlWarning
+from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.rewards import constant
 from autotelic.trl import (
     ClipCov,

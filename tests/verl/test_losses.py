@@ -7,10 +7,10 @@ import oracles
 import pytest
 import torch
 
-from autotelic.controls.base import UpdateBatch
+from autotelic.controls.entropy_control import UpdateBatch
 from autotelic.controls.table import METHODS, read_control
+from autotelic.verl.loss_methods import UNSUPPORTED
 from autotelic.verl.losses import surrogate
-from autotelic.verl.methods import UNSUPPORTED
 
 
 @dataclass

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from autotelic.controls.base import EntropyControlWarning
 from autotelic.controls.covariance import ClipCov, KLCov
+from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.errors import UserError
 from autotelic.functional import group_advantages
 from autotelic.rewards import EMPO, SRT, SeedGRPO
 from autotelic.verl import PREFIX
-from autotelic.verl.advantages import advantage_estimator, advantages_by_uid, label_free_rewards, reward_of, serving
 from autotelic.verl.engine import content_ids, content_keys, like_rows
+from autotelic.verl.estimators import advantage_estimator, advantages_by_uid, label_free_rewards, reward_of, serving
 from autotelic.verl.law_tracking import LiveLaw, live_law
+from autotelic.verl.loss_methods import EntropyMinimization, method_names, method_of
 from autotelic.verl.losses import policy_losses
-from autotelic.verl.methods import EntropyMinimization, method_names, method_of
 from autotelic.verl.plugin import PARTS, PartFinder, install_part
 from autotelic.verl.trainers import score
 
@@ -231,7 +231,7 @@ def test_the_live_law_is_for_our_runs_only():
 
 def test_metrics_of_a_mini_batch_are_declared_and_right():
     """Five tokens, two of them selected: 40 %; every name is in the glossary."""
-    from autotelic.controls.base import UpdateBatch
+    from autotelic.controls.entropy_control import UpdateBatch
     from autotelic.runs.glossary import METRICS
     from autotelic.verl.engine import plan_metrics
 

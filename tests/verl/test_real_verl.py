@@ -18,8 +18,8 @@ warnings.simplefilter("ignore")  # of verl's optional engines
 import cpu_worker as cpu  # noqa: E402
 from cpu_parity import trl_loss_and_gradient  # noqa: E402
 
-from autotelic.controls.base import EntropyControlWarning, UpdateBatch  # noqa: E402
 from autotelic.controls.covariance import ClipCov, KLCov  # noqa: E402
+from autotelic.controls.entropy_control import EntropyControlWarning, UpdateBatch  # noqa: E402
 from autotelic.controls.table import entropy_control  # noqa: E402
 from autotelic.errors import UserError  # noqa: E402
 from autotelic.tasks import model_path  # noqa: E402
@@ -474,8 +474,8 @@ def test_commands_in_the_documents(overrides):
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
     from verl.utils.config import omega_conf_to_dataclass
 
-    from autotelic.verl.advantages import reward_of
-    from autotelic.verl.methods import method_of
+    from autotelic.verl.estimators import reward_of
+    from autotelic.verl.loss_methods import method_of
 
     with initialize_config_dir(str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None):
         config = compose("ppo_trainer", overrides=overrides)

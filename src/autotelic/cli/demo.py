@@ -222,7 +222,7 @@ def single_threaded() -> None:
 def run_job(demo: Demo, job: Job, folder: Path) -> dict[str, Any]:
     """Train one method and evaluate the model that it leaves."""
     from autotelic.cli.train import train
-    from autotelic.controls.base import EntropyControlWarning
+    from autotelic.controls.entropy_control import EntropyControlWarning
 
     options = demo.common | job.options | {"output_dir": folder, "overwrite": True, "quiet": True}
     with warnings.catch_warnings(action="ignore", category=EntropyControlWarning):  # shares for a small model

@@ -135,7 +135,7 @@ def fitted(curve: Any, args: argparse.Namespace, detected: str | None) -> tuple[
 def intervention_of(log: Path) -> str | None:
     """Return what acts on the entropy of one of our own runs, as its run.json tells; None where nothing is known."""
     from autotelic.controls.table import intervention
-    from autotelic.report.methods import method_of
+    from autotelic.report.method_styles import method_of
 
     file = (log if log.is_dir() else log.parent) / "run.json"
     if not file.is_file():

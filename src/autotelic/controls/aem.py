@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import AdvantageControl, Rewritten, UpdateBatch, entropies
+from autotelic.controls.entropy_control import AdvantageControl, Rewritten, UpdateBatch, entropies
 from autotelic.runs.method_settings import setting
 
 

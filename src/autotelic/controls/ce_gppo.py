@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControl, Plan, UpdateBatch
+from autotelic.controls.entropy_control import EntropyControl, Plan, UpdateBatch
 from autotelic.runs.method_settings import setting
 
 

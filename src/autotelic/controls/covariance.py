@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
+from autotelic.controls.entropy_control import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
 from autotelic.errors import UserError, closest, warn_user
 from autotelic.functional.divergence import KLForm
 from autotelic.functional.selection import Choice

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import AdvantageControl, Plan, Rewritten, UpdateBatch, mean_entropy
+from autotelic.controls.entropy_control import AdvantageControl, Plan, Rewritten, UpdateBatch, mean_entropy
 from autotelic.errors import UserError
 from autotelic.functional.masking import wide
 from autotelic.functional.schedules import Schedule, value_at

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControl, Plan, UpdateBatch, mean_entropy
+from autotelic.controls.entropy_control import EntropyControl, Plan, UpdateBatch, mean_entropy
 from autotelic.errors import UserError
 from autotelic.functional.schedules import Schedule, value_at
 from autotelic.runs.method_settings import setting

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControl, Plan, UpdateBatch, entropies
+from autotelic.controls.entropy_control import EntropyControl, Plan, UpdateBatch, entropies
 from autotelic.runs.method_settings import setting
 
 

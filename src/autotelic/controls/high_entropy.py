@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from autotelic import functional as F
-from autotelic.controls.base import AdvantageControl, Plan, UpdateBatch, entropies
+from autotelic.controls.entropy_control import AdvantageControl, Plan, UpdateBatch, entropies
 from autotelic.runs.method_settings import setting
 
 

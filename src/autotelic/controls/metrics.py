@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import Plan, UpdateBatch
+from autotelic.controls.entropy_control import Plan, UpdateBatch
 from autotelic.functional.distributed import world_size
 from autotelic.functional.masking import wide
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from autotelic.controls.base import AdvantageControl, Rewritten, UpdateBatch
+from autotelic.controls.entropy_control import AdvantageControl, Rewritten, UpdateBatch
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from autotelic import functional as F
-from autotelic.controls.base import AdvantageControl, Rewritten, UpdateBatch, entropies
+from autotelic.controls.entropy_control import AdvantageControl, Rewritten, UpdateBatch, entropies
 from autotelic.runs.method_settings import setting
 
 

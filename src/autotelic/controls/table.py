@@ -12,8 +12,8 @@ from functools import cache
 from typing import Any
 
 from autotelic import controls
-from autotelic.controls.base import EntropyControl
 from autotelic.controls.engine_settings import EngineControl
+from autotelic.controls.entropy_control import EntropyControl
 from autotelic.errors import UserError
 from autotelic.runs.method_settings import Spec, make, settings_of, type_text
 

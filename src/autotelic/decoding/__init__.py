@@ -7,14 +7,14 @@ model.generate(..., do_sample=True, logits_processor=[EntropyMinimizer(floor=0.3
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autotelic.decoding.entropy import adapt_temperature, minimize_entropy
+    from autotelic.decoding.entropy_decoding import adapt_temperature, minimize_entropy
     from autotelic.decoding.processors import AdaptiveTemperature, EntropyMinimizer
 
 _HOMES = {
     "AdaptiveTemperature": "processors",
     "EntropyMinimizer": "processors",
-    "adapt_temperature": "entropy",
-    "minimize_entropy": "entropy",
+    "adapt_temperature": "entropy_decoding",
+    "minimize_entropy": "entropy_decoding",
 }
 
 __all__ = ["AdaptiveTemperature", "EntropyMinimizer", "adapt_temperature", "minimize_entropy"]

@@ -3,13 +3,13 @@
 transformers calls them before its own temperature: the entropy that they see is the model's, at temperature 1.
 
 Reference: Agarwal et al. 2025, arXiv:2505.15134.
-Deviations: those of `autotelic.decoding.entropy`.
+Deviations: those of `autotelic.decoding.entropy_decoding`.
 """
 
 import torch
 from transformers import LogitsProcessor
 
-from autotelic.decoding.entropy import adapt_temperature, minimize_entropy
+from autotelic.decoding.entropy_decoding import adapt_temperature, minimize_entropy
 
 
 class EntropyMinimizer(LogitsProcessor):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from autotelic.decoding.entropy import adapt_temperature, minimize_entropy
+from autotelic.decoding.entropy_decoding import adapt_temperature, minimize_entropy
 from autotelic.errors import UserError
 
 try:

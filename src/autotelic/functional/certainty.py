@@ -2,7 +2,7 @@
 
     KL(U || p_t) = logsumexp(z_t) - mean_v z_t(v) - ln V
 
-The rewards that are means and sums of it, of the entropy and of ln p are in `autotelic.rewards.certainty`.
+The rewards that are means and sums of it, of the entropy and of ln p are in `autotelic.rewards.certainty_rewards`.
 
 Reference: Zhao et al. 2025, arXiv:2505.19590, Eq. 4-5.
 """

@@ -22,6 +22,8 @@ from autotelic.errors import UserError
 
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """Losses of TRL that are PPO's clipped surrogate."""
+OUT_OF_REACH = 1e9
+"""A bound of the PPO clip that no ratio meets: for controls that have a bound of their own."""
 
 
 class GradientWeights(NamedTuple):

@@ -15,13 +15,16 @@ from torch import Tensor
 from autotelic.errors import UserError
 from autotelic.functional.masking import as_mask, compute_dtype, fill_outside, sequence_means
 
+MAX_LOG_RATIO = 20.0
+"""The log-ratio is held between minus this and this, in nats."""
+
 
 def log_ratio(
     logprobs: Float[Tensor, "*B"],
     old_logprobs: Float[Tensor, "*B"],
     mask: Shaped[Tensor, "*B"] | None = None,
     *,
-    max_log_ratio: float | int | None = 20.0,
+    max_log_ratio: float | int | None = MAX_LOG_RATIO,
 ) -> Float[Tensor, "*B"]:
     """Return ``logprobs - old_logprobs`` (float32 at least), bounded; 0, without gradient, outside the mask."""
     new, old = (x.to(compute_dtype(x)) for x in (logprobs, old_logprobs.detach()))
@@ -40,7 +43,7 @@ def clipped_surrogate(
     clip_high: float | int | None,
     mask: Shaped[Tensor, "*B"] | None = None,
     dual_clip: float | int | None = None,
-    max_log_ratio: float | int | None = 20.0,
+    max_log_ratio: float | int | None = MAX_LOG_RATIO,
 ) -> Float[Tensor, "*B"]:
     """Return the loss of every token, to be reduced with ``reduce_tokens``.
 
@@ -108,7 +111,7 @@ def cispo_surrogate(
     clip_low: float | int,
     clip_high: float | int,
     mask: Shaped[Tensor, "*B"] | None = None,
-    max_log_ratio: float | int | None = 20.0,
+    max_log_ratio: float | int | None = MAX_LOG_RATIO,
 ) -> Float[Tensor, "*B"]:
     """Return ``-sg[clip(r_t, 1 - clip_low, 1 + clip_high)] A_t logprobs_t``: every token keeps its gradient.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from autotelic.report.methods import settings_of, style_of, styles
+from autotelic.report.method_styles import settings_of, style_of, styles
 from autotelic.report.run_folders import Run
 from autotelic.runs.logs import as_number
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from autotelic.errors import UserError
 from autotelic.report.data import Group, band, short
-from autotelic.report.methods import settings_of, style_of
+from autotelic.report.method_styles import settings_of, style_of
 from autotelic.report.run_folders import Run
 from autotelic.runs.logs import as_number
 

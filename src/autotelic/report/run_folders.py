@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.errors import UserError
-from autotelic.report.methods import method_of
+from autotelic.report.method_styles import method_of
 from autotelic.runs.logs import as_number, read_jsonl
 
 RUN_FILES = ("run.json", "metrics.jsonl", "rollouts.jsonl", "followed.jsonl", "evaluation.json")

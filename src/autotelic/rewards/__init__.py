@@ -4,12 +4,12 @@ Each lower-case name is its class with the paper's settings; build the class for
 Only `verifier` sees labels.
 """
 
-from autotelic.rewards.base import Batch, Context, LabelFreeReward, RewardResult, TokenStats
-from autotelic.rewards.certainty import RLSC, EMRLSequence, EMRLToken, SelfCertainty, TokenEntropy
+from autotelic.rewards.certainty_rewards import RLSC, EMRLSequence, EMRLToken, SelfCertainty, TokenEntropy
 from autotelic.rewards.consensus import EMPO, SRT, MajorityVote, SeedGRPO, SoftSRT, WeightedEMPO
 from autotelic.rewards.controls import ConstantReward, FormatReward, RandomReward
 from autotelic.rewards.corewarding import CoRewardingI, CoRewardingII, update_ema
 from autotelic.rewards.groups import Group, Row, form_groups, gather_groups
+from autotelic.rewards.label_free_reward import Batch, Context, LabelFreeReward, RewardResult, TokenStats
 from autotelic.rewards.mixing import MixedReward
 from autotelic.rewards.novelty import EvolRL
 from autotelic.rewards.verifiers import VerifierReward

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from autotelic.errors import UserError
 from autotelic.functional import consensus_reward, entropy_threshold_mask, semantic_entropy, weighted_semantic_entropy
-from autotelic.rewards.base import Batch, LabelFreeReward
 from autotelic.rewards.formulas import (
     Ties,
     echoes_question,
@@ -20,6 +19,7 @@ from autotelic.rewards.formulas import (
     seed_grpo_scale,
     weighted_consensus_reward,
 )
+from autotelic.rewards.label_free_reward import Batch, LabelFreeReward
 from autotelic.runs.method_settings import setting
 
 Units = Literal["nats", "fraction_of_log_G", "p_max"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autotelic.answers import extract
 from autotelic.errors import UserError
-from autotelic.rewards.base import Batch, LabelFreeReward
+from autotelic.rewards.label_free_reward import Batch, LabelFreeReward
 from autotelic.runs.method_settings import setting
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from autotelic.answers import cluster_group, extract
 from autotelic.errors import UserError
-from autotelic.rewards.base import Batch, LabelFreeReward
 from autotelic.rewards.groups import Group
+from autotelic.rewards.label_free_reward import Batch, LabelFreeReward
 
 
 def majority_answer(answers: Sequence[str | None], equivalence: object = None) -> str | None:

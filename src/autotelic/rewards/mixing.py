@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from autotelic.errors import UserError
-from autotelic.rewards.base import Context
 from autotelic.rewards.formulas import Normalize, normalized
 from autotelic.rewards.groups import Row, gather_groups, prompt_key
+from autotelic.rewards.label_free_reward import Context
 from autotelic.tasks.conversations import Completion, Prompt
 
 

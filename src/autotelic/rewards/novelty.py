@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autotelic.rewards.base import Batch, LabelFreeReward
 from autotelic.rewards.formulas import majority_reward
+from autotelic.rewards.label_free_reward import Batch, LabelFreeReward
 from autotelic.runs.method_settings import setting
 
 Embed = Callable[[Sequence[str]], Float[Tensor, "B D"]]

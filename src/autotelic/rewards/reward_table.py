@@ -11,7 +11,7 @@ from typing import Any
 
 from autotelic import rewards
 from autotelic.errors import UserError
-from autotelic.rewards.base import LabelFreeReward
+from autotelic.rewards.label_free_reward import LabelFreeReward
 from autotelic.rewards.verifiers import takes_messages
 from autotelic.runs.method_settings import Spec, make, read
 

@@ -87,7 +87,7 @@ def label_columns(reward: Any) -> tuple[str, ...]:
         reward: a reward function of TRL's protocol, or an object with such a `__call__`. Its parameters beside the
             protocol's are columns; what `**kwargs` takes is not asked for by name.
     """
-    from autotelic.rewards.base import LabelFreeReward
+    from autotelic.rewards.label_free_reward import LabelFreeReward
     from autotelic.rewards.mixing import MixedReward
 
     if isinstance(reward, LabelFreeReward):

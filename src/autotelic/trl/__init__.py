@@ -9,11 +9,11 @@ trainer = with_entropy_control(GRPOTrainer)(..., entropy_control=KLCov(fraction=
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autotelic.controls.base import EntropyControl
     from autotelic.controls.clip_b import ClipB
     from autotelic.controls.clip_v import ClipV
     from autotelic.controls.covariance import ClipCov, KLCov
     from autotelic.controls.entropic import Entropic
+    from autotelic.controls.entropy_control import EntropyControl
     from autotelic.controls.high_entropy import HighEntropy
     from autotelic.controls.observe import Observe
     from autotelic.controls.repo import Repo
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClipCov": "controls.covariance",
     "KLCov": "controls.covariance",
-    "EntropyControl": "controls.base",
+    "EntropyControl": "controls.entropy_control",
     "entropy_control": "controls.table",
     "ClipB": "controls.clip_b",
     "ClipV": "controls.clip_v",

@@ -25,15 +25,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from autotelic.controls.base import EntropyControl, Plan, UpdateBatch
+from autotelic.controls.entropy_control import EntropyControl, Plan, UpdateBatch
 from autotelic.controls.metrics import control_metrics
 from autotelic.errors import UserError
-from autotelic.functional.gradient_weights import gradient_weights
-from autotelic.functional.surrogate import clipped_surrogate
+from autotelic.functional.gradient_weights import OUT_OF_REACH, gradient_weights
+from autotelic.functional.surrogate import MAX_LOG_RATIO, clipped_surrogate
 
-MAX_LOG_RATIO = 20.0
-OUT_OF_REACH = 1e9
-"""A bound of the PPO clip that no ratio meets: for controls that have a bound of their own."""
 UPDATES = 2.0
 """What a control is told of updates per rollout: the policy always differs from the sampler."""
 Base: Any = object  # an AsyncGRPOTrainer

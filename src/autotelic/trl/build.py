@@ -111,7 +111,7 @@ def build_parts(method: str, run: RunArguments, training_args: Any) -> list[Any]
 
 def build_control(run: RunArguments, training_args: Any) -> Any:
     """Return the `EntropyControl` of a run, or None; a control that is a setting of TRL's is written there."""
-    from autotelic.controls.base import EntropyControl
+    from autotelic.controls.entropy_control import EntropyControl
     from autotelic.controls.table import entropy_control, read_control
 
     control = None if name_of(run.entropy_control) == "none" else read_control(run.entropy_control)

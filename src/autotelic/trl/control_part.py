@@ -27,13 +27,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
 from autotelic.controls.entropy_change import EntropyChange
+from autotelic.controls.entropy_control import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
 from autotelic.controls.metrics import control_metrics, drift_metrics, drift_sums, jaccard
 from autotelic.errors import UserError, warn_user
-from autotelic.functional.gradient_weights import CLIPPED, GradientWeights, gradient_weights
+from autotelic.functional.gradient_weights import CLIPPED, OUT_OF_REACH, GradientWeights, gradient_weights
 from autotelic.functional.masking import fill_outside
-from autotelic.functional.surrogate import ratio_clipped
+from autotelic.functional.surrogate import MAX_LOG_RATIO, ratio_clipped
 from autotelic.lm.token_pass import TokenStatistics, token_pass
 from autotelic.trl.async_seam import with_async_entropy_control
 from autotelic.trl.fast_passes import fast_passes, fused_statistics
@@ -64,9 +64,6 @@ PER_TOKEN_KEYS = (
 )
 ROLLOUT_KEYS = {name: f"rollout_{name}" for name in ("logprobs", "entropy", "expected", "proxy")}
 MEASURED = {"logprobs": "logprobs", "entropy": "entropy", "expected": "expected_discriminator"}
-MAX_LOG_RATIO = 20.0
-OUT_OF_REACH = 1e9
-"""A bound of the PPO clip that no ratio meets: for controls that have a bound of their own."""
 
 TrainerT = TypeVar("TrainerT")
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from autotelic.errors import UserError
-from autotelic.rewards.base import LabelFreeReward
+from autotelic.rewards.label_free_reward import LabelFreeReward
 from autotelic.trl.seam import Micro, Part, Rollout, response_mask, with_parts
 
 PADDED_LEFT = ("prompt_ids", "prompt_mask")

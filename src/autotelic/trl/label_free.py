@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autotelic.errors import UserError
 from autotelic.lm.token_pass import padded, token_pass
-from autotelic.rewards.base import LabelFreeReward, TokenStats
+from autotelic.rewards.label_free_reward import LabelFreeReward, TokenStats
 from autotelic.trl.fast_passes import fast_passes, fused_statistics
 from autotelic.trl.seam import LossInputs, Micro, Part, Rollout, response_mask, with_parts
 

@@ -8,7 +8,7 @@ Each data-parallel rank gathers the tokens' log-probabilities, advantages and ma
 whole mini-batch by itself: the plan is that of one process by construction. A row is known by what it says: ties and
 random choices are keyed by the rank of a hash of its tokens, so they depend neither on order nor on ranks.
 
-Reference: arXiv:2505.22617, Eq. 10-14, through `autotelic.controls.base`.
+Reference: arXiv:2505.22617, Eq. 10-14, through `autotelic.controls.entropy_control`.
 Deviations: none of its own.
 """
 
@@ -24,13 +24,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControl, Plan, UpdateBatch
+from autotelic.controls.entropy_control import EntropyControl, Plan, UpdateBatch
 from autotelic.errors import UserError
 from autotelic.functional.distributed import world_size
 from autotelic.functional.masking import fill_outside, wide
 from autotelic.functional.surrogate import ratio_clipped
+from autotelic.verl.loss_methods import EntropyMinimization, Method, method_of
 from autotelic.verl.losses import MicroBatch, clip_bounds, planned
-from autotelic.verl.methods import EntropyMinimization, Method, method_of
 
 SELECTED = "autotelic_selected"
 CARRIED = {name: f"autotelic_{name}" for name in ("advantages", "old", "bound")}

@@ -21,17 +21,15 @@ from typing import Any
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.controls.base import EntropyControl, Plan
+from autotelic.controls.entropy_control import EntropyControl, Plan
 from autotelic.errors import UserError
-from autotelic.functional.gradient_weights import gradient_weights
+from autotelic.functional.gradient_weights import OUT_OF_REACH, gradient_weights
 from autotelic.functional.masking import fill_outside
 from autotelic.functional.surrogate import log_ratio as bounded_log_ratio
 from autotelic.verl import PREFIX
-from autotelic.verl.methods import EntropyMinimization, Method, method_names
+from autotelic.verl.loss_methods import EntropyMinimization, Method, method_names
 
 NO_DUAL_CLIP = ("clip_cov", "kl_cov")
-OUT_OF_REACH = 1e9
-"""A bound of the PPO clip that no ratio meets: for controls that have a bound of their own."""
 
 
 @dataclass(frozen=True)

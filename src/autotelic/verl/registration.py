@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from autotelic.verl.advantages import advantage_estimators
+from autotelic.verl.estimators import advantage_estimators
 from autotelic.verl.losses import policy_losses
 
 

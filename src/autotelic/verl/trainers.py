@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic.answers import extract
-from autotelic.rewards.base import LabelFreeReward, RewardResult, TokenStats
 from autotelic.rewards.groups import Group, Row
-from autotelic.verl.advantages import reward_of, serving
+from autotelic.rewards.label_free_reward import LabelFreeReward, RewardResult, TokenStats
+from autotelic.verl.estimators import reward_of, serving
 
 FIELDS = ["uid", "prompts", "responses", "response_mask", "old_log_probs", "entropy"]
 

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from autotelic.controls.base import EntropyControl, EntropyControlWarning
+from autotelic.controls.entropy_control import EntropyControl, EntropyControlWarning
 from autotelic.controls.table import METHODS, entropy_control
 from autotelic.errors import UserError, closest
 from autotelic.verl import PREFIX

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.errors import UserError, closest
-from autotelic.rewards.base import LabelFreeReward
+from autotelic.rewards.label_free_reward import LabelFreeReward
 from autotelic.verl import PREFIX
 
 _SERVED: ContextVar[bool] = ContextVar("autotelic_rewards_served", default=False)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from autotelic.rewards.base import Batch, LabelFreeReward
+from autotelic.rewards.label_free_reward import Batch, LabelFreeReward
 from autotelic.runs.method_settings import setting
 
 
