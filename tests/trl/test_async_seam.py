@@ -19,7 +19,9 @@ from autotelic.controls.table import METHODS
 from autotelic.errors import UserError
 from autotelic.trl.async_seam import check_served, with_async_entropy_control
 
-pytestmark = pytest.mark.filterwarnings(
+pytestmark = pytest.mark.filterwarnings(  # large fractions
+    "ignore::autotelic.controls.entropy_control.EntropyControlWarning"
+)
     "ignore::autotelic.controls.entropy_control.EntropyControlWarning"
 )  # large fractions
 
