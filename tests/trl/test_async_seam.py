@@ -22,8 +22,6 @@ from autotelic.trl.async_seam import check_served, with_async_entropy_control
 pytestmark = pytest.mark.filterwarnings(  # large fractions
     "ignore::autotelic.controls.entropy_control.EntropyControlWarning"
 )
-    "ignore::autotelic.controls.entropy_control.EntropyControlWarning"
-)  # large fractions
 
 LOW, HIGH = 0.2, 0.28
 INDEX = [[0, 1, 2, 0, 3, 4, 0, 5], [0, 1, 0, 2, 3]]
