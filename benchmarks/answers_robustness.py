@@ -2,7 +2,7 @@
 
 Reads rows with an ``answer``. Each must equal itself and its usual rewritings (boxed in a sentence, fraction, decimal,
 percent, spacing, LaTeX style), and must not equal itself with one number changed. Prints the shares and every failure;
-``--out FILE`` writes them as JSON.
+``--output FILE`` writes them as JSON.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def main() -> None:
     """Check every file and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     results = [check(path) for path in args.files]
     for result in results:
@@ -111,8 +111,8 @@ def main() -> None:
             f"different {apart}/{m} = {apart / max(m, 1):.4%}"
         )
     print("workers:", default_pool().stats)
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _total(results: list[dict]) -> dict:

@@ -30,8 +30,8 @@ def parser_for(doc: str | None, repeats: int) -> argparse.ArgumentParser:
     """The options that every benchmark takes."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=repeats, help="timed turns of each side")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs; writes only with --out")
-    parser.add_argument("--out", type=Path, help="where the figures go; benchmarks/results/NAME.json by default")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs; writes only to --output")
+    parser.add_argument("--output", type=Path, help="where the figures go; benchmarks/results/NAME.json by default")
     return parser
 
 
@@ -176,7 +176,7 @@ def write(
         "cases": list(cases),
         "missing": dict(missing or {}),
     }
-    out = args.out or (None if args.smoke else RESULTS / f"{name}.json")
+    out = args.output or (None if args.smoke else RESULTS / f"{name}.json")
     if out is not None:
         from autotelic.runs.files import write_atomically
 

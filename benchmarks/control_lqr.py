@@ -1,6 +1,6 @@
 """The tables of `autotelic control lqr` in benchmarks/results/control_lqr.md: the full grid, then one change at a time.
 
-python benchmarks/control_lqr.py run --out benchmarks/results/control_lqr.json     # about 5 minutes of one CPU
+python benchmarks/control_lqr.py run --output benchmarks/results/control_lqr.json     # about 5 minutes of one CPU
 python benchmarks/control_lqr.py table benchmarks/results/control_lqr.json > benchmarks/results/control_lqr.md
 """
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("path", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path, help="with `table`: draw the regret judge's grid into this SVG file")
     args = parser.parse_args()
     if args.what == "table":
@@ -120,7 +120,7 @@ def main() -> None:
         return
     result = run(args.seeds)
     text = json.dumps(result).replace('{"set"', '\n{"set"')
-    (args.out or Path("control_lqr.json")).write_text(text + "\n")
+    (args.output or Path("control_lqr.json")).write_text(text + "\n")
     print(table(result))
 
 

@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--tasks", nargs="*", default=[])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     recipe, rows = yaml.safe_load(args.recipe.read_text()), []
@@ -168,8 +168,8 @@ def main() -> None:
                 rows.append({"task": task, "seed": seed} | labels.figures() | losses(training, Path(folder) / "data"))
             shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}
             print(time.strftime("%H:%M:%S"), json.dumps(shown), file=sys.stderr, flush=True)
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    if args.output:
+        args.output.write_text(json.dumps(rows, indent=1) + "\n")
     names = [name for name in rows[0] if name not in ("task", "seed")]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     print("| | " + " | ".join(tasks) + " |\n| --- " + "| --- " * len(tasks) + "|")

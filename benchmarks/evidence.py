@@ -1,6 +1,6 @@
 """Run an experiment of several methods and seeds, and write its table: what `docs/log/` quotes.
 
-    python benchmarks/evidence.py run recipes/evidence_entropy.yaml --output runs/evidence/entropy
+    python benchmarks/evidence.py run benchmarks/recipes/evidence_entropy.yaml --output runs/evidence/entropy
     python benchmarks/evidence.py table runs/evidence/entropy
 
 A finished run (method, seed) is never run again, and one that was killed goes on from its last checkpoint: the command

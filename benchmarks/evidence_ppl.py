@@ -1,7 +1,7 @@
 """Policy-labelled preferences on the small world: behaviours, pairs, runs over seeds, and the table of docs/log/.
 
     python benchmarks/evidence_ppl.py pairs --output runs/ppl_pairs              # checkpoints and pairs: some minutes
-    python benchmarks/evidence_ppl.py run recipes/evidence_ppl.yaml --output runs/evidence/ppl
+    python benchmarks/evidence_ppl.py run benchmarks/recipes/evidence_ppl.yaml --output runs/evidence/ppl
     python benchmarks/evidence_ppl.py table runs/evidence/ppl
 
 Three behaviours: `strong`, the carried model after 60 updates of GRPO; `weak`, the carried model itself; `noisy`, the

@@ -195,14 +195,14 @@ def cases_of(seconds: dict[str, list[float]], memory: dict[str, float], error: d
 def main(options: list[str] | None = None) -> dict[str, Any]:
     parser = parser_for(__doc__, repeats=3)
     parser.add_argument("--side", help="measure the memory of this side alone, and print it")
-    parser.add_argument("--rows", type=int, default=SIZES["full"][0], help="N; other values need --out")
+    parser.add_argument("--rows", type=int, default=SIZES["full"][0], help="N; other values need --output")
     args = parser.parse_args(options)
     size = SIZES["smoke"] if args.smoke else (args.rows, *SIZES["full"][1:])
     if args.side:
         print(json.dumps({"extra_mib": extra_mib(args.side, size)}))
         return {}
-    if size not in SIZES.values() and args.out is None:
-        parser.error("--rows is not the size of the published figures: say with --out where to write others")
+    if size not in SIZES.values() and args.output is None:
+        parser.error("--rows is not the size of the published figures: say with --output where to write others")
     one_thread()
     error = errors()
     data = problem(*size)
@@ -220,7 +220,7 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
     cases.append(case("every row, operands in bfloat16", low_seconds, targets=PEERS, error=low_error))
     rows, words, dim = size
     work = {"rows": rows, "vocabulary": words, "width": dim, "dtype": "float32", "matmul_precision": "highest"}
-    options = f" --rows {rows} --out benchmarks/results/{args.out.name}" if size not in SIZES.values() else ""
+    options = f" --rows {rows} --output benchmarks/results/{args.output.name}" if size not in SIZES.values() else ""
     return write("head", args, cases, work=work, missing=missing, options=options)
 
 

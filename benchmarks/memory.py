@@ -80,8 +80,8 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
             rows.append(one_size(args, method, responses, width))
     work = {"model": "1 random layer, d = 896, tied head, float32", "limit_gib": args.limit_gib}
     clock, words = "CPU seconds, one thread; peak resident MiB above the start", ""
-    if args.responses and args.out:
-        words = f" --responses {args.responses} --width {args.width} --out benchmarks/results/{args.out.name}"
+    if args.responses and args.output:
+        words = f" --responses {args.responses} --width {args.width} --output benchmarks/results/{args.output.name}"
     return write("memory", args, rows, work=work, clock=clock, options=words)
 
 

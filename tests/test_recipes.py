@@ -25,7 +25,9 @@ def test_recipes_exist_for_every_method():
     assert {"grpo", "empo"} <= {method_of(path) for path in TRAINING}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [*RECIPES, *sorted((ROOT / "benchmarks" / "recipes").glob("*.yaml"))], ids=lambda p: p.stem
+)
 def test_every_recipe_says_how_to_run_it(path):
     first = path.read_text().splitlines()[:4]
     assert all(line.startswith("#") for line in first[:1])

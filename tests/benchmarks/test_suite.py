@@ -27,7 +27,7 @@ def smoke(load, tmp_path):
 
     def run(name, repeats=1):
         out = tmp_path / f"{name}.json"
-        load(name).main(["--smoke", "--repeats", str(repeats), "--out", str(out)])
+        load(name).main(["--smoke", "--repeats", str(repeats), "--output", str(out)])
         return json.loads(out.read_text())
 
     return run
@@ -92,9 +92,9 @@ def test_ratio_and_exponent_by_hand(load):
 
 def test_no_path_and_no_host_name_in_a_result(load, tmp_path):
     common = load("common")
-    args = argparse.Namespace(smoke=False, repeats=1, out=tmp_path / "x.json")
+    args = argparse.Namespace(smoke=False, repeats=1, output=tmp_path / "x.json")
     common.write("x", args, [], work={})
-    text = args.out.read_text()
+    text = args.output.read_text()
     assert str(Path.home()) not in text and "/work" not in text and str(tmp_path) not in text
 
 

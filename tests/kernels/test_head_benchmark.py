@@ -38,7 +38,7 @@ def test_the_bare_products_are_the_four_products(head):
 
 def test_the_result_names_cases_sides_and_errors(head, tmp_path):
     out = tmp_path / "head.json"
-    head.main(["--smoke", "--repeats", "2", "--out", str(out)])
+    head.main(["--smoke", "--repeats", "2", "--output", str(out)])
     result = json.loads(out.read_text())
     first = result["cases"][0]
     assert {"autotelic", "materialised logits", "TRL"} <= set(first["sides"])
