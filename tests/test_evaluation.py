@@ -128,37 +128,6 @@ def test_bad_rows_are_refused(rows, message):
         evaluate_samples(rows)
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    """A random Qwen3 of one layer and a character tokenizer."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    alphabet = ["<eos>", *"0123456789+-=? "]
-    raw = Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}, unk_token="<eos>"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    raw.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<eos>", eos_token="<eos>")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(alphabet),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        eos_token_id=0,
-        pad_token_id=0,
-        bos_token_id=None,
-        tie_word_embeddings=False,
-    )
-    model = Qwen3ForCausalLM(config)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(10.0)  # away from the uniform distribution, so that entropy means something
-    return model, tokenizer
-
-
 PROBLEMS = [{"prompt": "1+1=?", "answer": "2"}, {"prompt": "12+7-5=?", "answer": "14"}, {"prompt": "9=?", "answer": 9}]
 
 

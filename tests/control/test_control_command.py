@@ -72,8 +72,8 @@ def test_the_command_line_overrides_the_recipe(capsys):
         ("experiment: mdp\n", "no recipe for"),
         ("experiment: tree\nsed: 3\n", "did you mean 'seeds'"),
         ("experiment: tree\nseeds: many\n", "seeds"),
-        ("experiment: [", "cannot read"),
-        ("- 1\n", "no recipe for"),
+        ("experiment: [", "is not YAML"),
+        ("- 1\n", "must be a mapping"),
     ],
 )
 def test_bad_recipes_are_refused_in_one_line(tmp_path, capsys, text, words):

@@ -192,10 +192,10 @@ def test_the_command_line_from_data_to_frames(tmp_path, capsys):
     ("text", "words"),
     [
         ("data: {episods: 3}", "did you mean 'episodes'"),
-        ("data: {episodes: many}", "wrong type"),
+        ("data: {episodes: many}", "not a whole number"),
         ("dta: {}", "did you mean 'data'"),
-        ("data: [1]", "is no recipe"),
-        ("data: [", "cannot read"),
+        ("data: [1]", "must be a mapping"),
+        ("data: [", "is not YAML"),
     ],
 )
 def test_bad_recipes_are_refused_in_one_line(tmp_path, capsys, text, words):

@@ -16,10 +16,11 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from autotelic.errors import UserError, closest
 
+T = TypeVar("T")
 ALIASES = {"output": "output_dir", "dataset_name": "dataset", "reward_funcs": "reward"}
 """Names that are understood beside a field's own: our one spelling of an output, and TRL's of data set and reward."""
 
@@ -37,7 +38,8 @@ def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the {what} {path} is not YAML: {error}") from error
+        raise UserError(f"the {what} {path} is not YAML: {' '.join(str(error).split())}") from error
+    found = {} if found is None else found
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise UserError(f"the {what} {path} must be a mapping of names to values")
     return found
@@ -113,6 +115,26 @@ def read(
         return [cls(**{name: values[name] for name in fields_of(cls) if name in values}) for cls in classes]
     except (ValueError, TypeError) as error:
         raise UserError(f"this configuration cannot be used: {error}") from error
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Return the dataclass that a mapping (of YAML) describes; a field that is a dataclass takes a mapping too.
+
+    Raises:
+        UserError: an unknown key, or a value that its field cannot have.
+    """
+    kinds = fields_of(cls)
+    found: dict[str, Any] = {}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be a mapping of names to values, got {values!r}")
+    for name, value in values.items():
+        if name not in kinds:
+            raise UserError(f"{where} has an unknown key {name!r}{closest(name, kinds)}")
+        inner = dataclasses.is_dataclass(kinds[name])
+        found[name] = (
+            from_mapping(kinds[name], value, f"{where}, {name}") if inner else convert(value, kinds[name], name)
+        )
+    return cls(**found)
 
 
 def mapping_from(spec: Any, kind: str) -> dict[str, Any]:

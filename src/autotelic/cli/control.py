@@ -122,18 +122,14 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _read_recipe(path: Path, what: str, names: list[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Read a recipe through the command line's own parser, so that its values meet the same checks."""
-    import yaml
-
+    from autotelic.cli.config import read_yaml
     from autotelic.errors import closest
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{path}: {message}")
 
-    try:
-        recipe = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the recipe {path}: {error}. Give a YAML file.") from None
-    if not isinstance(recipe, dict) or recipe.pop("experiment", None) != what:
+    recipe = read_yaml(path)
+    if recipe.pop("experiment", None) != what:
         refuse(f"no recipe for `control {what}`: it needs a mapping with `experiment: {what}`.")
     words: list[str] = []
     for name, value in recipe.items():

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
+from autotelic.cli.config import fields_of, from_mapping, read_yaml
 from autotelic.cli.options import add_output, say
 from autotelic.errors import UserError, closest
 from autotelic.runs.files import check_writable
 
+T = TypeVar("T")
 METHODS = ("sft", "cpl", "ppl", "ppl_d", "dpo", "p_iql")
 ONLINE_METHODS = ("cpl", "ppl", "ppl_d", "pebble")
 SECTIONS = ("data", "train", "online", "pebble", "seeds", "last", "tasks", "arms", "paired")
@@ -137,43 +139,19 @@ def _boolean(text: str) -> bool:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read a recipe; its sections are checked when they meet their settings."""
-    import yaml
-
-    try:
-        recipe = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the recipe {path}: {error}. Give a YAML file.") from None
-    if not isinstance(recipe, dict) or not all(isinstance(recipe.get(name, {}), dict) for name in SECTIONS[:4]):
-        raise UserError(f"{path} is no recipe: it needs the sections {', '.join(SECTIONS[:4])}, each a mapping.")
-    for name in recipe:
+    recipe = read_yaml(path)
+    for name, section in recipe.items():
         if name not in SECTIONS:
-            raise UserError(f"{path}: unknown section {name!r}{closest(str(name), SECTIONS)}: {', '.join(SECTIONS)}.")
+            raise UserError(f"{path}: unknown section {name!r}{closest(name, SECTIONS)}: {', '.join(SECTIONS)}.")
+        if name in SECTIONS[:4] and not isinstance(section, dict):
+            raise UserError(f"{path}: the section {name} must be a mapping, got {section!r}.")
     return recipe
 
 
-def build_settings(kind: type, section: dict[str, Any], given: dict[str, Any], source: str = "the recipe") -> Any:
+def build_settings(kind: type[T], section: dict[str, Any], given: dict[str, Any], source: str = "the recipe") -> T:
     """The class's defaults, under the recipe's section, under the command line; each value of its field's type."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    values: dict[str, Any] = {}
-    for name, value in section.items():
-        if name not in fields:
-            raise UserError(f"{source}: unknown option {name!r}{closest(name, fields)}: one of {', '.join(fields)}.")
-        values[name] = _typed(fields[name].type, name, value, source)
-    values |= {n: tuple(v) if isinstance(v, list) else v for n in fields if (v := given.get(n)) is not None}
-    return kind(**values)
-
-
-def _typed(kind: Any, name: str, value: Any, source: str) -> Any:
-    if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        if isinstance(value, list) and all(isinstance(v, item) for v in value):
-            return tuple(value)
-    elif kind in (str, bool):
-        if isinstance(value, kind):
-            return value
-    elif isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool):
-        return value
-    raise UserError(f"{source}: {name} is {value!r}, which is of the wrong type. Give it as in `--help`.")
+    words = {name: value for name in fields_of(kind) if (value := given.get(name)) is not None}
+    return from_mapping(kind, section | words, source)
 
 
 def _settings(index: int, name: str, args: argparse.Namespace, sections: dict[str, Any]) -> Any:

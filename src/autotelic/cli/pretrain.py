@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from autotelic.cli.config import find_recipe, from_mapping, read_yaml
 from autotelic.cli.options import add_output
 from autotelic.errors import UserError
 from autotelic.runs.files import check_writable
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from autotelic.tasks import pretraining
 
     logging.disable_progress_bar()
-    recipe = pretraining.load_recipe(args.config)
+    path = find_recipe(str(args.config))
+    recipe = from_mapping(pretraining.PretrainRecipe, read_yaml(path), f"the recipe {path}")
     if args.num_steps is not None:
         recipe = replace(recipe, num_steps=args.num_steps)
     folder = args.output or Path("runs") / "pretrain" / recipe.name

@@ -10,12 +10,12 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError
 from autotelic.tasks.chain_sums import ChainSums, corpus
 from autotelic.tasks.tokenizer import BOS, CHARACTERS, EOS, PAD, SPECIAL_TOKENS, build_tokenizer
 
@@ -72,60 +72,6 @@ class PretrainRecipe:
             raise UserError(f"hidden_size {self.hidden_size} must be a multiple of twice num_heads {self.num_heads}.")
         if self.learning_rate <= 0:
             raise UserError(f"learning_rate must be above 0, got {self.learning_rate}.")
-
-
-def load_recipe(path: Path) -> PretrainRecipe:
-    """Read a recipe from YAML; an unknown key is an error that names the closest valid one."""
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
-    return parse_recipe(data, str(path))
-
-
-def parse_recipe(data: Any, where: str = "the recipe") -> PretrainRecipe:
-    """Return the recipe that a mapping (as YAML gives it) describes."""
-    values = _checked(PretrainRecipe, data, where)
-    if "world" in values:
-        world = _checked(ChainSums, values["world"], f"{where}, world")
-        values["world"] = ChainSums(**world)
-    return PretrainRecipe(**values)
-
-
-def _checked(kind: type, data: Any, where: str) -> dict[str, Any]:
-    """Return `data` as keyword arguments of the dataclass `kind`, each of the type of its default."""
-    if not isinstance(data, dict):
-        raise UserError(f"{where} must be a mapping of keys to values, got {type(data).__name__}.")
-    types = {item.name: item.type for item in fields(kind)}
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        if key not in types:
-            raise UserError(f"{where}: unknown key {key!r}{closest(str(key), types)} Valid: {', '.join(types)}.")
-        values[key] = _typed(value, types[key], f"{where}: {key}")
-    return values
-
-
-def _typed(value: Any, expected: Any, where: str) -> Any:
-    if expected is float and isinstance(value, str):  # YAML 1.1 reads 2e-3 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if expected in (int, float, str, bool) and (
-        not isinstance(value, expected) or isinstance(value, bool) is not (expected is bool)
-    ):
-        raise UserError(f"{where} must be {expected.__name__}, got {value!r}.")
-    if expected == tuple[str, ...]:
-        if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            raise UserError(f"{where} must be a list of names, got {value!r}.")
-        return tuple(value)
-    return value
 
 
 def build_model(recipe: PretrainRecipe) -> "Qwen3ForCausalLM":
