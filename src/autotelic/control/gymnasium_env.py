@@ -1,9 +1,7 @@
 """`autotelic/PointReach-v0`: one point of `point_reach` as a gymnasium environment; importing this module registers it.
 
-    import autotelic.control.gymnasium_env
-    env = gymnasium.make("autotelic/PointReach-v0", slip=0.1)
-
-Reference: none. Deviations: none.
+import autotelic.control.gymnasium_env
+env = gymnasium.make("autotelic/PointReach-v0", slip=0.1)
 """
 
 from typing import Any

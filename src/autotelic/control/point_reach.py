@@ -5,7 +5,7 @@
 with noise standard normal; reward = -distance to the goal; success = closer than 0.1. The interface is gymnasium's
 (`reset(seed)`, `step(action)` with five results), over `num_envs` copies at once; `control.episodes` rolls it out.
 
-Reference: none. Deviations: copies do not reset themselves; episodes are of equal length.
+Copies do not reset themselves; episodes are of equal length.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 
 Drawn in a process of its own, since an OpenGL driver may take its process down; where MuJoCo cannot render offscreen,
 one line says so. Points are drawn with NumPy.
-
-Reference: none. Deviations: none.
 """
 
 import json

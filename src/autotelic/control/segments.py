@@ -10,7 +10,7 @@ On disk, beside the episodes: one NumPy file (`preferences.npz`, no pickles) wit
 
 `sparse` compares each segment once; `dense` compares all pairs of a pool, as in the paper.
 
-Reference: arXiv:2505.06273 (64-step segments, dense and sparse). Deviations: none.
+Reference: arXiv:2505.06273 (64-step segments, dense and sparse).
 """
 
 import io

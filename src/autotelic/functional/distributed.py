@@ -7,9 +7,6 @@ The global k best are among the ranks' k best, so the choice is exact. Pairs are
 by token identity, lowest first; identities are unique in the batch, so every rank finds the same threshold and no tie
 is left to chance. A rank without tokens offers nothing and still takes part. Without an initialised process group
 everything is local.
-
-Reference: none; plain arithmetic.
-Deviations: none.
 """
 
 import torch

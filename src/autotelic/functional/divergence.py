@@ -8,7 +8,7 @@ With y ~ pi_old and log r = ln pi(y) - ln pi_old(y), estimators of KL(pi_old || 
 
 References: Schulman, "Approximating KL divergence" (2020) for k1, k2, k3; Cui et al. 2025, arXiv:2505.22617 for the
 absolute value, which is what the authors' code uses under the name of KL and is none of the three.
-Deviations: none. Gradients with respect to ln pi: k1 -1, k2 log r, k3 r - 1, abs sign(log r).
+Gradients with respect to ln pi: k1 -1, k2 log r, k3 r - 1, abs sign(log r).
 """
 
 from typing import Literal

@@ -9,7 +9,6 @@ Each holds up to O(eta^2). S is -dH/dz, the discriminator of Wang et al.; averag
 Theorem 1.
 
 References: Cui et al. 2025, arXiv:2505.22617, Lemma 1, Theorems 1 and 2; Wang et al. 2026, arXiv:2602.03392 (S).
-Deviations: none.
 """
 
 from typing import NamedTuple

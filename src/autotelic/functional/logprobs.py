@@ -3,7 +3,6 @@
     ln pi(y_t) = z_t[y_t] / tau - logsumexp_v(z_t[v] / tau)
 
 Reference: softmax; the temperature divides the logits, as in sampling.
-Deviations: none.
 """
 
 from jaxtyping import Float, Int

@@ -4,9 +4,6 @@
 
 The denominator D is always an argument, because "the mean" of a ragged batch has several meanings and the gradient must
 not depend on how the batch is split. Values outside a mask are never read, so NaN or infinity in padding does no harm.
-
-Reference: none; plain arithmetic.
-Deviations: none.
 """
 
 import torch

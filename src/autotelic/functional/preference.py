@@ -47,7 +47,6 @@ def cpl_loss(
     """CPL's loss per pair: -y log sigma(S_2 - bias S_1) - (1 - y) log sigma(S_1 - bias S_2).
 
     Reference: Hejna et al. 2023, arXiv:2310.13639, the regularised objective; `bias` is its lambda.
-    Deviations: none.
 
     Args:
         score_1: alpha times the score of segment 1, in nats.
@@ -125,7 +124,7 @@ def dpo_loss(
 ) -> Float[Tensor, " N"]:
     """DPO per pair: -log sigma(beta [log pi/pi_ref (chosen) - log pi/pi_ref (rejected)]).
 
-    Reference: Rafailov et al. 2023, arXiv:2305.18290v3, Eq. 7. Deviations: none.
+    Reference: Rafailov et al. 2023, arXiv:2305.18290v3, Eq. 7.
 
     Args:
         chosen: log pi of the whole chosen response, summed over tokens.
@@ -237,7 +236,7 @@ def repo_loss(
 ) -> Float[Tensor, " N"]:
     """RePO per pair: -log sigma(alpha [(S+ - c R+) - bias (S- - c R-)]).
 
-    Reference: `RePO_Loss` and `RePO_Loss_deterministic` of its code. Deviations: none.
+    Reference: `RePO_Loss` and `RePO_Loss_deterministic` of its code.
 
     Args:
         chosen: `repo_score` of the chosen response.

@@ -116,7 +116,6 @@ def cispo_surrogate(
     """Return ``-sg[clip(r_t, 1 - clip_low, 1 + clip_high)] A_t logprobs_t``: every token keeps its gradient.
 
     Reference: MiniMax 2025, arXiv:2506.13585, Eq. 4-5 (CISPO).
-    Deviations: none.
     """
     ratio = log_ratio(logprobs.detach(), old_logprobs, mask, max_log_ratio=max_log_ratio).exp()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)

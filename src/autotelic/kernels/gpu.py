@@ -11,7 +11,7 @@ run time, so the kernels also run in Triton's interpreter (TRITON_INTERPRET=1, s
 where they are tested; they also compile for compute capability 8.0 and 9.0. They have never run on a GPU: nothing is
 known of their speed.
 
-Reference: none; see `autotelic.kernels.rows`.
+See `autotelic.kernels.rows`.
 Deviations: half-precision dL/dz is rounded to the operands' dtype before the last two products.
 """
 

@@ -4,8 +4,7 @@ The formulas are those of `autotelic.kernels.rows`. Products are made in float32
 on the way; only where all operands are bfloat16, and the CPU multiplies that at twice the speed, is the gradient of the
 logits rounded to it before the last two products, whose results are returned in bfloat16 anyway.
 
-Reference: none; see `autotelic.kernels.rows`.
-Deviations: none.
+See `autotelic.kernels.rows`.
 """
 
 from collections.abc import Iterator

@@ -4,9 +4,6 @@
 
 With the log-probability of one word t, from `linear_logprob_entropy`, they give those of all others:
 ln p_k = z_k - z_t + ln p_t.
-
-Reference: none.
-Deviations: none.
 """
 
 from typing import Any

@@ -11,7 +11,6 @@ quantised or offloaded heads, LoRA variants, heads that are no linear layer, and
 what its head makes of its hidden states (this is tried once, on a few tokens).
 
 Reference: the formulas stand in `autotelic.kernels`.
-Deviations: none.
 """
 
 import functools

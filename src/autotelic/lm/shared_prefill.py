@@ -9,9 +9,6 @@ Left alone: beams and other searches, static or quantised caches, inputs beside 
 training, models split over processes (their forward passes must agree in number), continuous batching and vLLM, which
 has a prefix cache of its own. Refused by name: models that keep a state, encoder-decoders, and any model whose hidden
 states after such a prefill are not those without (this is tried once, on a few tokens).
-
-Reference: none.
-Deviations: none.
 """
 
 import functools

@@ -11,7 +11,6 @@ mask), batches longer than a sliding window or than the range in which positions
 whose packed hidden states are not those of its rows (this is tried once, on a few tokens).
 
 Reference: `autotelic.lm.packing`.
-Deviations: none.
 """
 
 import functools

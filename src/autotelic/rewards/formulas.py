@@ -77,7 +77,6 @@ def weighted_consensus_reward(
         r_i = sum_{j in c(i)} w_j,   w = softmax(sequence_logprobs) over the group
 
     Reference: the cluster mass of Kuhn et al. 2023, arXiv:2302.09664, Eq. 4, normalised over the sampled responses.
-    Deviations: none.
     """
     same = (clusters.unsqueeze(-1) == clusters.unsqueeze(-2)) & (clusters >= 0).unsqueeze(-1)
     weights = sequence_logprobs.to(torch.float64).softmax(-1)
@@ -90,7 +89,6 @@ def self_certainty(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
         KL(U || p) = logsumexp(z) - mean(z) - log V
 
     Reference: Zhao et al. 2025 (Intuitor), arXiv:2505.19590, Eq. 4-5; the reward is its mean over response tokens.
-    Deviations: none.
     """
     wide = logits.float()
     return wide.logsumexp(-1) - wide.mean(-1) - math.log(wide.shape[-1])

@@ -2,9 +2,6 @@
 
 TRL shuffles a generation batch and cuts it into micro-batches. An update is a set of rows: where its loss is a sum over
 them, whatever their micro-batch, any order within the update has the same gradient up to rounding.
-
-Reference: none.
-Deviations: none.
 """
 
 from collections.abc import Sequence

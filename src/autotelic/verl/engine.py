@@ -9,7 +9,6 @@ whole mini-batch by itself: the plan is that of one process by construction. A r
 random choices are keyed by the rank of a hash of its tokens, so they depend neither on order nor on ranks.
 
 Reference: arXiv:2505.22617, Eq. 10-14, through `autotelic.controls.entropy_control`.
-Deviations: none of its own.
 """
 
 import functools

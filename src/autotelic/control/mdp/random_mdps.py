@@ -4,7 +4,7 @@ Each seed draws one MDP, behaviours of different quality, rollouts from them, an
 judge: sum over the segment of Q^mu - V* (`regret`), of alpha log pi* (`advantage`), or of rewards (`return`). The
 figure is KL(pi* || fit), in nats, averaged over states.
 
-Reference: none; the experiment tests arXiv:2505.06273 against arXiv:2310.13639 where both can be computed exactly.
+The experiment tests arXiv:2505.06273 against arXiv:2310.13639 where both can be computed exactly.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ A segment is a prefix (s0, a0) or a suffix (s, a), half each; the two segments o
 A judge who compares *behaviour* (regret) blames the prefix for what its policy does next; CPL reads that as a verdict
 on `up`, PPL knows whose it is.
 
-Reference: none; the example illustrates arXiv:2505.06273.
+The example illustrates arXiv:2505.06273.
 """
 
 from dataclasses import dataclass
