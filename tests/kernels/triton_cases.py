@@ -1,4 +1,4 @@
-"""The Triton kernels in the interpreter, against the portable path; run by test_triton.py in a process of its own.
+"""The Triton kernels in the interpreter, against the portable path; run by test_gpu.py in a process of its own.
 
 The interpreter multiplies bit patterns of bfloat16 and reads outside of tensors without a word: float32 and float16
 here, and shapes that are no multiple of any block.
