@@ -24,10 +24,12 @@ def write_run(
     temperature: float = 1.0,
     followed: int = 0,
     evaluated: bool = False,
+    timed: bool = False,
 ) -> Path:
     """Write one run whose reward obeys R = -a exp(H) + b up to noise; `text` replaces every token of every response.
 
-    `followed` prompts come back at every look; `evaluated` adds what `autotelic eval --output` writes.
+    `followed` prompts come back at every look; `evaluated` adds what `autotelic eval --output` writes; `timed` logs
+    seconds and tokens of every update.
     """
     rng = random.Random(f"{method} {seed}")
     folder.mkdir(parents=True)
@@ -75,6 +77,8 @@ def write_run(
                 row[f"covariance/top_{name}"] = size * (0.3 + entropy) + rng.gauss(0, 0.03)
             row["covariance/mean"] = 0.01 * entropy
             row |= {f"covariance/accuracy_{level}": 0.02 * entropy for level in ("low", "mid", "high")}
+            if timed:
+                row |= {"train/step_time": 20.0, "trl/num_tokens": 1000 * step}
             if control:
                 row["selected/share"] = 0.02
                 shares = [0.1, 0.25, 0.05, 0.6]

@@ -52,6 +52,7 @@ class Browser:
         self.write_to, self.read_from, self.buffer, self.number = ours_out, ours_in, b"", 0
         self.events: list[dict[str, Any]] = []
         self.session: str | None = None
+        self.shown: tuple[Path, int, bool] | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -102,10 +103,18 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.shown = None
         self.call("Page.navigate", url="about:blank")
         self.events.clear()
         self.call("Page.navigate", url=path.as_uri())
         self.wait_for(wait)
+        self.shown = (path, width, dark)
+
+    def show(self, path: Path, *, width: int = 1280, dark: bool = False) -> None:
+        """Open a page unless it is open already; what was chosen in it stays."""
+        if self.shown != (path, width, dark):
+            self.open(path, width=width, dark=dark)
+        self.events.clear()
 
     def wait_for(self, expression: str, timeout: float = 60) -> None:
         """Wait until a JavaScript expression is true."""
@@ -141,6 +150,21 @@ class Browser:
         at = self.place(selector, x)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1)
+
+    def choose(self, selector: str, text: str, *, number: int = 0) -> None:
+        """Choose the first option that holds a text, in the select element of this number."""
+        self.run(
+            f"(() => {{ const s = document.querySelectorAll({json.dumps(selector)})[{number}]; "
+            f"s.value = [...s.options].find((o) => o.text.includes({json.dumps(text)})).value; "
+            "s.dispatchEvent(new Event('change')); })()"
+        )
+
+    def fill(self, selector: str, text: str) -> None:
+        """Put a text into an input."""
+        self.run(
+            f"(() => {{ const i = document.querySelector({json.dumps(selector)}); i.value = {json.dumps(text)}; "
+            "i.dispatchEvent(new Event('input')); })()"
+        )
 
     def key(self, name: str) -> None:
         """Press and release one key."""

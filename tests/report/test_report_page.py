@@ -12,7 +12,7 @@ from browser import EXECUTABLE, Browser
 
 from autotelic.errors import UserError
 from autotelic.report import write_report
-from autotelic.report.page import embed_json
+from autotelic.report.figure_page import embed_json, figure_page
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028&amp;"
 PROBE, CONTRAST = ((Path(__file__).parent / name).read_text() for name in ("probe.js", "contrast.js"))
@@ -26,7 +26,8 @@ def runs(tmp_path_factory):
     synthetic_runs.write_run(folder / "grpo-0", "grpo", seed=0, steps=30, text=HOSTILE)
     for seed in (1, 2):
         synthetic_runs.write_run(folder / f"grpo-{seed}", "grpo", seed=seed, steps=30)
-    synthetic_runs.write_run(folder / "clip_cov-0", "clip_cov", steps=30, followed=2, rollout_every=10)
+    for name in ("clip_cov", "kl_cov"):
+        synthetic_runs.write_run(folder / f"{name}-0", name, steps=30, followed=2, rollout_every=10, timed=True)
     for temperature in (0.5, 1.0):
         name = f"one_shot_em-{temperature}"
         synthetic_runs.write_run(folder / name, "one_shot_em", steps=30, temperature=temperature, evaluated=True)
@@ -41,7 +42,9 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(runs):
-    return write_report([runs], runs / "out" / "page.html", results=synthetic_runs.results(), title="A <b>title</b>")
+    labels = [{"prompt": "0+0=", "answer": "14"}, {"prompt": "12+7-5=", "answer": "14"}]
+    output = runs / "out" / "page.html"
+    return write_report([runs], output, results=synthetic_runs.results(), title="A <b>title</b>", labels=labels)
 
 
 def test_page_asks_nothing_of_any_server(page):
@@ -132,17 +135,6 @@ def test_browser_draws_every_chart_without_error_or_request(seen):
 
 
 @needs_browser
-def test_browser_sees_requests_and_errors(tmp_path, chromium):
-    """The two checks above can fail."""
-    bad = tmp_path / "bad.html"
-    bad.write_text("<body><script>console.error('no'); fetch('http://127.0.0.1:9/x').catch(() => {})</script></body>")
-    chromium.open(bad, wait="document.body")
-    chromium.run("new Promise((resolve) => setTimeout(resolve, 200))")
-    assert any("no" in text for text in chromium.complaints())
-    assert chromium.requests() == ["http://127.0.0.1:9/x"]
-
-
-@needs_browser
 def test_browser_shows_hostile_text_as_text(seen):
     assert seen["hostile"] == HOSTILE
     assert seen["title"] == "A <b>title</b>"
@@ -166,7 +158,7 @@ def test_browser_draws_the_heat_maps_and_the_histograms(seen):
 
 @needs_browser
 def test_browser_legend_and_theme(page, chromium):
-    chromium.open(page)
+    chromium.show(page)
     visible = "document.querySelector('.chart').data.map((t) => t.visible)"
     assert all(chromium.run(visible))
     chromium.click("button.key[data-method=grpo]")
@@ -183,9 +175,6 @@ def test_browser_legend_and_theme(page, chromium):
     chromium.click("#theme")
 
 
-CHOOSE_RUN = """(() => { const s = document.querySelector('#viewer select');
-  s.value = [...s.options].find((o) => o.text.includes('clip_cov-0')).value;
-  s.dispatchEvent(new Event('change')); })()"""
 STEP = "document.querySelector('#step-slider').getAttribute('aria-valuetext')"
 PROMPT = "document.querySelector('.prompt').textContent"
 TIP = "document.querySelector('#tip').hidden ? null : document.querySelector('#tip').textContent"
@@ -193,8 +182,8 @@ TIP = "document.querySelector('#tip').hidden ? null : document.querySelector('#t
 
 @pytest.fixture
 def viewer(page, chromium):
-    chromium.open(page)
-    chromium.run(CHOOSE_RUN)
+    chromium.show(page)
+    chromium.choose("#viewer select", "clip_cov-0")
     return chromium
 
 
@@ -253,6 +242,7 @@ def test_browser_everything_is_reached_by_tab(page, chromium):
 
 @needs_browser
 def test_browser_viewer_by_mouse(viewer):
+    viewer.move("h1")
     viewer.move(".tokens span")
     assert "token 1 of" in viewer.run(TIP)
     viewer.move("h1")
@@ -274,8 +264,8 @@ def test_browser_viewer_by_mouse(viewer):
 @pytest.mark.parametrize(("width", "dark"), [(400, True), (1280, False)])
 def test_browser_text_can_be_read(page, chromium, width, dark):
     """Contrast of at least 4.5 (3 for large text), coloured tokens included; nothing wider than the window."""
-    chromium.open(page, width=width, dark=dark)
-    chromium.run(CHOOSE_RUN)
+    chromium.show(page, width=width, dark=dark)
+    chromium.choose("#viewer select", "clip_cov-0")
     assert chromium.run("document.documentElement.scrollWidth") <= width
     found = chromium.run(CONTRAST)
     assert found["checked"] > 300
@@ -285,7 +275,7 @@ def test_browser_text_can_be_read(page, chromium, width, dark):
 @needs_browser
 def test_browser_saves_tables_as_csv_and_figures_as_svg(page, chromium, tmp_path):
     """By a real click: the saved file holds the table's cells; every table has its button, every figure its SVG."""
-    chromium.open(page)
+    chromium.show(page)
     counts = "['main table', 'main table + .save'].map((s) => document.querySelectorAll(s).length)"
     tables, buttons = chromium.run(counts)
     assert tables == buttons > 5
@@ -305,6 +295,83 @@ def test_browser_saves_tables_as_csv_and_figures_as_svg(page, chromium, tmp_path
     )
     assert set(formats) == {"svg"}
     assert chromium.complaints() == []
+
+
+@needs_browser
+def test_browser_axis_by_tokens_and_by_time(page, chromium):
+    """20 s an update, 1000 tokens: step 30 is 10 minutes and 30,000 tokens; runs that log neither are not drawn."""
+    chromium.show(page)
+    chart = "document.querySelector('#curves .chart')"
+    last = f"{chart}.data.map((t) => [...t.x].at(-1))"
+    title = f"{chart}.layout.xaxis.title.text"
+    assert len(set(chromium.run(last))) == 1 and chromium.run(title) == "optimizer step"
+    everything = len(chromium.run(last))
+    chromium.choose("#curves select", "tokens")
+    assert set(chromium.run(last)) == {30000} and len(chromium.run(last)) < everything
+    assert chromium.run(title) == "tokens seen"
+    chromium.choose("#curves select", "wall time")
+    assert set(chromium.run(last)) == {10} and chromium.run(title) == "wall time of the updates (minutes)"
+    chromium.choose("#curves select", "step")
+
+
+@needs_browser
+def test_browser_filter_by_name_and_by_setting(page, chromium):
+    chromium.show(page)
+    shown = "document.querySelector('#curves .chart').data.filter((t) => t.visible && t.name)"
+    drawn = f"[...new Set({shown}.map((t) => t.name.split(' (')[0]))]"
+    keys = "[...document.querySelectorAll('.key')].filter((n) => !n.hidden).length"
+    everything = chromium.run(keys)
+    chromium.fill("#legend input", "KL_cov")
+    assert (chromium.run(drawn), chromium.run(keys)) == (["KL-Cov"], 1)
+    chromium.fill("#legend input", "temperature = 0.5")
+    assert all(name.startswith("one-shot EM") for name in chromium.run(drawn))
+    chromium.fill("#legend input", "")
+    assert chromium.run(keys) == everything
+
+
+@needs_browser
+def test_browser_two_runs_side_by_side_with_right_and_wrong(viewer):
+    """The second run shows the same prompt at the nearest step; both follow the slider and the prompt."""
+    columns = "[...document.querySelectorAll('.column > p:first-child')].map((n) => n.textContent)"
+    assert viewer.run(columns) == []
+    right = "document.querySelectorAll('#rollout-body .right').length"
+    judged = "document.querySelectorAll('#rollout-body .right, #rollout-body .wrong').length"
+    assert viewer.run(judged) == 8 and f"{viewer.run(right)} of 8 responses right" in viewer.run(
+        "document.querySelector('#rollout-body').textContent"
+    )
+    viewer.choose("#viewer select", "kl_cov-0", number=1)
+    assert [text.split(" (")[0] for text in viewer.run(columns)] == ["Clip-Cov, seed 0", "KL-Cov, seed 0"]
+    assert viewer.run("document.querySelectorAll('.response').length") == 16
+    viewer.click("#step-slider", x=0.02)
+    assert all(text.endswith("step 0") for text in viewer.run(columns))
+    viewer.run("document.querySelector('.tokens').focus()")
+    viewer.key("n")
+    assert viewer.run(PROMPT) == "1+1=" and viewer.run(judged) == 0  # no label
+    viewer.choose("#viewer select", "no second run", number=1)
+    assert viewer.run(columns) == []
+
+
+@needs_browser
+def test_browser_draws_plain_figures(tmp_path, chromium):
+    """What `--plot` writes: every figure, its title as text, no request."""
+    traces = [{"x": [1, 2], "y": [1, 4], "mode": "lines+markers"}]
+    page = tmp_path / "figures.html"
+    page.write_text(figure_page("<i>Two</i>", [{"title": name, "traces": traces} for name in ("one", "two")]))
+    chromium.open(page, wait="document.querySelectorAll('.scatterlayer .trace').length === 2")
+    assert chromium.run("document.querySelector('h1').textContent") == "<i>Two</i>"
+    assert chromium.run("[...document.querySelectorAll('.gtitle')].map((n) => n.textContent)") == ["one", "two"]
+    assert (chromium.complaints(), chromium.requests()) == ([], [])
+
+
+@needs_browser
+def test_browser_sees_requests_and_errors(tmp_path, chromium):
+    """The checks for requests and complaints can fail."""
+    bad = tmp_path / "bad.html"
+    bad.write_text("<body><script>console.error('no'); fetch('http://127.0.0.1:9/x').catch(() => {})</script></body>")
+    chromium.open(bad, wait="document.body")
+    chromium.run("new Promise((resolve) => setTimeout(resolve, 200))")
+    assert any("no" in text for text in chromium.complaints())
+    assert chromium.requests() == ["http://127.0.0.1:9/x"]
 
 
 @needs_browser

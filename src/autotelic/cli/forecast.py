@@ -218,35 +218,30 @@ def write_plot(path: Path, curve: Any, fit: Any, result: dict[str, Any]) -> None
 
 
 def draw_html(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: str, result: dict[str, Any]) -> None:
-    """Write one self-contained page with plotly."""
-    import plotly.graph_objects as go
-
+    """Write one self-contained page."""
+    from autotelic.report.figure_page import COLORS, figure_page
     from autotelic.runs.files import write_output
 
-    blue = "#0072B2"
-    figure = go.Figure()
-    figure.add_scatter(x=grid, y=bands[:, 0], mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False)
-    figure.add_scatter(
-        x=grid,
-        y=bands[:, 1],
-        mode="lines",
-        line={"width": 0},
-        fill="tonexty",
-        fillcolor="rgba(0,114,178,.18)",
-        name="95 %",
-    )
-    figure.add_scatter(x=grid, y=line, mode="lines", line={"color": blue}, name="fit")
-    steps = [f"step {s}" for s in curve.step]
-    figure.add_scatter(x=curve.entropy, y=curve.reward, mode="markers", marker={"color": blue}, text=steps, name="log")
+    blue, grid = {"color": COLORS[0]}, grid.tolist()
+    edge = {"x": grid, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+    shade = {"fill": "tonexty", "fillcolor": "rgba(0,114,178,.18)", "name": "95 %"}
+    points = {"x": curve.entropy.tolist(), "y": curve.reward.tolist(), "text": [f"step {s}" for s in curve.step]}
     low, high = result["ceiling_interval"]
-    error = {"type": "data", "symmetric": False, "array": [high - line[0]], "arrayminus": [line[0] - low]}
-    figure.add_scatter(
-        x=[0], y=[line[0]], error_y=error, mode="markers", marker={"symbol": "diamond", "size": 11}, name="ceiling"
-    )
-    figure.update_layout(
-        title=title, template="plotly_white", xaxis_title="entropy H (nats per token)", yaxis_title=curve.reward_column
-    )
-    write_output(path, figure.to_html(include_plotlyjs=True, config={"displaylogo": False}))
+    ceiling, error = float(line[0]), {"type": "data", "symmetric": False}
+    error |= {"array": [high - ceiling], "arrayminus": [ceiling - low]}
+    traces = [
+        {**edge, "y": bands[:, 0].tolist(), "showlegend": False},
+        {**edge, "y": bands[:, 1].tolist(), **shade},
+        {"x": grid, "y": line.tolist(), "mode": "lines", "line": blue, "name": "fit"},
+        {**points, "mode": "markers", "marker": blue, "name": "log"},
+        {"x": [0], "y": [ceiling], "error_y": error, "mode": "markers", "name": "ceiling"}
+        | {"marker": {"symbol": "diamond", "size": 11, "color": COLORS[4]}},
+    ]
+    axes = {
+        "xaxis": {"title": {"text": "entropy H (nats per token)"}},
+        "yaxis": {"title": {"text": curve.reward_column}},
+    }
+    write_output(path, figure_page("The entropy law", [{"title": title, "traces": traces, "layout": axes}]))
 
 
 def draw_png(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: str, result: dict[str, Any]) -> None:

@@ -212,27 +212,23 @@ def cell(estimate: Mapping[str, Any]) -> str:
 
 def picture(result: Mapping[str, Any]) -> str:
     """Return a page: histograms on shared axes, and the mean logit per rank."""
-    import plotly.graph_objects as go
-    from plotly.colors import qualitative
-    from plotly.subplots import make_subplots
+    from autotelic.report.figure_page import COLORS, figure_page
 
-    figure = make_subplots(1, 2, subplot_titles=["density of the logits", "mean logit per rank"])
+    densities, ranks = [], []
     for i, (name, row) in enumerate(result["models"].items()):
-        bins, colour = row["histogram"], qualitative.D3[i % 10]
+        bins, common = row["histogram"], {"mode": "lines", "line": {"color": COLORS[i % len(COLORS)]}}
         total = sum(bins["counts"]) * bins["bin_width"]
         x = [bins["low"] + (j + 0.5) * bins["bin_width"] for j in range(len(bins["counts"]))]
-        label = f"{name} (skewness {row['skewness']['value']:.2f})"
-        figure.add_trace(
-            go.Scatter(x=x, y=[c / total for c in bins["counts"]], name=label, line={"color": colour, "shape": "hvh"}),
-            1,
-            1,
-        )
-        ranks = row["ranks"]
-        figure.add_trace(
-            go.Scatter(x=ranks["rank"], y=ranks["mean"], name=name, line_color=colour, showlegend=False), 1, 2
-        )
-    figure.update_xaxes(title_text="logit", row=1, col=1)
-    figure.update_xaxes(title_text="rank", type="log", row=1, col=2)
-    figure.update_yaxes(title_text="density", row=1, col=1)
-    figure.update_layout(template="plotly_white", title="logit shift")
-    return figure.to_html(include_plotlyjs=True, full_html=True)
+        density = {"x": x, "y": [c / total for c in bins["counts"]], **common}
+        density["line"] = common["line"] | {"shape": "hvh"}
+        densities.append({**density, "name": f"{name} (skewness {row['skewness']['value']:.2f})"})
+        ranks.append({"x": row["ranks"]["rank"], "y": row["ranks"]["mean"], "name": name, **common})
+    axes = {"xaxis": {"title": {"text": "logit"}}, "yaxis": {"title": {"text": "density"}}}
+    rank_axes = {"xaxis": {"title": {"text": "rank, 1 is the likeliest token"}, "type": "log"}}
+    return figure_page(
+        "Logit shift",
+        [
+            {"title": "Density of the logits", "traces": densities, "layout": axes},
+            {"title": "Mean logit per rank", "traces": ranks, "layout": rank_axes},
+        ],
+    )

@@ -6,6 +6,7 @@ says what is missing and which command makes it.
 
     autotelic report runs/demo -o page.html
     autotelic report runs/grpo-0 runs/grpo-1 runs/empo-0 -o page.html --watch
+    autotelic report runs/sweep --group-by learning_rate --only 'method=kl_cov' --labels chain_sums:train
     autotelic report runs --serve                # at http://127.0.0.1:8000, for this machine only
 """
 
@@ -13,8 +14,10 @@ import argparse
 import json
 import threading
 import time
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from autotelic.cli.options import add_output, say
 from autotelic.errors import UserError
@@ -24,6 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder, or a folder of run folders")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="page (default: %(default)s)")
+    parser.add_argument(
+        "--group-by", metavar="SETTING", help="draw runs with one value of this setting together; or: run"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out runs that do not match: SETTING=VALUE, or a folder's name with * (repeatable: all must match)",
+    )
+    parser.add_argument(
+        "--labels", metavar="SOURCE", help="problems with answers, such as chain_sums:train: marks responses as right"
+    )
     parser.add_argument("--title", default="autotelic report", help="title of the page")
     parser.add_argument("--watch", action="store_true", help="write the page anew whenever a log grows, until Ctrl-C")
     parser.add_argument(
@@ -36,8 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page, once or until interrupted."""
-    from autotelic.report import write_report
-
     if args.every <= 0:
         raise UserError(f"--every must be above 0 seconds, got {args.every}")
     if args.serve:
@@ -47,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     while True:
         state = fingerprint(args.runs)
         if state != last:
-            written = write_report(args.runs, args.output, title=args.title, refresh=refresh)
+            written = write(args, refresh)
             size = written.stat().st_size
             if args.json:
                 print(json.dumps({"page": str(written), "bytes": size}), flush=True)
@@ -59,15 +73,30 @@ def run(args: argparse.Namespace) -> int:
         try:
             time.sleep(args.every)
         except KeyboardInterrupt:
-            write_report(args.runs, args.output, title=args.title)  # the last page no longer loads itself anew
+            write(args)  # the last page no longer loads itself anew
             say(args, "autotelic: stopped watching")
             return 0
 
 
-def serve(args: argparse.Namespace) -> int:
-    """Show the page to this machine until interrupted; a request reads the runs again where a file has changed."""
+def write(args: argparse.Namespace, refresh: int | None = None) -> Path:
+    """Write the page as the options ask for it."""
     from autotelic.report import write_report
 
+    labels = read_labels(args.labels) if args.labels else ()
+    chosen = {"group_by": args.group_by, "only": args.only, "labels": labels}
+    return write_report(args.runs, args.output, title=args.title, refresh=refresh, **chosen)
+
+
+@cache
+def read_labels(source: str) -> list[dict[str, Any]]:
+    """Return the problems of a source; every one needs an answer."""
+    from autotelic.tasks import load_problems
+
+    return load_problems(source, require_answer=True)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Show the page to this machine until interrupted; a request reads the runs again where a file has changed."""
     try:
         server = PageServer(args)
     except (OSError, OverflowError) as error:
@@ -79,7 +108,7 @@ def serve(args: argparse.Namespace) -> int:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            write_report(args.runs, args.output, title=args.title)  # the file that stays does not load itself anew
+            write(args)  # the file that stays does not load itself anew
             say(args, "autotelic: stopped serving")
     return 0
 
@@ -93,15 +122,11 @@ class PageServer(ThreadingHTTPServer):
 
     def page(self) -> bytes:
         """Return the page as it is now."""
-        from autotelic.report import write_report
-
         with self.lock:
             state = fingerprint(self.args.runs)
             if state != self.state:
                 refresh = max(1, round(self.args.every))
-                self.content = write_report(
-                    self.args.runs, self.args.output, title=self.args.title, refresh=refresh
-                ).read_bytes()
+                self.content = write(self.args, refresh).read_bytes()
                 self.state = state
             return self.content
 

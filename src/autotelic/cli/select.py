@@ -244,24 +244,21 @@ def comparison_table(comparison: Mapping[str, Mapping[str, float | None]], num_t
 
 def picture(rows: Sequence[Mapping[str, Any]], by: str) -> str:
     """Return a page: the ranking, and each label-free score against the labelled variance where there are labels."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
     from autotelic.diagnostics.prompt_selection import LABEL_FREE
+    from autotelic.report.figure_page import figure_page
 
     labelled = all(row.get("variance") is not None for row in rows)
     against = "variance" if labelled else "majority_share"
     scores = [name for name in LABEL_FREE if name != by and all(row.get(name) is not None for row in rows)]
-    figure = make_subplots(1, 1 + len(scores), subplot_titles=[f"ranking by {by}", *scores])
     hover = [f"{row['id']}: {question_text(row['prompt'])[:80]}" for row in rows]
-    figure.add_trace(
-        go.Scatter(x=[row["rank"] for row in rows], y=[row[by] for row in rows], mode="markers", text=hover), 1, 1
-    )
-    figure.update_xaxes(title_text="rank", row=1, col=1)
-    for column, name in enumerate(scores, start=2):
-        x, y = [row[name] for row in rows], [row[against] for row in rows]
-        figure.add_trace(go.Scatter(x=x, y=y, mode="markers", text=hover, marker_opacity=0.5), 1, column)
-        figure.update_xaxes(title_text=name, row=1, col=column)
-        figure.update_yaxes(title_text=against, row=1, col=column)
-    figure.update_layout(showlegend=False, title=f"{len(rows)} prompts", template="plotly_white")
-    return figure.to_html(include_plotlyjs=True, full_html=True)
+
+    def figure(title: str, x: str, y: str) -> dict[str, Any]:
+        points = {"x": [row[x] for row in rows], "y": [row[y] for row in rows], "text": hover, "mode": "markers"}
+        return {
+            "title": title,
+            "traces": [{**points, "marker": {"opacity": 0.6}}],
+            "layout": {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}, "hovermode": "closest"},
+        }
+
+    ranking = figure(f"Ranking by {by}", "rank", by)
+    return figure_page(f"{len(rows)} prompts", [ranking, *(figure(name, name, against) for name in scores)])

@@ -24,6 +24,7 @@ from typing import Any
 from autotelic.cli.config import read_yaml, to_options
 from autotelic.cli.options import add_output, say, say_written
 from autotelic.errors import UserError, closest
+from autotelic.report.figure_page import figure_page
 from autotelic.runs.files import write_output
 
 KEYS = ("method", "config", "function", "seeds", "grid", "metric")
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     failures = run_on_ray(missing, store, args) if missing else []
     rows = sweeping.summarize(trials, store, metric)
     plot, table = args.plot or out / "strip.html", out / "table.json"
-    write_output(plot, sweeping.strip_plot(rows, metric))
+    write_output(plot, figure_page(f"Sweep: {metric}", [sweeping.strip_plot(rows, metric)]))
     write_output(table, json.dumps({"metric": metric, "rows": rows}) + "\n")
     print(json.dumps({"metric": metric, "rows": rows}) if args.json else sweeping.table(rows, metric))
     say_written(args, table, plot)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from autotelic.report.method_styles import settings_of, style_of, styles
-from autotelic.report.run_folders import Run
+from autotelic.report.correctness import FOLLOWED
+from autotelic.report.method_styles import DASHES, PALETTE, Style, settings_of, style_of, styles
+from autotelic.report.run_folders import Run, flat, setting_of
 from autotelic.runs.logs import as_number
 
 MAX_POINTS = 500
 MAX_CONFIG_CHARACTERS = 6000
-MAX_SETTING_CHARACTERS = 80
 RUN_IDENTITY = frozenset(
     {
         "seed",
@@ -55,6 +55,8 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("truncated", "Responses cut at the length limit", ("completions/truncated_share",)),
     ("ceiling", "Ceiling by the law, as the run saw it", ("law/ceiling",)),
 )
+FOLLOWED_RIGHT = ("followed_right", "Followed prompts: right responses", (FOLLOWED,))
+"""Drawn where labels were given; otherwise nothing is missing."""
 PROBES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("probe_majority", "Share of the largest answer", ("probe/majority_share",)),
     ("probe_diversity", "Different answers per response", ("probe/diversity",)),
@@ -82,13 +84,18 @@ TABLE_FROM_RUNS = (
 
 @dataclass
 class Group:
-    """Runs that differ in nothing but their seed."""
+    """Runs that are drawn together: by default those that differ in nothing but their seed."""
 
     key: str
     label: str
     color: str
     dash: str
     runs: list[Run]
+
+    @property
+    def method(self) -> str:
+        """The method of its first run."""
+        return self.runs[0].method
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the page needs to name and draw it."""
@@ -103,8 +110,16 @@ class Group:
         }
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Put runs of one method and one configuration together; other settings of a method get a group of their own."""
+def group_runs(runs: Sequence[Run], by: str | None = None) -> list[Group]:
+    """Put runs together.
+
+    Args:
+        runs: all runs of the page.
+        by: a setting whose values make the groups, or `run` for a group each; None: one method and one configuration
+            make a group, and other settings of a method get a group of their own.
+    """
+    if by is not None:
+        return group_by_setting(runs, by)
     by_method: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         by_method.setdefault(run.method, {}).setdefault(settings_key(run), []).append(run)
@@ -120,6 +135,54 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             style = style_of(key, len(groups))
             groups.append(Group(key, label, style.color, style.dash, members))
     return groups
+
+
+def group_by_setting(runs: Sequence[Run], name: str) -> list[Group]:
+    """Put runs with the same value of one setting together, in the order of their values; `run`: each on its own."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        value = run.name if name == "run" else setting_of(run, name, runs)
+        found.setdefault("not set" if value is None else value, []).append(run)
+    values = list(found) if name == "run" else sorted(found, key=in_order)
+    labels = [value if name == "run" else f"{name} = {value}" for value in values]
+    looks = [Style(label, PALETTE[i % len(PALETTE)], DASHES[i % len(DASHES)]) for i, label in enumerate(labels)]
+    return [
+        Group(look.label, look.label, look.color, look.dash, found[v]) for look, v in zip(looks, values, strict=True)
+    ]
+
+
+def in_order(value: str) -> tuple[bool, float, str]:
+    """Order numbers by size, before texts."""
+    try:
+        return False, float(value), value
+    except ValueError:
+        return True, 0.0, value
+
+
+def axes(group: Group) -> dict[str, dict[str, list[Any]]]:
+    """Return how many tokens a group has seen, and how many seconds its updates took, at some of its steps.
+
+    Both are sums up to that step, means over seeds; a measure that no run has logged is left out. Seconds are those of
+    updates: validation and logging between them do not count.
+    """
+    found = {}
+    for name, curves in (
+        ("tokens", [run.metrics.get("trl/num_tokens", {}) for run in group.runs]),
+        ("seconds", [summed(run.metrics.get("train/step_time", {})) for run in group.runs]),
+    ):
+        one = band([replace(run, metrics={name: c}) for run, c in zip(group.runs, curves, strict=True)], name)
+        if one:
+            found[name] = {"step": one["x"], "value": one["y"]}
+    return found
+
+
+def summed(curve: Mapping[int, float]) -> dict[int, float]:
+    """Return the sum up to each step of a value per step that is logged as the mean since the row before."""
+    total, before, found = 0.0, 0, {}
+    for step, value in curve.items():
+        total += value * (step - before)
+        before, found[step] = step, total
+    return found
 
 
 def settings_key(run: Run) -> str:
@@ -143,18 +206,6 @@ def differences(groups: Sequence[Group]) -> list[dict[str, Any]]:
     rows = [{"name": name, "values": [config.get(name) for config in configs]} for name in names]
     known = [bool(config) for config in configs]
     return [row for row in rows if len(set(compress(row["values"], known))) > 1]
-
-
-def flat(settings: Mapping[str, Any], start: str = "") -> dict[str, str]:
-    """Return nested settings as one level of text, names joined by dots; a long value is cut."""
-    found: dict[str, str] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{start}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            found[start + name] = text if len(text) <= MAX_SETTING_CHARACTERS else f"{text[:MAX_SETTING_CHARACTERS]}…"
-    return found
 
 
 def variant_label(run: Run, variants: Sequence[Sequence[Run]]) -> str:
@@ -257,6 +308,8 @@ def charts(
     """Return the curves over steps, and the titles of those for which no run has data."""
     from autotelic.runs.glossary import METRICS
 
+    if wanted is CHARTS and any(FOLLOWED in run.metrics for group in groups for run in group.runs):
+        wanted = (*CHARTS, FOLLOWED_RIGHT)
     drawn, missing = [], []
     for key, title, names in wanted:
         name = next((n for n in names if any(run.metrics.get(n) for g in groups for run in g.runs)), None)

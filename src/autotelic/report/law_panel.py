@@ -26,7 +26,7 @@ def law_of(group: Group) -> dict[str, Any] | None:
     from autotelic.controls.table import intervention
     from autotelic.functional.entropy_law import fit_entropy_law, regime_warnings
 
-    if group.key.split()[0] == "one_shot_em":
+    if group.method == "one_shot_em":
         return None
     curves = []
     for run in group.runs:
@@ -51,9 +51,7 @@ def law_of(group: Group) -> dict[str, Any] | None:
     }
     found: dict[str, None] = {}
     for curve in curves:
-        found |= dict.fromkeys(
-            regime_warnings(curve.entropy, curve.reward, intervention=intervention(group.key.split()[0]))
-        )
+        found |= dict.fromkeys(regime_warnings(curve.entropy, curve.reward, intervention=intervention(group.method)))
         found |= dict.fromkeys(curve.notes)
     entry["warnings"] = list(found)
     entropy = np.concatenate([curve.entropy for curve in curves])

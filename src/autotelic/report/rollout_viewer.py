@@ -1,10 +1,11 @@
 """The rollouts that the page carries: a bounded choice of prompts and steps, tokens by number, three digits a value."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotelic.report.data import Group, short
-from autotelic.report.run_folders import RolloutRow, Run, read_rollout
+from autotelic.report.run_folders import RolloutRow, Run, as_text, read_rollout
 
 MAX_RUNS = 12
 MAX_PROMPTS = 12
@@ -21,17 +22,19 @@ def rollouts(groups: Sequence[Group]) -> tuple[dict[str, Any], list[str]]:
 
     The first seed of every method comes before second seeds. Followed prompts come first. Of a run's own rollouts, the
     prompts recorded most often are kept, or evenly spaced ones where none comes back; of a prompt, evenly spaced steps
-    with the first and the last.
+    with the first and the last. Prompts that several runs have recorded come before others: runs can be compared on
+    them.
     """
     depth = max((len(g.runs) for g in groups), default=0)
     order = [(g, g.runs[i]) for i in range(depth) for g in groups if i < len(g.runs)]
     order = [(group, run) for group, run in order if run.rollouts or run.followed]
     notes = [f"rollouts of {len(order) - MAX_RUNS} further runs are not embedded"] if len(order) > MAX_RUNS else []
     order = order[:MAX_RUNS]
+    holders = Counter(row_id for _, run in order for row_id in {row.prompt_id for row in run.rollouts})
     pool: dict[str, int] = {}
     entries, cut = [], {"rows": 0, "responses": 0, "tokens": 0}
     for group, run in order:
-        entry = embed_run(group, run, pool, MAX_TOKENS // len(order), cut)
+        entry = embed_run(group, run, pool, MAX_TOKENS // len(order), cut, holders)
         if entry["prompts"]:
             entries.append(entry)
     if shared := leave_out_shared([prompt for entry in entries for prompt in entry["prompts"]]):
@@ -62,27 +65,33 @@ def leave_out_shared(prompts: Sequence[dict[str, Any]]) -> list[str]:
     return shared
 
 
-def embed_run(group: Group, run: Run, pool: dict[str, int], budget: int, cut: dict[str, int]) -> dict[str, Any]:
-    """Return one run's rollouts within a budget of tokens."""
+def embed_run(
+    group: Group, run: Run, pool: dict[str, int], budget: int, cut: dict[str, int], holders: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return one run's rollouts within a budget of tokens; `holders`: how many runs have recorded a prompt."""
     prompts: list[dict[str, Any]] = []
     for rows, allowed in ((run.followed, budget // 2), (run.rollouts, budget)):
         spent = sum(len(r["t"]) for p in prompts for s in p["steps"] for r in s["responses"])
-        prompts += embed_rows(run, rows, pool, allowed - spent, cut, followed=rows is run.followed)
+        chosen = choose_rows(rows, holders)
+        prompts += embed_rows(run, chosen, pool, allowed - spent, cut, followed=rows is run.followed)
+        cut["rows"] += len(rows) - len(chosen)
     return {"method": group.key, "run": run.name, "seed": run.seed, "prompts": prompts}
 
 
 def embed_rows(
     run: Run, rows: Sequence[RolloutRow], pool: dict[str, int], budget: int, cut: dict[str, int], *, followed: bool
 ) -> list[dict[str, Any]]:
-    """Return the prompts of one file of rollouts, with their steps, within a budget of tokens."""
+    """Return the prompts of chosen rows of one file, with their steps, within a budget of tokens."""
     prompts: dict[str, dict[str, Any]] = {}
     spent = kept = 0
-    for row in choose_rows(rows):
+    for row in rows:
         if spent > budget:
             break
         record = read_rollout(run.path, row)
         shown = record["responses"][:MAX_RESPONSES]
         responses = [embed_response(r, c, pool, cut) for r, c in zip(shown, row.clusters, strict=False)]
+        for response, right in zip(responses, row.right, strict=False):
+            response["k"] = int(right)
         cut["responses"] += max(0, len(record["responses"]) - MAX_RESPONSES)
         spent += sum(len(r["t"]) for r in responses)
         kept += 1
@@ -108,13 +117,15 @@ def answers_of(responses: Sequence[dict[str, Any]], clusters: Sequence[int]) -> 
     return {number: answer[:MAX_ANSWER] for number, answer in found.items() if answer}
 
 
-def choose_rows(rows: Sequence[RolloutRow]) -> list[RolloutRow]:
-    """Return the rows to embed, prompt after prompt, the most recorded prompts first."""
+def choose_rows(rows: Sequence[RolloutRow], holders: Mapping[str, int] | None = None) -> list[RolloutRow]:
+    """Return the rows to embed, prompt after prompt: those of most runs first, then the most recorded ones."""
+    shared = holders or {}
     by_prompt: dict[str, dict[int, RolloutRow]] = {}
     for row in rows:
         by_prompt.setdefault(row.prompt_id, {})[row.step] = row
-    prompts = sorted(by_prompt, key=lambda p: -len(by_prompt[p]))
-    if len(prompts) > MAX_PROMPTS and len(by_prompt[prompts[0]]) == 1:
+    prompts = sorted(by_prompt, key=lambda p: (-shared.get(p, 0), -len(by_prompt[p])))
+    alone = all(len(steps) == 1 for steps in by_prompt.values()) and max(shared.values(), default=1) == 1
+    if len(prompts) > MAX_PROMPTS and alone:
         prompts = evenly(sorted(prompts, key=lambda p: min(by_prompt[p])), MAX_PROMPTS)  # no prompt comes back
     chosen = []
     for prompt in prompts[:MAX_PROMPTS]:
@@ -150,10 +161,3 @@ def embed_response(response: dict[str, Any], cluster: int, pool: dict[str, int],
     if isinstance(selected, list) and len(selected) == len(tokens):
         result["x"] = [i for i, chosen in enumerate(selected[:MAX_RESPONSE_TOKENS]) if chosen]
     return result
-
-
-def as_text(prompt: Any) -> str:
-    """Return a prompt as text, the messages of a conversation one below the other."""
-    if isinstance(prompt, list):
-        return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in prompt if isinstance(m, dict))
-    return "" if prompt is None else str(prompt)

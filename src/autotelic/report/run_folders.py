@@ -7,28 +7,34 @@ Beside the runs may lie `results.json` (`autotelic demo`) and `logits.json` (`au
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from autotelic.errors import UserError
-from autotelic.report.method_styles import method_of
+from autotelic.errors import UserError, closest
+from autotelic.report.method_styles import method_of, settings_of
 from autotelic.runs.logs import as_number, read_jsonl
 
 RUN_FILES = ("run.json", "metrics.jsonl", "rollouts.jsonl", "followed.jsonl", "evaluation.json")
+MAX_SETTING_CHARACTERS = 80
 BELOW = ("*", "runs/*", "*/run", "trials/*/run")  # where run folders lie in a folder of them: demo, evidence, sweep
 
 
 @dataclass(frozen=True)
 class RolloutRow:
-    """Where one row of rollouts lies, and what is needed of every row: the clusters of its responses."""
+    """Where one row of rollouts lies, and what is needed of every row: the clusters of its responses.
+
+    `right`: whether each response is right, where labels were given to the report.
+    """
 
     step: int
     prompt_id: str
     offset: int
     clusters: tuple[int, ...]
     file: str = "rollouts.jsonl"
+    right: tuple[bool, ...] = ()
 
 
 @dataclass
@@ -66,6 +72,47 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         if not folders:
             raise UserError(f"{path} holds no run: none of {', '.join(RUN_FILES)} in it or in the folders below it")
         found += [folder for folder in folders if folder.resolve() not in {f.resolve() for f in found}]
+    return found
+
+
+def matching(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
+    """Return the runs that match every pattern: `SETTING=VALUE`, or the folder's name with `*` and `?`."""
+    found = list(runs)
+    for pattern in only:
+        name, mark, value = pattern.partition("=")
+        if mark:
+            found = [run for run in found if setting_of(run, name.strip(), runs) == value.strip()]
+        else:
+            found = [run for run in found if fnmatch(run.name, pattern)]
+        if not found:
+            names = ", ".join(run.name for run in runs[:8]) + (", ..." if len(runs) > 8 else "")
+            raise UserError(f"--only {pattern}: no run is left of {names}")
+    return found
+
+
+def setting_of(run: Run, name: str, runs: Sequence[Run]) -> str | None:
+    """Return the value of a setting as text; None where this run has not set it. One of the runs must know the name."""
+    known = {each for other in runs for each in all_settings(other)}
+    if name not in known:
+        raise UserError(f"no run has a setting {name!r}{closest(name, known)}")
+    return all_settings(run).get(name)
+
+
+def all_settings(run: Run) -> dict[str, str]:
+    """Return every setting of a run as text, nested names joined by dots, and its method and seed."""
+    own = {"method": run.method} | ({} if run.seed is None else {"seed": str(run.seed)})
+    return flat(settings_of(run.description)) | own
+
+
+def flat(settings: Mapping[str, Any], start: str = "") -> dict[str, str]:
+    """Return nested settings as one level of text, names joined by dots; a long value is cut."""
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{start}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            found[start + name] = text if len(text) <= MAX_SETTING_CHARACTERS else f"{text[:MAX_SETTING_CHARACTERS]}…"
     return found
 
 
@@ -178,6 +225,13 @@ def clusters_of(responses: Sequence[dict[str, Any]]) -> tuple[int, ...]:
     answers = [extract(str(response.get("text", ""))) for response in responses]
     numbers: dict[str, int] = {}
     return tuple(-1 if a is None else numbers.setdefault(a.strip(), len(numbers)) for a in answers)
+
+
+def as_text(prompt: Any) -> str:
+    """Return a prompt as text, the messages of a conversation one below the other."""
+    if isinstance(prompt, list):
+        return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in prompt if isinstance(m, dict))
+    return "" if prompt is None else str(prompt)
 
 
 def read_rollout(folder: Path, row: RolloutRow) -> dict[str, Any]:

@@ -160,22 +160,20 @@ def table(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     return "\n".join(lines)
 
 
-def strip_plot(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Return a page with one strip of points per cell, its mean and its interval."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+def strip_plot(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Return a figure for `autotelic.report.figure_page`: a strip of points per cell, its mean and its interval."""
+    traces: list[dict[str, Any]] = []
     for i, row in enumerate(rows):
         spread = np.linspace(-0.2, 0.2, max(row["n"], 1))[: row["n"]]
-        x = [i + float(s) for s in spread]
-        figure.add_trace(go.Scatter(x=x, y=row["values"], mode="markers", name=row["cell"], marker_opacity=0.6))
+        points = {"x": [i + float(s) for s in spread], "y": row["values"], "mode": "markers", "name": row["cell"]}
+        traces.append({**points, "marker": {"opacity": 0.6}})
         if row["n"] > 1:
             bars = {"type": "data", "array": [row["high"] - row["mean"]], "symmetric": True}
-            figure.add_trace(
-                go.Scatter(
-                    x=[i + 0.3], y=[row["mean"]], error_y=bars, mode="markers", marker_color="black", showlegend=False
-                )
-            )
+            mean = {"x": [i + 0.3], "y": [row["mean"]], "error_y": bars, "mode": "markers", "showlegend": False}
+            traces.append({**mean, "marker": {"color": "black"}})
     ticks = {"tickvals": list(range(len(rows))), "ticktext": [row["cell"] for row in rows]}
-    figure.update_layout(template="plotly_white", xaxis=ticks, yaxis_title=metric, title="one point per seed")
-    return figure.to_html(include_plotlyjs=True, full_html=True)
+    return {
+        "title": "One point per seed",
+        "traces": traces,
+        "layout": {"xaxis": ticks, "yaxis": {"title": {"text": metric}}},
+    }

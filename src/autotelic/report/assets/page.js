@@ -10,6 +10,9 @@
   const main = document.getElementById("main");
   const groups = new Map(data.groups.map((g) => [g.key, g]));
   const hidden = new Set();
+  let wanted = "";
+  const off = (key) => hidden.has(key) || (wanted !== "" && groups.has(key) && !searched(groups.get(key)).includes(wanted));
+  const searched = (g) => [g.label, g.key, ...g.runs, ...data.differences.map((d) => d.name + "=" + (d.values[data.groups.indexOf(g)] ?? ""))].join("\n").toLowerCase();
   const charts = [];
 
   const store = {
@@ -89,7 +92,7 @@
       figure, plot,
       draw() {
         const { traces, layout: extra } = make();
-        for (const t of traces) if (t.method !== undefined) { t.visible = !hidden.has(t.method); delete t.method; }
+        for (const t of traces) if (t.method !== undefined) { t.visible = !off(t.method); delete t.method; }
         return Plotly.react(plot, traces, layout(extra), { ...config, toImageButtonOptions: { format: "svg", filename: fileName(title) } }).then(() => { plot.dataset.drawn = "true"; });
       },
     };
@@ -170,6 +173,14 @@
     } }, swatch, g.label + " (n = " + g.n + ")");
     legend.append(button);
   }
+  if (data.groups.length > 3) {
+    const filter = el("input", { type: "search", placeholder: "Filter", "aria-label": "Show in the figures only what has this text in its name, its runs or its settings", oninput: () => {
+      wanted = filter.value.trim().toLowerCase().replace(/\s*=\s*/g, "=");
+      for (const button of legend.querySelectorAll(".key")) button.hidden = off(button.dataset.method) && !hidden.has(button.dataset.method);
+      for (const chart of charts) chart.draw();
+    } });
+    legend.prepend(filter);
+  }
   document.getElementById("legend-bar").hidden = data.groups.length < 2;
 
   /* The table. */
@@ -224,7 +235,24 @@
     main.append(el("details", { class: "absent" }, el("summary", {}, "Not on this page: " + plural(data.absent.length, "part") + ", and how to add " + (data.absent.length === 1 ? "it" : "them")), el("ul", { class: "small muted" }, data.absent.map((t) => el("li", {}, t)))));
   }
 
-  /* Curves over steps. */
+  /* Curves over steps, tokens or time: tokens and time are known per group at some steps, and are linear between them. */
+  const units = { step: "optimizer step", tokens: "tokens seen", seconds: "wall time of the updates" };
+  function onAxis(key, steps, kind) {
+    const known = kind === "step" ? null : (groups.get(key) || { axes: {} }).axes[kind];
+    if (kind === "step") return steps;
+    if (!known) return null;
+    const [at, values] = [[0, ...known.step], [0, ...known.value]];
+    return steps.map((x) => {
+      const next = at.findIndex((s) => s >= x);
+      if (next < 0) return null;
+      if (next === 0 || at[next] === at[next - 1]) return values[next];
+      return values[next - 1] + ((x - at[next - 1]) / (at[next] - at[next - 1])) * (values[next] - values[next - 1]);
+    });
+  }
+  function clock(list) {
+    const longest = Math.max(0, ...list.flatMap((s) => { const a = groups.get(s.method); return a && a.axes.seconds ? a.axes.seconds.value : []; }));
+    return longest > 7200 ? [3600, "hours"] : longest > 120 ? [60, "minutes"] : [1, "seconds"];
+  }
   function curves(id, title, lead, list, axis = "optimizer step") {
     if (!list.length) return;
     const node = section(id, title, lead);
@@ -236,7 +264,12 @@
     const grid = el("div", { class: "grid" });
     const own = [];
     const range = el("input", { type: "range", min: "1", max: "40", value: String(window_), "aria-label": "Smoothing window in points", oninput: () => { window_ = Number(range.value); describe(); for (const c of own) c.draw(); } });
-    node.append(el("div", { class: "controls" }, el("label", {}, text, range)), grid);
+    let kind = "step";
+    const kinds = ["step", ...["tokens", "seconds"].filter((k) => axis === units.step && list.some((c) => c.series.some((s) => groups.get(s.method).axes[k])))];
+    const [scale, unit] = clock(list.flatMap((c) => c.series));
+    const along = kinds.length > 1 ? select("Horizontal axis", kinds.map((k) => [k, units[k]]), kind, (v) => { kind = v; for (const c of own) c.draw(); }) : null;
+    node.append(el("div", { class: "controls" }, along, el("label", {}, text, range)), grid);
+    const placed = (s) => { const x = onAxis(s.method, s.x, kind); return x && kind === "seconds" ? x.map((v) => (v === null ? null : v / scale)) : x; };
     for (const chart of list) {
       const rows = chart.series.map((s) => {
         const values = s.y.filter((v) => v !== null);
@@ -247,7 +280,9 @@
         table: el("div", {}, el("p", { class: "small muted" }, chart.metric + (chart.help ? ": " + chart.help : "") + (chart.absent.length ? ". Not logged by: " + chart.absent.join(", ") : "")), table(["method", "n", "first", "last", "lowest", "highest"], rows)),
         make: () => {
           const measured = /^(eval|probe)\/|heldout/.test(chart.metric);
-          return { traces: chart.series.flatMap((s) => lineTraces(s, s.method, { window: measured || s.x.length < 30 ? 1 : window_ })), layout: { xaxis: { title: { text: axis } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
+          const traces = chart.series.flatMap((s) => { const x = placed(s); return x ? lineTraces({ ...s, x }, s.method, { window: measured || s.x.length < 30 ? 1 : window_ }) : []; });
+          const name = kind === "step" ? axis : units[kind] + (kind === "seconds" ? " (" + unit + ")" : "");
+          return { traces, layout: { xaxis: { title: { text: name } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
         },
       }));
     }
@@ -270,7 +305,7 @@
       title: "First, best, last: " + data.seeds.title, help: "accuracy", tall: true, description: data.seeds.metric,
       table: table(["method", "n", "first, mean", "best, mean", "best at step", "last, mean"], rows.map((r) => { const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length; return [label(r.method), String(r.first.length), number(mean(r.first)), number(mean(r.best)), Math.min(...r.best_step) + " to " + Math.max(...r.best_step), number(mean(r.last))]; })),
       make: () => {
-        const shown = rows.filter((r) => !hidden.has(r.method));
+        const shown = rows.filter((r) => !off(r.method));
         const traces = shown.flatMap((r, i) => {
           const { color } = groups.get(r.method);
           const at = (column) => i * 4 + column;
@@ -329,7 +364,7 @@
         table: table([h.metrics[0] + ", " + h.axis, ...h.columns.map(String)], h.rows.map((r, i) => [r.label, ...h.values[h.metrics[0]][i].map((v) => number(v))])),
         make: () => {
           const chosen = pick(h);
-          const kept = h.rows.map((r, i) => [r, h.values[chosen][i]]).filter(([r]) => !hidden.has(r.method));
+          const kept = h.rows.map((r, i) => [r, h.values[chosen][i]]).filter(([r]) => !off(r.method));
           const z = kept.map(([, values]) => values);
           const few = h.columns.length <= (narrow ? 6 : 10);
           const all = z.flat().filter((v) => v !== null);
@@ -363,7 +398,7 @@
           }
           traces.push({ x: l.h, y: l.r, text: l.step.map((s) => "step " + s), mode: "markers", marker: { size: 7, color, opacity: 0.8, line: { color: css("--bg"), width: 0.5 } }, name: g.label, hovertemplate: "%{text}<br>H = %{x:.3f}, R = %{y:.3f}", method: l.method });
         }
-        const all = data.law.filter((l) => !hidden.has(l.method)).flatMap((l) => l.r.concat(l.fit && !l.warnings.length ? l.fit.r : [])).filter((v) => v !== null);
+        const all = data.law.filter((l) => !off(l.method)).flatMap((l) => l.r.concat(l.fit && !l.warnings.length ? l.fit.r : [])).filter((v) => v !== null);
         const [low, high] = all.length ? [Math.min(...all), Math.max(...all)] : [0, 1];
         const pad = 0.12 * (high - low || 0.1);
         return { traces, layout: { hovermode: "closest", xaxis: { title: { text: "entropy H (nats per token)" }, rangemode: "tozero" }, yaxis: { title: { text: "reward R" }, range: [low - pad, high + pad] } } };
@@ -457,11 +492,13 @@
     const vocabulary = data.rollouts.vocabulary;
     const runs = data.rollouts.runs;
     const node = section("viewer", "Rollouts", "One prompt, its responses grouped by meaning. The slider walks through training: a followed prompt is the same at every step. Move over a token, or focus a response and use the arrow keys, for its numbers.");
-    const state = { run: 0, prompt: 0, step: -1, mode: "h" };
+    const state = { run: 0, prompt: 0, step: -1, mode: "h", other: -1 };
     try { Object.assign(state, JSON.parse(store.get("viewer") || "{}")); } catch { /* an old state */ }
     const body = el("div", { id: "rollout-body", "aria-live": "off" });
     const promptBox = el("div", { class: "prompt", tabindex: "0", role: "region", "aria-label": "Prompt" });
-    const runSelect = select("Run", runs.map((r, i) => [String(i), label(r.method) + (r.seed === null ? "" : ", seed " + r.seed) + " (" + r.run + ")"]), String(state.run), (v) => { state.run = Number(v); state.prompt = 0; state.step = -1; refresh(); });
+    const named = runs.map((r, i) => [String(i), label(r.method) + (r.seed === null ? "" : ", seed " + r.seed) + " (" + r.run + ")"]);
+    const otherSelect = select("Beside it", [["-1", "no second run"], ...named], String(state.other), (v) => { state.other = Number(v); refresh(); });
+    const runSelect = select("Run", named, String(state.run), (v) => { state.run = Number(v); state.prompt = 0; state.step = -1; refresh(); });
     const promptLabel = el("label", {}, "Prompt");
     const promptSelect = el("select", { id: "prompt-select", onchange: () => { state.prompt = Number(promptSelect.value); refresh(); } });
     promptLabel.append(promptSelect);
@@ -473,7 +510,7 @@
       radios.append(el("label", {}, el("input", { type: "radio", name: "mode", value: key, onchange: () => { state.mode = key; refresh(); } }), el("span", {}, name)));
     }
     node.append(
-      el("div", { class: "controls" }, runSelect, promptLabel, el("label", { class: "stepper" }, stepText, slider), el("fieldset", {}, el("legend", {}, "Colour tokens by"), radios)),
+      el("div", { class: "controls" }, runSelect, runs.length > 1 ? otherSelect : null, promptLabel, el("label", { class: "stepper" }, stepText, slider), el("fieldset", {}, el("legend", {}, "Colour tokens by"), radios)),
       scale, promptBox, body,
       el("p", { class: "small muted" }, "Keys, while the focus is on a response: ", el("kbd", {}, "←"), " ", el("kbd", {}, "→"), " token, ", el("kbd", {}, "↑"), " ", el("kbd", {}, "↓"), " response, ", el("kbd", {}, "["), " ", el("kbd", {}, "]"), " training step, ", el("kbd", {}, "n"), " ", el("kbd", {}, "p"), " prompt."));
 
@@ -511,8 +548,10 @@
       const above = box.top - tip.offsetHeight - 8;
       tip.style.top = window.scrollY + (above > 60 ? above : box.bottom + 8) + "px";
     }
+    const shownRuns = () => [state.run, ...(state.other >= 0 && state.other !== state.run ? [state.other] : [])];
+    const topOf = () => { const found = shownRuns().map((r) => rangeOf(r, state.mode)).filter((v) => v !== null); return found.length ? Math.max(...found) : null; };
     function tokens(response, index) {
-      const top = state.mode === "x" ? null : rangeOf(state.run, state.mode);
+      const top = state.mode === "x" ? null : topOf();
       const chosen = new Set(response.x || []);
       const spans = response.t.map((id, i) => {
         const text = vocabulary[id];
@@ -569,6 +608,7 @@
     function refresh() {
       hide();
       state.run = Math.min(Math.max(0, state.run | 0), runs.length - 1);
+      state.other = Math.min(Math.max(-1, state.other | 0), runs.length - 1);
       const run = runs[state.run];
       state.prompt = Math.min(Math.max(0, state.prompt | 0), run.prompts.length - 1);
       const current = run.prompts[state.prompt];
@@ -591,10 +631,26 @@
       stepText.textContent = "Training step " + now.step + " (" + (place() + 1) + " of " + all.length + (current.followed || current.steps.length > 1 ? " with this prompt)" : "; each step has other prompts)");
       promptBox.textContent = current.prompt;
       paintScale();
+      body.replaceChildren(...(shownRuns().length === 1 ? answers(now) : [el("div", { class: "columns" }, column(state.run, now), besides(current, now.step))]));
+      store.set("viewer", JSON.stringify(state));
+    }
+    /* The second run, at its look at the same prompt that is nearest in step. */
+    function besides(prompt, at) {
+      const found = runs[state.other].prompts.find((p) => p.followed === prompt.followed && p.prompt === prompt.prompt) || runs[state.other].prompts.find((p) => p.prompt === prompt.prompt);
+      if (!found) return el("div", { class: "column" }, el("p", { class: "small" }, named[state.other][1]), el("p", { class: "muted" }, "This run's page has no response to this prompt. Prompts that runs share: --follow_prompts 4."));
+      return column(state.other, found.steps.reduce((a, b) => (Math.abs(b.step - at) < Math.abs(a.step - at) ? b : a)));
+    }
+    function column(run, now) {
+      return el("div", { class: "column", role: "group", "aria-label": named[run][1] }, el("p", {}, el("strong", {}, named[run][1]), el("span", { class: "small muted" }, ", step " + now.step)), answers(now));
+    }
+    const verdict = (right) => (right === undefined ? null : el("span", { class: right ? "right" : "wrong" }, right ? "✓ right" : "✗ wrong"));
+    function answers(now) {
       const clusters = new Map();
       now.responses.forEach((r, i) => { const key = r.g < 0 ? -1 : r.g; if (!clusters.has(key)) clusters.set(key, []); clusters.get(key).push([r, i]); });
       const ordered = [...clusters.entries()].sort((a, b) => (a[0] < 0) - (b[0] < 0) || b[1].length - a[1].length);
-      body.replaceChildren(...ordered.map(([key, members], place) => {
+      const judged = now.responses.filter((r) => r.k !== undefined);
+      const total = judged.length ? el("p", { class: "small" }, judged.filter((r) => r.k).length + " of " + plural(judged.length, "response") + " right") : null;
+      return [total, ...ordered.map(([key, members], place) => {
         const rewards = members.map(([r]) => r.r).filter((v) => v !== undefined && v !== null);
         const mean = rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : null;
         const title = key < 0 ? "No answer could be read" : "Answer " + (place + 1) + (now.answers[key] ? ": " + now.answers[key] : "");
@@ -602,15 +658,14 @@
         return el("article", { class: "cluster" },
           el("header", {}, el("h3", {}, title), share, el("span", { class: "small" }, members.length + " of " + plural(now.responses.length, "response")), mean === null ? null : el("span", { class: "small muted" }, "mean reward " + number(mean))),
           members.map(([r, i]) => el("div", { class: "response" },
-            el("div", { class: "facts" }, el("span", {}, "#" + (i + 1)), r.r === undefined ? null : el("span", {}, "reward " + number(r.r)), r.a === undefined ? null : el("span", {}, "advantage " + (r.a === null ? "–" : signed(r.a))), el("span", {}, plural(r.t.length, "token")), r.x ? el("span", {}, r.x.length + " selected") : null),
+            el("div", { class: "facts" }, el("span", {}, "#" + (i + 1)), verdict(r.k), r.r === undefined ? null : el("span", {}, "reward " + number(r.r)), r.a === undefined ? null : el("span", {}, "advantage " + (r.a === null ? "–" : signed(r.a))), el("span", {}, plural(r.t.length, "token")), r.x ? el("span", {}, r.x.length + " selected") : null),
             tokens(r, i))));
-      }));
-      store.set("viewer", JSON.stringify(state));
+      })].filter((node) => node !== null);
     }
     function paintScale() {
       const [, name, unit] = modes.find(([key]) => key === state.mode);
       if (state.mode === "x") { scale.replaceChildren(el("span", { class: "tokens" }, el("span", { class: "chosen", style: { background: "rgba(" + css("--heat") + ", " + css("--heat-max") + ")" } }, "token")), el("span", {}, "selected by the control in this update")); return; }
-      const top = rangeOf(state.run, state.mode);
+      const top = topOf();
       if (top === null) { scale.replaceChildren(el("span", {}, "no token statistics recorded in this run")); return; }
       const heat = "rgba(" + css("--heat") + ", " + css("--heat-max") + ")";
       const cool = "rgba(" + css("--cool") + ", " + css("--heat-max") + ")";
