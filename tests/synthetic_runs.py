@@ -8,6 +8,7 @@ from typing import Any
 
 METHODS = ("grpo", "clip_cov", "kl_cov", "empo", "one_shot_em", "random_reward")
 ALPHABET = "0123456789+-=? "
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028&amp;"
 
 
 def write_run(

@@ -35,7 +35,7 @@ def test_scaled_logits_scale_mean_and_std_and_leave_skewness(tmp_path, sharper, 
         assert tuned[name]["value"] == pytest.approx(1.5 * base[name]["value"], rel=1e-4)
     assert tuned["shift"]["skewness"]["value"] == pytest.approx(0.0, abs=1e-4)
     assert base["num_values"] == base["num_positions"] * 18
-    assert "mean logit per rank" in plot.read_text()
+    assert "Mean logit per rank" in plot.read_text()
 
 
 def test_given_responses_are_the_shared_text(tmp_path, capsys):

@@ -64,7 +64,12 @@ def test_table_by_hand(tmp_path):
     assert first["high"] - first["mean"] == pytest.approx(2.4842, abs=1e-4)
     assert second["n"] == 0
     assert "x=2" in sweeping.table([first, second], "score")
-    assert "plotly" in sweeping.strip_plot([first, second], "score").lower()
+    strip, mean = sweeping.strip_plot([first, second], "score")["traces"][:2]
+    assert (strip["y"], mean["y"], mean["error_y"]["array"]) == (
+        [1.0, 2.0, 3.0],
+        [2.0],
+        [pytest.approx(2.4842, abs=1e-4)],
+    )
     with pytest.raises(UserError, match="did you mean 'score'"):
         sweeping.summarize(trials, store, "scor")
 

@@ -14,59 +14,30 @@ from autotelic.errors import UserError
 from autotelic.report import write_report
 from autotelic.report.figure_page import embed_json, figure_page
 
-HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028&amp;"
 PROBE, CONTRAST = ((Path(__file__).parent / name).read_text() for name in ("probe.js", "contrast.js"))
 needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on PATH: the page is not opened")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Runs with everything: three seeds of one method, followed prompts, evaluations, logits, preferences, probes."""
-    folder = tmp_path_factory.mktemp("runs")
-    synthetic_runs.write_run(folder / "grpo-0", "grpo", seed=0, steps=30, text=HOSTILE)
-    for seed in (1, 2):
-        synthetic_runs.write_run(folder / f"grpo-{seed}", "grpo", seed=seed, steps=30)
-    for name in ("clip_cov", "kl_cov"):
-        synthetic_runs.write_run(folder / f"{name}-0", name, steps=30, followed=2, rollout_every=10, timed=True)
-    for temperature in (0.5, 1.0):
-        name = f"one_shot_em-{temperature}"
-        synthetic_runs.write_run(folder / name, "one_shot_em", steps=30, temperature=temperature, evaluated=True)
-    synthetic_runs.write_preference_run(folder / "ppl-0")
-    synthetic_runs.write_online_run(folder / "online_ppl-0")
-    synthetic_runs.write_online_run(folder / "online_pebble-0", "online_pebble", updates=2000)
-    (folder / "base").mkdir()
-    (folder / "base" / "evaluation.json").write_text(json.dumps(synthetic_runs.evaluation(1.0)))
-    (folder / "logits.json").write_text(json.dumps(synthetic_runs.logits(("any_pair", str(folder / "grpo-0")))))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def page(runs):
-    labels = [{"prompt": "0+0=", "answer": "14"}, {"prompt": "12+7-5=", "answer": "14"}]
-    output = runs / "out" / "page.html"
-    return write_report([runs], output, results=synthetic_runs.results(), title="A <b>title</b>", labels=labels)
-
-
-def test_page_asks_nothing_of_any_server(page):
-    text = page.read_text()
+def test_page_asks_nothing_of_any_server(full_page):
+    text = full_page.read_text()
     assert "default-src 'none'" in text
     own = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", own)
     assert "url(" not in own
 
 
-def test_model_text_cannot_leave_its_element(page):
-    text = page.read_text()
+def test_model_text_cannot_leave_its_element(full_page):
+    text = full_page.read_text()
     assert "<script>document.title='owned'" not in text
     assert "A &lt;b&gt;title&lt;/b&gt;" in text
     embedded = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert embedded
     assert not set("<>&\u2028\u2029") & set(embedded[1])
-    assert HOSTILE in json.loads(embedded[1])["rollouts"]["vocabulary"]
+    assert synthetic_runs.HOSTILE in json.loads(embedded[1])["rollouts"]["vocabulary"]
 
 
 def test_json_survives_escaping_and_half_characters():
-    value = {"text": HOSTILE, "cut": "\ud83d", "whole": "😀é"}
+    value = {"text": synthetic_runs.HOSTILE, "cut": "\ud83d", "whole": "😀é"}
     text = embed_json(value)
     text.encode("utf-8")
     assert json.loads(text) == value
@@ -77,12 +48,12 @@ def test_script_puts_no_text_through_markup():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", script)
 
 
-def test_failed_write_leaves_the_old_page(runs, tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_page(full_runs, tmp_path, monkeypatch):
     target = tmp_path / "page.html"
     target.write_text("old")
     monkeypatch.setattr("pathlib.Path.replace", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "no space left")))
     with pytest.raises(UserError, match="no space left"):
-        write_report([runs], target)
+        write_report([full_runs], target)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
@@ -99,9 +70,9 @@ def chromium(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def seen(page, chromium):
+def seen(full_page, chromium):
     """What `probe.js` sees in the page, and what the browser says of it."""
-    chromium.open(page)
+    chromium.open(full_page)
     found = chromium.run("(async () => {const out = {}; " + PROBE + "; return out; })()")
     return found | {"complaints": chromium.complaints(), "requests": chromium.requests()}
 
@@ -136,7 +107,7 @@ def test_browser_draws_every_chart_without_error_or_request(seen):
 
 @needs_browser
 def test_browser_shows_hostile_text_as_text(seen):
-    assert seen["hostile"] == HOSTILE
+    assert seen["hostile"] == synthetic_runs.HOSTILE
     assert seen["title"] == "A <b>title</b>"
     assert seen["images"] == 0
 
@@ -157,8 +128,8 @@ def test_browser_draws_the_heat_maps_and_the_histograms(seen):
 
 
 @needs_browser
-def test_browser_legend_and_theme(page, chromium):
-    chromium.show(page)
+def test_browser_legend_and_theme(full_page, chromium):
+    chromium.show(full_page)
     visible = "document.querySelector('.chart').data.map((t) => t.visible)"
     assert all(chromium.run(visible))
     chromium.click("button.key[data-method=grpo]")
@@ -181,9 +152,10 @@ TIP = "document.querySelector('#tip').hidden ? null : document.querySelector('#t
 
 
 @pytest.fixture
-def viewer(page, chromium):
-    chromium.show(page)
+def viewer(full_page, chromium):
+    chromium.show(full_page)
     chromium.choose("#viewer select", "clip_cov-0")
+    chromium.run("document.querySelector('input[value=h]').click()")
     return chromium
 
 
@@ -225,9 +197,9 @@ def test_browser_viewer_by_keyboard(viewer):
 
 
 @needs_browser
-def test_browser_everything_is_reached_by_tab(page, chromium):
+def test_browser_everything_is_reached_by_tab(full_page, chromium):
     """From the top: skip link, theme, sections, legend; the focus is always visible, and is never trapped."""
-    chromium.open(page)
+    chromium.open(full_page)
     reached = []
     for _ in range(60):
         chromium.key("Tab")
@@ -262,9 +234,9 @@ def test_browser_viewer_by_mouse(viewer):
 
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(400, True), (1280, False)])
-def test_browser_text_can_be_read(page, chromium, width, dark):
+def test_browser_text_can_be_read(full_page, chromium, width, dark):
     """Contrast of at least 4.5 (3 for large text), coloured tokens included; nothing wider than the window."""
-    chromium.show(page, width=width, dark=dark)
+    chromium.show(full_page, width=width, dark=dark)
     chromium.choose("#viewer select", "clip_cov-0")
     assert chromium.run("document.documentElement.scrollWidth") <= width
     found = chromium.run(CONTRAST)
@@ -273,9 +245,9 @@ def test_browser_text_can_be_read(page, chromium, width, dark):
 
 
 @needs_browser
-def test_browser_saves_tables_as_csv_and_figures_as_svg(page, chromium, tmp_path):
+def test_browser_saves_tables_as_csv_and_figures_as_svg(full_page, chromium, tmp_path):
     """By a real click: the saved file holds the table's cells; every table has its button, every figure its SVG."""
-    chromium.show(page)
+    chromium.show(full_page)
     counts = "['main table', 'main table + .save'].map((s) => document.querySelectorAll(s).length)"
     tables, buttons = chromium.run(counts)
     assert tables == buttons > 5
@@ -298,9 +270,9 @@ def test_browser_saves_tables_as_csv_and_figures_as_svg(page, chromium, tmp_path
 
 
 @needs_browser
-def test_browser_axis_by_tokens_and_by_time(page, chromium):
+def test_browser_axis_by_tokens_and_by_time(full_page, chromium):
     """20 s an update, 1000 tokens: step 30 is 10 minutes and 30,000 tokens; runs that log neither are not drawn."""
-    chromium.show(page)
+    chromium.show(full_page)
     chart = "document.querySelector('#curves .chart')"
     last = f"{chart}.data.map((t) => [...t.x].at(-1))"
     title = f"{chart}.layout.xaxis.title.text"
@@ -315,8 +287,8 @@ def test_browser_axis_by_tokens_and_by_time(page, chromium):
 
 
 @needs_browser
-def test_browser_filter_by_name_and_by_setting(page, chromium):
-    chromium.show(page)
+def test_browser_filter_by_name_and_by_setting(full_page, chromium):
+    chromium.show(full_page)
     shown = "document.querySelector('#curves .chart').data.filter((t) => t.visible && t.name)"
     drawn = f"[...new Set({shown}.map((t) => t.name.split(' (')[0]))]"
     keys = "[...document.querySelectorAll('.key')].filter((n) => !n.hidden).length"

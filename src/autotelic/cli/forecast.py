@@ -219,10 +219,11 @@ def write_plot(path: Path, curve: Any, fit: Any, result: dict[str, Any]) -> None
 
 def draw_html(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: str, result: dict[str, Any]) -> None:
     """Write one self-contained page."""
-    from autotelic.report.figure_page import COLORS, figure_page
+    from autotelic.report.figure_page import figure_page
+    from autotelic.report.method_styles import PALETTE
     from autotelic.runs.files import write_output
 
-    blue, grid = {"color": COLORS[0]}, grid.tolist()
+    blue, grid = {"color": PALETTE[0]}, grid.tolist()
     edge = {"x": grid, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
     shade = {"fill": "tonexty", "fillcolor": "rgba(0,114,178,.18)", "name": "95 %"}
     points = {"x": curve.entropy.tolist(), "y": curve.reward.tolist(), "text": [f"step {s}" for s in curve.step]}
@@ -235,7 +236,7 @@ def draw_html(path: Path, curve: Any, grid: Any, line: Any, bands: Any, title: s
         {"x": grid, "y": line.tolist(), "mode": "lines", "line": blue, "name": "fit"},
         {**points, "mode": "markers", "marker": blue, "name": "log"},
         {"x": [0], "y": [ceiling], "error_y": error, "mode": "markers", "name": "ceiling"}
-        | {"marker": {"symbol": "diamond", "size": 11, "color": COLORS[4]}},
+        | {"marker": {"symbol": "diamond", "size": 11, "color": PALETTE[4]}},
     ]
     axes = {
         "xaxis": {"title": {"text": "entropy H (nats per token)"}},

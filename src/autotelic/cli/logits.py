@@ -212,11 +212,12 @@ def cell(estimate: Mapping[str, Any]) -> str:
 
 def picture(result: Mapping[str, Any]) -> str:
     """Return a page: histograms on shared axes, and the mean logit per rank."""
-    from autotelic.report.figure_page import COLORS, figure_page
+    from autotelic.report.figure_page import figure_page
+    from autotelic.report.method_styles import PALETTE
 
     densities, ranks = [], []
     for i, (name, row) in enumerate(result["models"].items()):
-        bins, common = row["histogram"], {"mode": "lines", "line": {"color": COLORS[i % len(COLORS)]}}
+        bins, common = row["histogram"], {"mode": "lines", "line": {"color": PALETTE[i % len(PALETTE)]}}
         total = sum(bins["counts"]) * bins["bin_width"]
         x = [bins["low"] + (j + 0.5) * bins["bin_width"] for j in range(len(bins["counts"]))]
         density = {"x": x, "y": [c / total for c in bins["counts"]], **common}

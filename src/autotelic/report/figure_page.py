@@ -11,9 +11,6 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-"""The palette of Okabe and Ito 2008, which the colour-blind can tell apart."""
-
 
 def figure_page(title: str, figures: Sequence[Mapping[str, Any]]) -> str:
     """Return one HTML page.

@@ -83,7 +83,7 @@
     }
   });
   function addChart(parent, { title, help, make, tall, table, description }) {
-    const plot = el("div", { class: "chart" + (tall ? " tall" : ""), role: "img", "aria-label": title + ". " + (description || help || "") });
+    const plot = el("div", { class: "chart" + (tall ? " tall" : ""), role: "group", "aria-label": title + ". " + (description || help || "") });
     const caption = el("figcaption", {}, el("h3", {}, title), help ? el("span", { class: "small muted" }, help) : null);
     const figure = el("figure", { class: "card" }, caption, plot);
     if (table) figure.append(el("details", {}, el("summary", {}, "The numbers"), el("div", { class: "scroll" }, table)));
@@ -185,7 +185,7 @@
 
   /* The table. */
   function percentLike(columns, name) { return /^(mean|pass|maj|greedy|parsed|eval)/.test(name); }
-  function resultsTable(t, columns) {
+  function resultsTable(t, columns, name = "Table of results") {
     const bounds = {};
     for (const name of columns) {
       const values = t.rows.flatMap((r) => (r.cells[name] ? [r.cells[name].value, r.cells[name].low, r.cells[name].high] : [])).filter((v) => v !== null && v !== undefined);
@@ -210,7 +210,7 @@
         return el("td", {}, el("span", { class: "value" }, number(cell.value)), change, interval, bar);
       }));
     });
-    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Results" }, el("table", { class: "results" },
+    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, el("table", { class: "results" },
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "method"), columns.map((c) => el("th", { scope: "col" }, c + (c === "entropy" ? " (nats per token)" : ""))))), el("tbody", {}, rows)));
   }
   if (data.table) {
@@ -223,7 +223,7 @@
     const first = t.columns.filter(wanted);
     const rest = t.columns.filter((c) => !wanted(c));
     node.append(resultsTable(t, first.length ? first : t.columns));
-    if (first.length && rest.length) node.append(el("details", {}, el("summary", {}, "Further figures: " + rest.join(", ")), resultsTable(t, rest)));
+    if (first.length && rest.length) node.append(el("details", {}, el("summary", {}, "Further figures: " + rest.join(", ")), resultsTable(t, rest, "Further figures")));
   }
 
   if (data.differences.length) {
@@ -495,7 +495,7 @@
     const state = { run: 0, prompt: 0, step: -1, mode: "h", other: -1 };
     try { Object.assign(state, JSON.parse(store.get("viewer") || "{}")); } catch { /* an old state */ }
     const body = el("div", { id: "rollout-body", "aria-live": "off" });
-    const promptBox = el("div", { class: "prompt", tabindex: "0", role: "region", "aria-label": "Prompt" });
+    const promptBox = el("div", { class: "prompt", tabindex: "0", role: "region", "aria-label": "Text of the prompt" });
     const named = runs.map((r, i) => [String(i), label(r.method) + (r.seed === null ? "" : ", seed " + r.seed) + " (" + r.run + ")"]);
     const otherSelect = select("Beside it", [["-1", "no second run"], ...named], String(state.other), (v) => { state.other = Number(v); refresh(); });
     const runSelect = select("Run", named, String(state.run), (v) => { state.run = Number(v); state.prompt = 0; state.step = -1; refresh(); });
