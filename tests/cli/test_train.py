@@ -138,3 +138,20 @@ def test_trls_own_names_of_data_set_and_reward():
     assert (run.dataset, run.dataset_config, run.reward) == ("openai/gsm8k", "main", "empo")
     with pytest.raises(UserError, match="reward"):
         parse("grpo", ["--reward_funcs", "empo", "format"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "nothing to train on"),
+        (["--dataset", "nowhere.jsonl"], "nowhere.jsonl is not a file"),
+        (["--prompt", "1+1=?", "--entropy_control", "clip_cov,fracton=0.1"], "did you mean 'fraction'"),
+        (["--prompt", "1+1=?", "--reward", "empo", "--stop_rule", "entropy_flor"], "did you mean 'entropy_floor'"),
+        (["--prompt", "1+1=?", "--reward", "empo", "--validation_steps", "2"], "validation_dataset"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr("autotelic.cli.train.load_model", lambda *args: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match=message):
+        train("grpo", ["--model_name_or_path", "any_pair", "--output", str(tmp_path / "run"), *options])
+    assert not (tmp_path / "run" / "run.json").exists()

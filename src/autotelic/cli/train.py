@@ -128,14 +128,20 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
 
 
 def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> Any:
-    """Return the trainer of a GRPO method."""
-    from autotelic.trl.build import build_trainer
+    """Return the trainer of a GRPO method; the model, which may be large, is loaded when all else is known to fit."""
+    from autotelic.trl.build import build_trainer, control_of
 
+    check_model(model_args)
+    control_of(run_args)
     reward = build_reward(run_args, training_args)
+    tokenizer = tokenizer_of(model_args, training_args)
+    rows = load_rows(run_args, reward, tokenizer)
+    evaluate = build_evaluation(run_args, tokenizer, training_args)
+    stop_rules = build_stop_rules(run_args, tokenizer, training_args)
+    follow = build_follower(run_args, tokenizer, training_args, rows)
     if not run_args.quiet:
         say(f"loading {model_args.model_name_or_path}")
-    model, tokenizer = load_model(model_args, training_args)
-    rows = load_rows(run_args, reward, tokenizer)
+    model = load_model(model_args, training_args)[0]
     return build_trainer(
         method,
         run_args,
@@ -144,9 +150,9 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
         tokenizer=tokenizer,
         rows=rows,
         reward=reward,
-        evaluate=build_evaluation(run_args, tokenizer, training_args),
-        stop_rules=build_stop_rules(run_args, tokenizer, training_args),
-        follow=build_follower(run_args, tokenizer, training_args, rows),
+        evaluate=evaluate,
+        stop_rules=stop_rules,
+        follow=follow,
         peft_config=peft_config_of(model_args, model),
     )
 
@@ -229,13 +235,9 @@ def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
     from trl import get_quantization_config
 
     from autotelic.lm.load import load_model
-    from autotelic.tasks import model_names
 
     check_model(model_args)
     name = model_args.model_name_or_path
-    if name is None:
-        carried = ", ".join(model_names())
-        raise UserError(f"which model? give --model_name_or_path: a folder, a hub name, or one of {carried}")
     torch.manual_seed(training_args.seed)
     wanted = {
         "dtype": model_args.dtype,
@@ -250,12 +252,24 @@ def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
     return found
 
 
+def tokenizer_of(model_args: Any, training_args: Any) -> Any:
+    """Return the tokenizer of a run's model, without the model."""
+    from autotelic.lm.load import load_tokenizer
+
+    code = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
+    return load_tokenizer(model_args.model_name_or_path, **code)
+
+
 def check_model(model_args: Any) -> None:
     """Refuse what ModelConfig holds and this run would not use."""
     from dataclasses import fields
 
     from autotelic.runs.training_methods import COMMON_DEFAULTS
+    from autotelic.tasks import model_names
 
+    if model_args.model_name_or_path is None:
+        carried = ", ".join(model_names())
+        raise UserError(f"which model? give --model_name_or_path: a folder, a hub name, or one of {carried}")
     default = {field.name: COMMON_DEFAULTS.get(field.name, field.default) for field in fields(model_args)}
     changed = [name for name in default if getattr(model_args, name) != default[name]]
     lora = [name for name in changed if name.startswith(("lora_", "use_rslora", "use_dora"))]

@@ -109,12 +109,19 @@ def build_parts(method: str, run: RunArguments, training_args: Any) -> list[Any]
     return parts
 
 
+def control_of(run: RunArguments) -> Any:
+    """Return what --entropy_control names, with its settings; None for "none"."""
+    from autotelic.controls.table import read_control
+
+    return None if name_of(run.entropy_control) == "none" else read_control(run.entropy_control)
+
+
 def build_control(run: RunArguments, training_args: Any) -> Any:
     """Return the `EntropyControl` of a run, or None; a control that is a setting of TRL's is written there."""
     from autotelic.controls.entropy_control import EntropyControl
-    from autotelic.controls.table import entropy_control, read_control
+    from autotelic.controls.table import entropy_control
 
-    control = None if name_of(run.entropy_control) == "none" else read_control(run.entropy_control)
+    control = control_of(run)
     if control is not None and not isinstance(control, EntropyControl):
         control.apply(training_args)
         control = None
