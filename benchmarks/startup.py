@@ -1,7 +1,7 @@
 """How long until something happens: `python benchmarks/startup.py`. Wall seconds of fresh processes.
 
-`import autotelic` and `autotelic --help` are to take less than a second, `autotelic train` less than twenty to its
-first update. `import trl`, which every training run needs, is beside them: it is what no adapter can do without.
+`import autotelic` and `autotelic --help` are to take less than a second, the help of a command less than two,
+`autotelic train` less than twenty seconds to its first update. `import trl`, which every training run needs, is beside them: it is what no adapter can do without.
 """
 
 import os
@@ -21,6 +21,17 @@ CODE = {
     "import torch": ("import torch", None),
     "import trl's GRPOTrainer": ("from trl import GRPOTrainer", None),
 }
+
+
+def helps() -> dict[str, tuple[str, float]]:
+    """Return the code that shows the help of each command, and of the longest: `train METHOD`."""
+    from autotelic.cli.main import COMMANDS
+
+    words = [[name] for name in COMMANDS] + [["train", "grpo"]]
+    return {
+        f"autotelic {' '.join(w)} --help": (f"from autotelic.cli.main import main; main({[*w, '--help']})", 2.0)
+        for w in words
+    }
 
 
 def fresh(code: str) -> float:
@@ -51,7 +62,7 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
     args = parser_for(__doc__, repeats=2).parse_args(options)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    turns = {name: (lambda code=code: fresh(code), limit) for name, (code, limit) in CODE.items()}
+    turns = {name: (lambda code=code: fresh(code), limit) for name, (code, limit) in (CODE | helps()).items()}
     if args.smoke:
         turns = {"import autotelic": turns["import autotelic"]}
     else:

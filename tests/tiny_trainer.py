@@ -244,3 +244,23 @@ def made_up(seed=0, rows=6, width=12):
     advantages = 2 * torch.randn(rows, generator=generator)
     mask = torch.arange(width) < torch.randint(1, width + 1, (rows, 1), generator=generator)
     return logprobs, old, advantages, mask
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """One token for every byte, and Qwen3's chat template."""
+    import trl
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    markers = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    inner.add_special_tokens([AddedToken(text, special=True) for text in markers])
+    words = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+    inner.add_tokens([AddedToken(text, normalized=False) for text in words])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+    return tokenizer

@@ -1,6 +1,7 @@
 """`autotelic list`, the help of `train`, completion: all of them read the one table."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -22,7 +23,10 @@ def test_list_names_every_method_reward_control_and_guard(capsys):
     names = {kind: [each["name"] for each in entries if each["kind"] == kind] for kind in ("rewards", "controls")}
     assert names["rewards"] == ["verifier", *rewards()] and names["controls"] == list(controls())
     assert {each["name"] for each in entries} >= {*METHODS, *RULES}
-    assert all(each["purpose"] for each in entries)
+    purposes = [each["purpose"] for each in entries]
+    assert len(set(purposes)) == len(purposes)
+    assert all(0 < len(purpose) <= 100 for purpose in purposes)
+    assert not [purpose for purpose in purposes if re.search(r"``|arXiv|docstring|_i\b|\bEq\.", purpose)]
 
 
 def test_one_entry_shows_its_settings_with_defaults(capsys):

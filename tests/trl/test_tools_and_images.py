@@ -6,12 +6,10 @@ tool mask of 0, and rows that are shorter are padded with a mask of 1.
 
 import json
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import trl
 from datasets import Dataset
 from oracles import aem_weights
 from tiny_trainer import micro_batches, random_model
@@ -42,25 +40,6 @@ def _large_fractions():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EntropyControlWarning)
         yield
-
-
-@pytest.fixture(scope="module")
-def byte_tokenizer():
-    """One token for every byte, and Qwen3's chat template."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    markers = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-    inner.add_special_tokens([AddedToken(text, special=True) for text in markers])
-    words = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
-    inner.add_tokens([AddedToken(text, normalized=False) for text in words])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
-    return tokenizer
 
 
 def scripted(trainer_class, tokenizer, turns):

@@ -56,7 +56,7 @@ def entries() -> list[dict[str, Any]]:
         | {"settings": []}
         for name, method in METHODS.items()
     ]
-    verifier = "1 where the answer is equivalent to the label, else 0: the supervised baseline"
+    verifier = "the supervised baseline: 1 where the answer means the same as the label, else 0"
     found.append(
         {"kind": "rewards", "name": VERIFIER, "needs": "labels", "purpose": verifier, "paper": "", "settings": []}
     )
@@ -76,7 +76,7 @@ def entry(kind: str, name: str, cls: Any, needs: str) -> dict[str, Any]:
         for each in settings_of(cls)
         if each.help and each.name not in ("refresh", "seed", "num_generations")
     ]
-    purpose = (inspect.getdoc(cls) or "").splitlines()[0].rstrip(".")
+    purpose = cls.purpose or (inspect.getdoc(cls) or "").splitlines()[0].rstrip(".")
     return {
         "kind": kind,
         "name": name,

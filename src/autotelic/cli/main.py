@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from autotelic import __version__
 from autotelic.errors import UserError, closest
@@ -73,7 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
-    """Import one command's module, parse its own arguments, and run it."""
+    """Import one command's module, parse its own arguments, and run it.
+
+    A function that is named on the command line (a reward, a tool) may lie in the folder where the command is given.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
     module = importlib.import_module(f"autotelic.cli.{name}")
     parser = argparse.ArgumentParser(
         prog=f"autotelic {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

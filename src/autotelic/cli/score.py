@@ -147,7 +147,6 @@ def _summary(
         "kept": sum(row["kept"] for row in rows),
         "undecided_pairs": int(result.diagnostics.get("semantic/undecided", 0)),
         "timeouts": int(result.diagnostics.get("semantic/timeouts", 0)),
-        "undecided": int(result.diagnostics.get("semantic/undecided", 0)),
         "seconds": seconds,
     }
     labelled = [p for p, sample in enumerate(samples) if sample.get("answer") is not None]
@@ -165,7 +164,6 @@ def _text(summary: Mapping[str, Any]) -> str:
         f"kept by the thresholds   {summary['kept']} of {summary['prompts']}",
         f"undecided pairs          {summary['undecided_pairs']} (they count as different)",
         f"answer timeouts          {summary['timeouts']}",
-        f"pairs left undecided     {summary['undecided']} (they count as different)",
     ]
     if "labelled" in summary:
         correct, labelled, area = summary["largest_cluster_correct"], summary["labelled"], summary["auroc"]

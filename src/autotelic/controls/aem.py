@@ -26,6 +26,7 @@ class Aem(AdvantageControl):
 
     name: ClassVar[str] = "aem"
     label: ClassVar[str] = "AEM"
+    purpose: ClassVar[str] = "weigh the turns of a response by their entropy"
     paper: ClassVar[str] = "arXiv:2605.00425"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
 

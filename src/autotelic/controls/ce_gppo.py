@@ -27,6 +27,7 @@ class CeGppo(EntropyControl):
 
     name: ClassVar[str] = "ce_gppo"
     label: ClassVar[str] = "CE-GPPO"
+    purpose: ClassVar[str] = "hold entropy: tokens beyond the PPO clip keep part of their gradient"
     paper: ClassVar[str] = "arXiv:2509.20712"
     silences: ClassVar[bool] = False
     replaces_clip: ClassVar[bool] = True

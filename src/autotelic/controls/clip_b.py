@@ -19,6 +19,7 @@ class ClipB(AdvantageControl):
 
     name: ClassVar[str] = "clip_b"
     label: ClassVar[str] = "Clip_B"
+    purpose: ClassVar[str] = "hold entropy: no gradient on punished tokens whose discriminator is far below the mean"
     paper: ClassVar[str] = "Wang et al. 2026, arXiv:2602.03392"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
     silences: ClassVar[bool] = True

@@ -22,6 +22,7 @@ class ClipV(AdvantageControl):
 
     name: ClassVar[str] = "clip_v"
     label: ClassVar[str] = "Clip_V"
+    purpose: ClassVar[str] = "hold entropy: no gradient on the punished tokens that lower it most"
     paper: ClassVar[str] = "Wang et al. 2026, arXiv:2602.03392"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy", "expected"})
     silences: ClassVar[bool] = True

@@ -77,6 +77,7 @@ class ClipCov(CovarianceControl):
 
     name: ClassVar[str] = "clip_cov"
     label: ClassVar[str] = "Clip-Cov"
+    purpose: ClassVar[str] = "hold entropy: no gradient on a few tokens of high covariance"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +141,7 @@ class KLCov(CovarianceControl):
 
     name: ClassVar[str] = "kl_cov"
     label: ClassVar[str] = "KL-Cov"
+    purpose: ClassVar[str] = "hold entropy: a KL penalty on the few tokens of highest covariance"
     silences: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ class Dppo(EntropyControl):
 
     name: ClassVar[str] = "dppo"
     label: ClassVar[str] = "DPPO"
+    purpose: ClassVar[str] = "no gradient on tokens that moved too far from the sampler's probability"
     paper: ClassVar[str] = "arXiv:2602.04879"
     silences: ClassVar[bool] = False
     replaces_clip: ClassVar[bool] = True

@@ -20,6 +20,7 @@ class EngineControl:
 
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
+    purpose: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     intervenes: ClassVar[bool] = True
 
@@ -39,6 +40,7 @@ class ClipHigher(EngineControl):
 
     name: ClassVar[str] = "clip_higher"
     label: ClassVar[str] = "clip-higher"
+    purpose: ClassVar[str] = "a wider upper PPO clip, so that unlikely tokens can rise"
     paper: ClassVar[str] = "Yu et al. 2025, arXiv:2503.14476"
 
     def apply(self, args: Any) -> None:
@@ -58,6 +60,7 @@ class ClipLower(EngineControl):
 
     name: ClassVar[str] = "clip_lower"
     label: ClassVar[str] = "clip-lower"
+    purpose: ClassVar[str] = "a tighter lower PPO clip, which raises entropy"
     paper: ClassVar[str] = "Park et al. 2025, arXiv:2509.26114"
 
     def apply(self, args: Any) -> None:
@@ -84,6 +87,7 @@ class EntropyBonus(EngineControl):
 
     name: ClassVar[str] = "entropy_bonus"
     label: ClassVar[str] = "entropy bonus"
+    purpose: ClassVar[str] = "a fixed entropy bonus in the loss"
     paper: ClassVar[str] = "He et al. 2025, arXiv:2505.22312"
 
     def apply(self, args: Any) -> None:
@@ -101,6 +105,7 @@ class AdaptiveEntropy(EngineControl):
 
     name: ClassVar[str] = "adaptive_entropy"
     label: ClassVar[str] = "adaptive entropy bonus"
+    purpose: ClassVar[str] = "TRL's entropy bonus with a target: the coefficient rises while entropy is below it"
     paper: ClassVar[str] = "He et al. 2025, arXiv:2505.22312"
 
     def apply(self, args: Any) -> None:
@@ -120,6 +125,7 @@ class Cispo(EngineControl):
 
     name: ClassVar[str] = "cispo"
     label: ClassVar[str] = "CISPO"
+    purpose: ClassVar[str] = "clip the weight of a token and keep its gradient"
     paper: ClassVar[str] = "arXiv:2506.13585"
 
     def apply(self, args: Any) -> None:
@@ -140,6 +146,7 @@ class Gspo(EngineControl):
 
     name: ClassVar[str] = "gspo"
     label: ClassVar[str] = "GSPO"
+    purpose: ClassVar[str] = "one ratio for the whole response in place of one a token"
     paper: ClassVar[str] = "Zheng et al. 2025, arXiv:2507.18071"
 
     def apply(self, args: Any) -> None:

@@ -35,6 +35,7 @@ class Entrocraft(AdvantageControl):
 
     name: ClassVar[str] = "entrocraft"
     label: ClassVar[str] = "Entrocraft"
+    purpose: ClassVar[str] = "keep entropy in a band by leaving out responses"
     paper: ClassVar[str] = "arXiv:2604.26326"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
     whole_responses: ClassVar[bool] = True

@@ -33,6 +33,7 @@ class Entropic(AdvantageControl):
 
     name: ClassVar[str] = "entropic"
     label: ClassVar[str] = "EntroPIC"
+    purpose: ClassVar[str] = "hold entropy at a target by weighing likely tokens"
     paper: ClassVar[str] = "arXiv:2511.15248"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
 

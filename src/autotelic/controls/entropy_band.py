@@ -34,6 +34,7 @@ class EntropyBand(EntropyControl):
 
     name: ClassVar[str] = "entropy_band"
     label: ClassVar[str] = "entropy band"
+    purpose: ClassVar[str] = "an entropy bonus with a schedule, or one that keeps entropy in a band"
     paper: ClassVar[str] = "He et al. 2025, arXiv:2505.22312"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
 

@@ -172,6 +172,8 @@ class EntropyControl:
     """In configuration files, on the command line and in `METHODS`."""
     label: ClassVar[str] = ""
     """In reports and messages."""
+    purpose: ClassVar[str] = ""
+    """What it is for, in one line of `autotelic list`."""
     paper: ClassVar[str] = ""
     """Where the method comes from."""
     intervenes: ClassVar[bool] = True

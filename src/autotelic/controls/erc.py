@@ -26,6 +26,7 @@ class Erc(EntropyControl):
 
     name: ClassVar[str] = "erc"
     label: ClassVar[str] = "ERC"
+    purpose: ClassVar[str] = "no gradient on tokens whose entropy has left a band about the rollout's"
     paper: ClassVar[str] = "arXiv:2512.05591"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
     silences: ClassVar[bool] = False

@@ -30,6 +30,7 @@ class Estr(EntropyControl):
 
     name: ClassVar[str] = "estr"
     label: ClassVar[str] = "ESTR"
+    purpose: ClassVar[str] = "no gradient on tokens whose ratio is large for their entropy"
     paper: ClassVar[str] = "arXiv:2607.22186"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
     silences: ClassVar[bool] = False

@@ -21,6 +21,7 @@ class HighEntropy(AdvantageControl):
 
     name: ClassVar[str] = "high_entropy"
     label: ClassVar[str] = "80/20 mask"
+    purpose: ClassVar[str] = "train on the fifth of tokens of highest entropy only (the 80/20 rule)"
     paper: ClassVar[str] = "Wang et al. 2025, arXiv:2506.01939"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
     silences: ClassVar[bool] = True

@@ -32,6 +32,7 @@ class LpReg(EntropyControl):
 
     name: ClassVar[str] = "lp_reg"
     label: ClassVar[str] = "Lp-Reg"
+    purpose: ClassVar[str] = "keep unlikely tokens alive: a penalty where a punished one would vanish"
     paper: ClassVar[str] = "arXiv:2510.03222"
     needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     silences: ClassVar[bool] = False

@@ -12,6 +12,7 @@ class Observe(AdvantageControl):
 
     name: ClassVar[str] = "observe"
     label: ClassVar[str] = "no control, observed"
+    purpose: ClassVar[str] = "change nothing, and log what every control looks at"
     intervenes: ClassVar[bool] = False
     silences: ClassVar[bool] = True
 

@@ -22,6 +22,7 @@ class Repo(AdvantageControl):
 
     name: ClassVar[str] = "repo"
     label: ClassVar[str] = "REPO"
+    purpose: ClassVar[str] = "lower the advantage of likely tokens, which raises entropy"
     paper: ClassVar[str] = "arXiv:2603.11682"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
 

@@ -23,6 +23,7 @@ class Stare(AdvantageControl):
 
     name: ClassVar[str] = "stare"
     label: ClassVar[str] = "STARE"
+    purpose: ClassVar[str] = "weigh the most surprising tokens up while entropy is below its target"
     paper: ClassVar[str] = "arXiv:2606.19236"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
 

@@ -19,6 +19,7 @@ class Steer(AdvantageControl):
 
     name: ClassVar[str] = "steer"
     label: ClassVar[str] = "STEER"
+    purpose: ClassVar[str] = "damp the tokens that would change entropy most"
     paper: ClassVar[str] = "arXiv:2510.10150"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
 

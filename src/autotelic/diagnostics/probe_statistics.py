@@ -146,6 +146,8 @@ class Rule:
 
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
+    purpose: ClassVar[str] = ""
+    """What it is for, in one line of `autotelic list`."""
     collapse: ClassVar[bool] = False
     """Whether it belongs to the guard against collapse, which `collapse` stands for."""
     rising: ClassVar[bool] = False

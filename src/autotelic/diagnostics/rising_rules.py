@@ -33,6 +33,7 @@ class EntropyCeiling(Rule):
 
     name: ClassVar[str] = "entropy_ceiling"
     label: ClassVar[str] = "entropy ceiling"
+    purpose: ClassVar[str] = "stop when token entropy is far above that of the start"
     advice: ClassVar[str] = LOWER
     rising: ClassVar[bool] = True
     threshold: float = setting(2.0, "largest multiple of the start's token entropy")
@@ -51,6 +52,7 @@ class EntropySlope(Rule):
 
     name: ClassVar[str] = "entropy_slope"
     label: ClassVar[str] = "rising entropy"
+    purpose: ClassVar[str] = "stop when token entropy climbs steadily"
     advice: ClassVar[str] = LOWER
     rising: ClassVar[bool] = True
     threshold: float = setting(0.05, "largest slope", unit="nats a probe")
@@ -82,6 +84,7 @@ class TurnEruption(Rule):
 
     name: ClassVar[str] = "turn_eruption"
     label: ClassVar[str] = "entropy eruption"
+    purpose: ClassVar[str] = "stop when the last turn has far more entropy than the first"
     advice: ClassVar[str] = "fewer turns at first; a lower learning rate; aem; entropy_band with high="
     rising: ClassVar[bool] = True
     threshold: float = setting(2.0, "largest ratio of the last turn's entropy to the first's, where it has grown")
@@ -100,6 +103,7 @@ class Garbled(Rule):
 
     name: ClassVar[str] = "garbled"
     label: ClassVar[str] = "garbled text"
+    purpose: ClassVar[str] = "stop when too many words are unknown ones"
     advice: ClassVar[str] = LOWER + "; check that the sampling temperature is that of training"
     rising: ClassVar[bool] = True
     threshold: float = setting(0.3, "largest share of unknown words", unit="share")

@@ -32,6 +32,7 @@ class MajorityDrift(Rule):
 
     name: ClassVar[str] = "majority_drift"
     label: ClassVar[str] = "majority drift"
+    purpose: ClassVar[str] = "stop when the majority answers have changed on too many prompts"
     advice: ClassVar[str] = KEEP
     threshold: float = setting(0.5, "most of the majority answers that may change", unit="share")
 
@@ -49,6 +50,7 @@ class Diversity(Rule):
 
     name: ClassVar[str] = "diversity"
     label: ClassVar[str] = "answer diversity"
+    purpose: ClassVar[str] = "stop when there are far fewer different answers than at the start"
     advice: ClassVar[str] = FALL
     threshold: float = setting(0.5, "least share of the start's different answers", unit="share")
 
@@ -64,6 +66,7 @@ class EntropyFloor(Rule):
 
     name: ClassVar[str] = "entropy_floor"
     label: ClassVar[str] = "entropy floor"
+    purpose: ClassVar[str] = "stop when token entropy is far below that of the start"
     advice: ClassVar[str] = FALL
     threshold: float = setting(0.3, "least share of the start's token entropy", unit="share")
 
@@ -81,6 +84,7 @@ class Repetition(Rule):
 
     name: ClassVar[str] = "repetition"
     label: ClassVar[str] = "repetition"
+    purpose: ClassVar[str] = "stop when responses repeat themselves more than at the start"
     advice: ClassVar[str] = KEEP
     threshold: float = setting(0.2, "largest rise of the share of repeated 4-grams", unit="share")
 
@@ -96,6 +100,7 @@ class Length(Rule):
 
     name: ClassVar[str] = "length"
     label: ClassVar[str] = "response length"
+    purpose: ClassVar[str] = "stop when responses are far longer or shorter than at the start"
     advice: ClassVar[str] = KEEP
     threshold: float = setting(1.5, "largest ratio of lengths, either way")
 
@@ -113,6 +118,7 @@ class LogitSkew(Rule):
 
     name: ClassVar[str] = "logit_skew"
     label: ClassVar[str] = "logit skewness"
+    purpose: ClassVar[str] = "stop when the skewness of the logits has moved"
     advice: ClassVar[str] = KEEP
     threshold: float = setting(0.3, "largest change of the skewness, either way")
 
@@ -130,6 +136,7 @@ class LengthCollapse(Rule):
 
     name: ClassVar[str] = "length_collapse"
     label: ClassVar[str] = "length collapse"
+    purpose: ClassVar[str] = "stop when responses have shrunk to almost nothing"
     collapse: ClassVar[bool] = True
     advice: ClassVar[str] = KEEP
     threshold: float = setting(0.3, "least share of the start's length", unit="share")
@@ -146,6 +153,7 @@ class RepetitionCollapse(Rule):
 
     name: ClassVar[str] = "repetition_collapse"
     label: ClassVar[str] = "repetition collapse"
+    purpose: ClassVar[str] = "stop when responses mostly repeat themselves"
     collapse: ClassVar[bool] = True
     advice: ClassVar[str] = KEEP
     threshold: float = setting(0.5, "largest share of repeated 4-grams", unit="share")
@@ -163,6 +171,7 @@ class OneAnswerCollapse(Rule):
 
     name: ClassVar[str] = "one_answer_collapse"
     label: ClassVar[str] = "one answer everywhere"
+    purpose: ClassVar[str] = "stop when one answer is given to most prompts"
     collapse: ClassVar[bool] = True
     advice: ClassVar[str] = KEEP
     threshold: float = setting(0.5, "largest share of one answer", unit="share")
@@ -182,6 +191,7 @@ class MajorityLockIn(Rule):
 
     name: ClassVar[str] = "majority_lock_in"
     label: ClassVar[str] = "majority lock-in"
+    purpose: ClassVar[str] = "stop when most prompts are unanimous: nothing is left to learn from"
     collapse: ClassVar[bool] = True
     advice: ClassVar[str] = FALL
     threshold: float = setting(0.9, "largest share of unanimous prompts", unit="share")

@@ -19,6 +19,7 @@ class SelfCertainty(LabelFreeReward):
 
     name: ClassVar[str] = "self_certainty"
     title: ClassVar[str] = "self-certainty"
+    purpose: ClassVar[str] = "reward a response whose token distributions are far from uniform (Intuitor)"
     paper: ClassVar[str] = "Zhao et al. 2025, arXiv:2505.19590"
     needs: ClassVar[tuple[str, ...]] = ("mean_self_certainty",)
 
@@ -36,6 +37,7 @@ class TokenEntropy(LabelFreeReward):
 
     name: ClassVar[str] = "token_entropy"
     title: ClassVar[str] = "RENT"
+    purpose: ClassVar[str] = "reward a response by how low its mean token entropy is (RENT)"
     paper: ClassVar[str] = "Prabhudesai et al. 2025, arXiv:2505.22660"
     needs: ClassVar[tuple[str, ...]] = ("mean_entropy",)
 
@@ -53,6 +55,7 @@ class EMRLToken(LabelFreeReward):
 
     name: ClassVar[str] = "em_rl_token"
     title: ClassVar[str] = "EM-RL, token"
+    purpose: ClassVar[str] = "reward a response by how low the entropy of its tokens is, summed"
     paper: ClassVar[str] = "Agarwal et al. 2025, arXiv:2505.15134"
     needs: ClassVar[tuple[str, ...]] = ("sum_entropy",)
 
@@ -70,6 +73,7 @@ class EMRLSequence(LabelFreeReward):
 
     name: ClassVar[str] = "em_rl_sequence"
     title: ClassVar[str] = "EM-RL, sequence"
+    purpose: ClassVar[str] = "reward a response by its log-probability, summed over its tokens"
     paper: ClassVar[str] = "Agarwal et al. 2025, arXiv:2505.15134"
     needs: ClassVar[tuple[str, ...]] = ("sum_logprobs",)
 
@@ -89,6 +93,7 @@ class RLSC(LabelFreeReward):
 
     name: ClassVar[str] = "rlsc"
     title: ClassVar[str] = "RLSC"
+    purpose: ClassVar[str] = "reward a response that a frozen copy of the model finds likely"
     paper: ClassVar[str] = "Li et al. 2025, arXiv:2506.06395"
     needs: ClassVar[tuple[str, ...]] = ("sum_logprobs", "mean_logprobs")
     alpha: float | int = setting(0.1, "added to every probability; a group baseline removes it")

@@ -80,6 +80,7 @@ class EMPO(_Thresholded):
 
     name: ClassVar[str] = "empo"
     title: ClassVar[str] = "EMPO"
+    purpose: ClassVar[str] = "reward a response by the share of its group that gives the same answer"
     paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2504.05812"
     denominator: Literal["group", "parseable"] = setting("group", "divide by G, or by the parseable answers")
     unparseable: float | int = setting(0.0, "reward of a response without an answer")
@@ -104,6 +105,7 @@ class WeightedEMPO(_Thresholded):
 
     name: ClassVar[str] = "weighted_empo"
     title: ClassVar[str] = "weighted EMPO"
+    purpose: ClassVar[str] = "as empo, with responses counted by their likelihood"
     paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2504.05812"
     needs: ClassVar[tuple[str, ...]] = ("mean_logprobs", "sum_logprobs")
     length_normalized: bool = setting(True, "weigh by the mean log-probability per token, not the sum")
@@ -126,6 +128,7 @@ class MajorityVote(LabelFreeReward):
 
     name: ClassVar[str] = "majority_vote"
     title: ClassVar[str] = "majority vote"
+    purpose: ClassVar[str] = "reward the majority answer (TTRL)"
     paper: ClassVar[str] = "TTRL: Zuo et al. 2025, arXiv:2504.16084"
     ties: Ties = setting("share", "who wins where several clusters are largest")
 
@@ -148,6 +151,7 @@ class SRT(LabelFreeReward):
 
     name: ClassVar[str] = "srt"
     title: ClassVar[str] = "SRT"
+    purpose: ClassVar[str] = "reward the majority answer, on prompts where the majority is large enough"
     paper: ClassVar[str] = "Shafayat et al. 2025, arXiv:2505.21444"
     tau: float | int = setting(0.5, "least share of the largest cluster", unit="share")
     soft: bool = setting(False, "reward the cluster's share in place of 0 or 1")
@@ -175,6 +179,7 @@ class SoftSRT(SRT):
 
     name: ClassVar[str] = "srt_soft"
     title: ClassVar[str] = "SRT, soft"
+    purpose: ClassVar[str] = "as srt, with the majority's share as the reward"
     soft: bool = setting(True, "reward the cluster's share in place of 0 or 1")
 
 
@@ -188,6 +193,7 @@ class SeedGRPO(MajorityVote):
 
     name: ClassVar[str] = "seed_grpo"
     title: ClassVar[str] = "SEED-GRPO"
+    purpose: ClassVar[str] = "reward the majority answer, and weigh prompts down where answers disagree"
     paper: ClassVar[str] = "arXiv:2505.12346"
     alpha: float | int = setting(1.0, "strength of the factor, in [0, 1]")
 

@@ -24,6 +24,7 @@ class RandomReward(LabelFreeReward):
 
     name: ClassVar[str] = "random"
     title: ClassVar[str] = "random reward"
+    purpose: ClassVar[str] = "a control run: reward at random"
     p: float | int = setting(0.5, "probability of a reward of 1")
     seed: int = setting(0, "another seed gives another, independent sequence")
 
@@ -54,6 +55,7 @@ class ConstantReward(LabelFreeReward):
 
     name: ClassVar[str] = "constant"
     title: ClassVar[str] = "constant reward"
+    purpose: ClassVar[str] = "a control run: every response gets the same reward"
     value: float | int = setting(0.0, "the reward")
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:
@@ -67,6 +69,7 @@ class FormatReward(LabelFreeReward):
 
     name: ClassVar[str] = "format"
     title: ClassVar[str] = "format reward"
+    purpose: ClassVar[str] = "a control run: reward an answer in the required form, right or wrong"
     form: tuple[str, ...] = setting(("boxed",), "ways to state an answer, any of which will do")
 
     def rewards(self, batch: Batch) -> Float[Tensor, "P G"]:

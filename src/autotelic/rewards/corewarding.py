@@ -65,6 +65,7 @@ class CoRewardingI(_OtherView):
 
     name: ClassVar[str] = "co_rewarding_i"
     title: ClassVar[str] = "Co-rewarding-I"
+    purpose: ClassVar[str] = "reward agreement with the majority on a rephrased question"
     paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2508.00410"
     whole_batch: ClassVar[bool] = True
     rephrased: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +103,7 @@ class CoRewardingII(_OtherView):
 
     name: ClassVar[str] = "co_rewarding_ii"
     title: ClassVar[str] = "Co-rewarding-II"
+    purpose: ClassVar[str] = "reward agreement with the majority of a slowly moving teacher"
     paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2508.00410"
     teacher: Callable[[list[str]], Sequence[Sequence[str]]] | None = None
     _votes: dict[str, str | None] = field(default_factory=dict, repr=False, init=False)

@@ -143,6 +143,8 @@ class LabelFreeReward(ABC):
     """Name in configuration, and in TRL's logs (as ``__name__``)."""
     title: ClassVar[str] = ""
     """Name on the page (`label` of the other tables: here no name may be that of an answer)."""
+    purpose: ClassVar[str] = ""
+    """What it is for, in one line of `autotelic list`."""
     paper: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     """Statistics required, as "mean_entropy" or "sum_logprobs"."""

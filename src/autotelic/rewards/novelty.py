@@ -71,6 +71,7 @@ class EvolRL(LabelFreeReward):
 
     name: ClassVar[str] = "evol_rl"
     title: ClassVar[str] = "EVOL-RL"
+    purpose: ClassVar[str] = "reward the majority answer, with a bonus for responses unlike the others"
     paper: ClassVar[str] = "Zhou et al. 2025, arXiv:2509.15194"
     weight: float | int = setting(0.5, "share of the mean similarity within a side in the novelty", unit="share")
     embed: Embed | None = setting(None, "from Python: maps texts to vectors (B, D); character 5-grams by default")

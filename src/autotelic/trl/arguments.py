@@ -63,6 +63,9 @@ class RunArguments(CommonArguments):
     """What a method that samples responses is told."""
 
     prompt: str | None = option(None, "data", "train on this one prompt, in place of a data set")
+    tools: str | list[str] = option(
+        "", "data", "functions that the model may call: package.module.function,...; needs a model with a chat template"
+    )
     equivalence: Spec = option(
         "math", "reward", "when answers are the same: math | nli | judge,url=U,model=M | embedding | package.function"
     )

@@ -58,8 +58,10 @@ def build_trainer(
     from autotelic.tasks import to_dataset
     from autotelic.trl.run_folder import with_run_folder
     from autotelic.trl.seam import updates_per_rollout, with_parts
+    from autotelic.trl.tool_functions import read_tools
 
     check_sharding(run)
+    tools = read_tools(run.tools, rows)
     check_rollout(len(rows), training_args)
     metrics_file = MetricsFile(Path(training_args.output_dir) / "metrics.jsonl")
     callbacks = build_callbacks(method, run, training_args, metrics_file, evaluate, follow)
@@ -73,6 +75,7 @@ def build_trainer(
         train_dataset=to_dataset(rows),
         processing_class=tokenizer,
         peft_config=peft_config,
+        tools=tools or None,
         callbacks=callbacks,
         parts=build_parts(method, run, training_args),
     )
