@@ -35,7 +35,11 @@ def smoke(load, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", ["head", "covariance", "answers", "ppl_update", "em_step", "grpo_step", "prefix", "startup"]
+    "name",
+    [
+        *("head", "covariance", "answers", "ppl_update", "prefix", "startup"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("em_step", "grpo_step")),
+    ],
 )
 def test_a_benchmark_runs_and_its_section_is_written(name, smoke, load):
     result = smoke(name)
@@ -55,7 +59,7 @@ def test_scaling_fits_an_exponent_for_every_sweep(smoke, load):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["grpo", "em"])
+@pytest.mark.parametrize("method", ["grpo", pytest.param("em", marks=pytest.mark.slow)])
 def test_both_sides_of_the_memory_benchmark_measure_something(method, load):
     memory = load("memory")
     for side in ("autotelic", "TRL"):

@@ -24,7 +24,7 @@ def check(rows, mode):
             assert compat.rewards(row["responses"], mode) == pytest.approx(expected, abs=1e-12), row["id"]
 
 
-@pytest.mark.parametrize(("mode", "every"), [("empo_trl", 20), ("empo_verl", 40), ("ttrl", 8)])
+@pytest.mark.parametrize(("mode", "every"), [("empo_trl", 60), ("empo_verl", 120), ("ttrl", 8)])
 def test_recorded_rewards_sample(mode, every):
     check(ROWS[::every], mode)
 

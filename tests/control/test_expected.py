@@ -115,6 +115,7 @@ def test_value_and_gradient_are_those_of_the_regression(episodes, preferences, m
     assert float(got[2, 1]) == pytest.approx((values[0] - values[1]) / 2e-2, rel=0.02, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_sample_of_states_is_unbiased(episodes, preferences, monkeypatch):
     import autotelic.control.expected as module
 

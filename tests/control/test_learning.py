@@ -101,6 +101,7 @@ def test_evaluation_counts_success_of_the_deterministic_policy():
     assert evaluate(bad, environment, 20, 0, True)["eval/success"] < 0.2
 
 
+@pytest.mark.slow
 def test_a_good_policy_is_found_in_seconds(tmp_path):
     """From behaviours of about 20 and 100 % success, PPL makes much more of the data than their clone does."""
     settings = DataSettings(

@@ -92,6 +92,7 @@ def test_critics_and_targets_share_the_actors_standardisation():
     torch.testing.assert_close(one, two)
 
 
+@pytest.mark.slow
 def test_sac_solves_the_points_with_their_own_reward():
     environment = PointReach(32, 50)
     actor = policy((32,))
@@ -255,6 +256,7 @@ def test_rounds_count_both_budgets_and_repeat(tmp_path, change):
     assert run_online(online, FAST, tmp_path / "b", pebble=settings) == rows
 
 
+@pytest.mark.slow
 def test_the_reward_learns_to_predict_answers(tmp_path):
     """Answers of later rounds, which the networks have not seen, are predicted far above chance."""
     online = OnlineSettings(rounds=4, round_episodes=16, round_answers=60, start="linear:1:1:0.8", judge="return")

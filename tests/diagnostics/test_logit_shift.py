@@ -43,6 +43,7 @@ def test_impossible_tokens_are_left_out_and_counted():
     assert summary["not_finite"] == 1 and summary["skewness"]["value"] == pytest.approx(2**-0.5)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_about_as_often_as_it_says():
     """Sequences with their own offsets: values within one are not independent, and the bootstrap sees it."""
     covered = 0

@@ -179,7 +179,7 @@ def test_erupting_turns_reach_the_rules_through_the_log(tmp_path, capsys):
     assert "what may help: fewer turns" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("action", ["stop", "rollback"])
+@pytest.mark.parametrize("action", [pytest.param("stop", marks=pytest.mark.slow), "rollback"])
 def test_a_run_stops_by_its_rule_and_keeps_the_best_weights(tmp_path, action):
     """Entropy is driven down until the rule speaks, on the carried model; rollback ends with the weights kept."""
     from safetensors.torch import load_file

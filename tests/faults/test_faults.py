@@ -144,6 +144,7 @@ def test_what_torch_cannot_write_is_one_line_too(tmp_path):
         raise RuntimeError("another kind of error")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_metrics_are_written(tmp_path, options, at_step_two):
     log = tmp_path / "run" / "metrics.jsonl"
 
@@ -172,6 +173,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, options
     assert all(value.isfinite().all() for value in load_file(tmp_path / "run/checkpoint-2/model.safetensors").values())
 
 
+@pytest.mark.slow
 def test_an_entropy_that_is_not_finite_stops_one_shot_em(options, at_step_two):
     def spoil(trainer):
         trainer.part(EntropyTerm).loss_term = lambda loss: torch.tensor(float("inf"), requires_grad=True)
@@ -181,7 +183,7 @@ def test_an_entropy_that_is_not_finite_stops_one_shot_em(options, at_step_two):
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(tmp_path, options):
-    train("grpo", options(reward="constant", max_steps=8))
+    train("grpo", options(reward="constant", max_steps=4))
     train("grpo", [*options(reward="constant", max_steps=2), "--overwrite", "true"])
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
     assert steps(tmp_path / "run") == [1, 2]
@@ -197,6 +199,7 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path, options):
     assert without_clocks(rows_of(tmp_path / "run" / "metrics.jsonl")) == without_clocks(whole)
 
 
+@pytest.mark.slow
 def test_the_order_of_prompts_goes_on_in_a_later_epoch(tmp_path, options):
     """A run that is resumed in its third epoch sees the prompts of its third epoch."""
     extra = {"reward": "random", "log_rollouts": "4,steps=1"}

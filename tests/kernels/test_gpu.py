@@ -15,10 +15,15 @@ from autotelic.kernels import linear_logprob_entropy
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
+FEW = "(float32 and all) or skipped_rows or several_blocks or small_entropy or no_rows"
+
+
 @needs_triton
-def test_kernels_in_the_interpreter():
+@pytest.mark.parametrize("chosen", [FEW, pytest.param("test", marks=pytest.mark.slow)], ids=["few", "all"])
+def test_kernels_in_the_interpreter(chosen):
+    """Every kernel, value and gradient; all types, options and shapes among the slow tests."""
     cases = Path(__file__).with_name("triton_cases.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, str(cases)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cases.parents[2], check=False)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:] + done.stderr[-2000:]

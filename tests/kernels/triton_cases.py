@@ -40,7 +40,7 @@ def close(a, b, dtype):
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(37, 301, 19), (1, 33, 16), (32, 128, 32)])
 def test_values_and_gradients(shape, dtype, case):
     arguments = problem(*shape, dtype, case)
@@ -72,7 +72,7 @@ def test_several_blocks_of_words(monkeypatch):
         close(a, b, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("skip", [False, True])
 def test_kept_logits_change_nothing(dtype, skip, monkeypatch):
     """37 rows; room for 24 (float32) or 12 (float16), over several blocks of words, the last one ragged."""

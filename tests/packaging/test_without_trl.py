@@ -20,7 +20,15 @@ MODULES = [
 ]
 
 
+def test_imports_without_trl():
+    """In one process after another's imports: what is blocked stays blocked."""
+    code = BLOCKED + "; ".join(f"import {names}" for names in MODULES)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-1500:]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("names", MODULES)
-def test_imports_without_trl(names):
+def test_each_imports_without_trl_by_itself(names):
     found = subprocess.run([sys.executable, "-c", f"{BLOCKED}import {names}"], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-1500:]

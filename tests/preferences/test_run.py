@@ -36,6 +36,7 @@ def test_a_run_reports_the_held_out_loss_of_both_scores_and_resumes(tmp_path, op
     assert whole == parts
 
 
+@pytest.mark.slow
 def test_auto_keeps_the_lower_held_out_loss(tmp_path, options):
     train("ppl", options("auto", objective="auto", save_strategy="no", policy_labels="estimated,clone_steps=2"))
     choice = json.loads((tmp_path / "auto" / "choice.json").read_text())

@@ -202,7 +202,14 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("settings", VARIANTS, ids=lambda s: ",".join(s) or "default")
+def variants():
+    """The first two always, the others among the slow tests."""
+    for i, settings in enumerate(VARIANTS):
+        marks = () if i < 2 else pytest.mark.slow
+        yield pytest.param(settings, id=",".join(settings) or "default", marks=marks)
+
+
+@pytest.mark.parametrize("settings", variants())
 def test_the_objective_dpo_is_trls_trainer(build, settings):
     """To the bit, after two updates, under every loss of TRL; its metrics are all there, ours beside them."""
     history = same_training(build, max_steps=2, **settings)
@@ -217,6 +224,7 @@ def test_the_objective_dpo_is_trls_trainer(build, settings):
     assert wanted | {"preference/train_nll", "entropy"} <= set(history[0])
 
 
+@pytest.mark.slow
 def test_bfloat16_and_a_large_vocabulary_change_nothing(build, tmp_path, tokenizer):
     """Cohere2's logits are scaled, and our head would serve its vocabulary: DPO keeps TRL's, so no bit differs."""
     model = saved_model("Cohere2ForCausalLM", tmp_path, tokenizer, vocab_size=10_000)
@@ -238,6 +246,7 @@ MOE = {
 }
 
 
+@pytest.mark.slow
 def test_the_routers_loss_is_kept(build, tmp_path, tokenizer):
     """Mixture of experts: TRL adds the auxiliary loss; so do we, for DPO and for objectives of our own."""
     model = saved_model("Qwen3MoeForCausalLM", tmp_path, tokenizer, router_aux_loss_coef=0.5, **MOE)

@@ -95,6 +95,7 @@ def test_text_from_outside_stays_code():
     assert len(code("y" * 1000)) < 220
 
 
+@pytest.mark.slow
 def test_push_to_hub_uploads_the_final_model_and_the_card(tmp_path, options, monkeypatch):
     """The hub's calls are stubbed: what would have been uploaded is the finished folder, without checkpoints."""
     import transformers.trainer as module
@@ -118,6 +119,7 @@ def test_push_to_hub_uploads_the_final_model_and_the_card(tmp_path, options, mon
     assert "**No labels were used in training.**" in (tmp_path / "run" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_run(tmp_path, options, monkeypatch):
     from autotelic.runs.logs import read_log
 

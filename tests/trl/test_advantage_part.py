@@ -24,7 +24,9 @@ class Seen(Advantages):
         self.rewards, self.output = rollout.rewards[:, 0].view(-1, 4), dict(rollout.output)
 
 
-@pytest.mark.parametrize("estimator", EXPECTED)
+@pytest.mark.parametrize(
+    "estimator", [pytest.param(name, marks=() if name == "rloo" else pytest.mark.slow) for name in EXPECTED]
+)
 def test_advantages_are_those_of_the_equation(make_trainer, estimator):
     part = Seen(estimator)
     trainer = make_trainer(with_advantages, parts=[part], max_steps=2)

@@ -7,7 +7,10 @@ from autotelic.rewards import EMPO
 from autotelic.trl import ClipCov, EntropyMinimization, KLCov, with_entropy_control, with_entropy_minimization
 from autotelic.trl.label_free import with_label_free_rewards
 
-METHODS = ("clip_cov", "kl_cov", "empo", "one_shot_em")
+METHODS = [
+    pytest.param(name, marks=() if name == "kl_cov" else pytest.mark.slow)
+    for name in ("clip_cov", "kl_cov", "empo", "one_shot_em")
+]
 pytestmark = pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning")
 
 

@@ -193,6 +193,7 @@ def test_rloo_refuses_what_weighs_single_tokens(make_rloo):
         make_rloo(with_entropy_control, entropy_control=KLCov(fraction=0.3))
 
 
+@pytest.mark.slow
 def test_rloo_takes_entropies_from_its_own_pass(make_rloo):
     """A control that reads entropies, from the pass that RLOO makes anyway."""
     from autotelic.trl import entropy_control

@@ -269,6 +269,7 @@ TEMPLATE = (
 )
 
 
+@pytest.mark.slow
 def test_a_multimodal_batch_goes_through_every_part(seeing, tmp_path):
     """Prompts that differ in their image only; Clip_V, which reads the whole vocabulary, makes a pass of its own."""
     from PIL import Image
@@ -298,6 +299,7 @@ def test_a_multimodal_batch_goes_through_every_part(seeing, tmp_path):
     assert trainer.state.global_step == 2 and (tmp_path / "rollouts.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_certainty_of_images_is_refused(seeing, tmp_path):
     from PIL import Image
 

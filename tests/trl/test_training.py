@@ -112,7 +112,7 @@ def test_one_shot_em_lowers_entropy(tmp_path, options):
 
 
 @pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning")
-@pytest.mark.parametrize("method", ["grpo", "one_shot_em"])
+@pytest.mark.parametrize("method", ["grpo", pytest.param("one_shot_em", marks=pytest.mark.slow)])
 def test_resume_gives_the_numbers_of_an_uninterrupted_run(tmp_path, options, method):
     extra = {"max_steps": 8, "save_steps": 4, "reward": "random" if method == "grpo" else "constant"}
     if method == "grpo":

@@ -96,7 +96,7 @@ def covariance_of(logprobs, inputs):
     return F.token_covariance(logprobs, inputs["advantages"].unsqueeze(1).expand(mask.shape), mask)
 
 
-@pytest.mark.parametrize("mode", ["colocate", "server"])
+@pytest.mark.parametrize("mode", ["colocate", pytest.param("server", marks=pytest.mark.slow)])
 def test_selection_reads_the_policys_log_probabilities_not_the_shifted_ones(with_sampler, mode):
     """With TRL's correction the rollout is scored again: tokens are chosen on that score, whatever the sampler says."""
     control = KLCov(fraction=0.2)
@@ -125,6 +125,7 @@ def test_without_the_correction_the_samplers_own_decide(with_sampler):
     torch.testing.assert_close(inputs["plan"].covariance, expected)
 
 
+@pytest.mark.slow
 def test_truncated_sampling_is_said_once_where_its_log_probabilities_are_read(with_sampler, caplog):
     """Under top-p the sampler's log-probabilities are those of another distribution; refresh reads the policy's."""
     warn_once.cache_clear()
@@ -188,6 +189,7 @@ def test_entropy_minimisation_takes_the_entropy_at_the_sampling_temperature(with
     assert logged == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_token_without_a_log_probability(with_sampler):
     """vLLM may give NaN for a token: TRL takes its ratio as 1, and our choice, made on its own score, is unmoved."""
     control = ClipCov(fraction=0.2, low=-9.0, high=9.0)
@@ -211,6 +213,7 @@ def test_a_token_without_a_log_probability_and_no_correction(with_sampler):
     assert bool(inputs["plan"].selected.any())
 
 
+@pytest.mark.slow
 def test_training_runs_and_selects(with_sampler):
     """A whole run on the stub: every update selects, and weights go to the sampler once a rollout."""
     _, _, trainer = with_sampler(with_entropy_control, lambda position: -0.1, entropy_control=KLCov(fraction=0.2))
