@@ -79,6 +79,16 @@ def test_bootstrap_is_seeded_weighted_and_honest_about_one_prompt():
     assert single.as_dict() == {"value": 0.5, "interval": [None, None]}
 
 
+def test_an_interval_needs_three_prompts_and_is_never_a_point_at_the_edge():
+    """Wilson for 4 of 4: from 4 / (4 + 1.96^2) = .510 to 1."""
+    assert math.isnan(bootstrap(np.ones(2), share=True).high)
+    right, wrong = bootstrap(np.ones(4), share=True), bootstrap(np.zeros(4), share=True)
+    assert (right.value, right.high) == (1, pytest.approx(1)) and right.low == pytest.approx(0.5101, abs=1e-4)
+    assert (wrong.value, wrong.low) == (0, pytest.approx(0)) and wrong.high == pytest.approx(0.4899, abs=1e-4)
+    estimates = accuracy_estimates(np.ones((3, 2), dtype=bool), np.zeros((3, 2), dtype=int))
+    assert all(estimate.low < 0.9 for estimate in estimates.values())
+
+
 def test_bootstrap_in_parts_equals_bootstrap_at_once(monkeypatch):
     values = np.random.default_rng(0).random(50)
     at_once = bootstrap(values, num_resamples=200)

@@ -19,16 +19,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 
 from autotelic.errors import UserError
 
 NUM_RESAMPLES = 2000
+FEWEST_PROMPTS = 3  # two resample to three different means: no interval
 MAX_RESAMPLE_ELEMENTS = 4_000_000  # indices held at once by the bootstrap: 32 MB
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over prompts with its percentile bootstrap interval; the bounds are NaN where one prompt leaves none."""
+    """A mean over prompts with its percentile bootstrap interval; the bounds are NaN under three prompts."""
 
     value: float
     low: float
@@ -136,8 +138,11 @@ def bootstrap(
     level: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
+    share: bool = False,
 ) -> Estimate:
     """Return `sum(w v) / sum(w)` over prompts with its bootstrap interval, prompts resampled with replacement.
+
+    Fewer than three prompts give no interval.
 
     Args:
         values: one value per prompt.
@@ -145,13 +150,17 @@ def bootstrap(
         level: coverage of the interval, in (0, 1).
         num_resamples: bootstrap resamples.
         seed: of the resampling; the same seed gives the same interval.
+        share: the values lie in [0, 1]. Where all are 0, or all 1, resampling sees no spread: the interval is Wilson's.
     """
     if not len(values):
         raise UserError("no prompt to average over; give at least one")
     weights = np.ones(len(values)) if weights is None else weights
     value = float((values * weights).sum() / weights.sum())
-    if len(values) == 1:
+    if len(values) < FEWEST_PROMPTS:
         return Estimate(value, math.nan, math.nan)
+    if share and (np.all(values == 0) or np.all(values == 1)):
+        wilson = stats.binomtest(round(float(values.sum())), len(values)).proportion_ci(level, method="wilson")
+        return Estimate(value, float(wilson.low), float(wilson.high))
     rng = np.random.default_rng(seed)
     rows = max(1, MAX_RESAMPLE_ELEMENTS // len(values))
     means = []
@@ -168,9 +177,9 @@ def accuracy_estimates(
     """Return mean@K, pass@1, pass@2, pass@4 ... pass@K and maj@K with their intervals."""
     k = correct.shape[1]
     powers = [2**i for i in range(k.bit_length()) if 2**i <= k]
-    estimates = {f"mean@{k}": bootstrap(mean_at_k(correct), seed=seed)}
-    estimates |= {f"pass@{j}": bootstrap(pass_at_k(correct, j), seed=seed) for j in sorted({*powers, k})}
-    estimates[f"maj@{k}"] = bootstrap(majority_at_k(correct, clusters), seed=seed)
+    estimates = {f"mean@{k}": bootstrap(mean_at_k(correct), seed=seed, share=True)}
+    estimates |= {f"pass@{j}": bootstrap(pass_at_k(correct, j), seed=seed, share=True) for j in sorted({*powers, k})}
+    estimates[f"maj@{k}"] = bootstrap(majority_at_k(correct, clusters), seed=seed, share=True)
     return estimates
 
 
@@ -384,10 +393,10 @@ def summarize(
     clusters = np.array([sample.clusters for sample in samples], dtype=np.int64)
     metrics = accuracy_estimates(correct, clusters, seed=seed)
     if all(sample.greedy_correct is not None for sample in samples):
-        metrics["greedy"] = bootstrap(np.array([float(bool(s.greedy_correct)) for s in samples]), seed=seed)
+        metrics["greedy"] = bootstrap(np.array([float(bool(s.greedy_correct)) for s in samples]), seed=seed, share=True)
     if all(sample.entropy is not None and sample.num_tokens for sample in samples):
         tokens = np.array([float(s.num_tokens or 0) for s in samples])
         metrics["entropy"] = bootstrap(np.array([float(s.entropy or 0.0) for s in samples]), tokens, seed=seed)
         metrics["length"] = bootstrap(tokens / correct.shape[1], seed=seed)
-    metrics["parsed"] = bootstrap((clusters >= 0).mean(axis=1), seed=seed)
+    metrics["parsed"] = bootstrap((clusters >= 0).mean(axis=1), seed=seed, share=True)
     return Evaluation(metrics, tuple(samples), dict(settings), tuple(warnings), interrupted)

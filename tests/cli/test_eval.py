@@ -11,6 +11,8 @@ def write_samples(path, rows=None):
     rows = rows or [
         {"prompt": "2+2=", "answer": "4", "responses": ["4", "the answer is 5"], "greedy": "4"},
         {"prompt": "1+2=", "answer": "3", "responses": ["3", "3"], "greedy": "4"},
+        {"prompt": "3+3=", "answer": "6", "responses": ["6", "6"], "greedy": "6"},
+        {"prompt": "4+4=", "answer": "8", "responses": ["8", "1"], "greedy": "1"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -25,7 +27,7 @@ def test_samples_as_json(tmp_path, capsys):
     assert out["greedy"]["value"] == 0.5
     low, high = out["mean@2"]["interval"]
     assert low <= 0.75 <= high
-    assert out["num_prompts"] == 2
+    assert out["num_prompts"] == 4
 
 
 def test_samples_as_table_and_file(tmp_path, capsys):
@@ -39,8 +41,9 @@ def test_samples_as_table_and_file(tmp_path, capsys):
     assert written["samples"][0]["correct"] == [True, False]
 
 
-def test_one_prompt_has_no_interval(tmp_path, capsys):
-    path = write_samples(tmp_path / "s.jsonl", [{"prompt": "2+2=", "answer": 4, "responses": ["4"]}])
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_few_prompts_have_no_interval(tmp_path, capsys, prompts):
+    path = write_samples(tmp_path / "s.jsonl", [{"prompt": "2+2=", "answer": 4, "responses": ["4"]}] * prompts)
     assert main(["eval", str(path)]) == 0
     assert "no interval" in capsys.readouterr().out
 

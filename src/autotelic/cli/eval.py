@@ -139,13 +139,16 @@ def read_problems(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def table(result: Any, temperature: float | None = None) -> str:
     """Return the figures with their intervals, one a line."""
+    from autotelic.evaluation import FEWEST_PROMPTS
+
     settings = ", ".join(f"{k} = {v}" for k, v in result.settings.items())
     title = f"{len(result.samples)} prompts, {settings}"
     lines = [title if temperature is None else f"temperature {temperature}: {title}"]
     units = {"entropy": "nats per token", "length": "tokens"}
     width = max(len(name) for name in result.metrics)
     for name, estimate in result.metrics.items():
-        interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]" if estimate.low == estimate.low else "no interval"
+        interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]" if estimate.low == estimate.low else ""
         lines.append(f"  {name:<{width}}  {estimate.value:8.3f}  {interval:<18}  {units.get(name, '')}".rstrip())
-    lines.append("  intervals: 95 % bootstrap over prompts")
+    few = len(result.samples) < FEWEST_PROMPTS
+    lines.append(f"  no interval: fewer than {FEWEST_PROMPTS} prompts" if few else "  intervals: 95 %, over prompts")
     return "\n".join(lines)
