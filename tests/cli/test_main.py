@@ -61,3 +61,9 @@ def test_interrupt_exits_130(monkeypatch, capsys):
 def test_closest():
     assert closest("lerning_rate", ["learning_rate", "seed"]) == "; did you mean 'learning_rate'?"
     assert closest("zzz", ["learning_rate"]) == ""
+
+
+def test_no_command_shows_the_commands(capsys):
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and all(name in shown.err for name in COMMANDS)

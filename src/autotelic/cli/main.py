@@ -27,14 +27,14 @@ COMMANDS = {
     "report": "one self-contained page for one or several runs",
     "pretrain": "rebuild the small base model that the repository carries",
     "doctor": "what works on this machine, what does not, and the line that would change it",
-    "control": "preference learning for control: exact experiments on a tree and on random MDPs",
+    "control": "preference learning for control: exact problems (tree, random MDPs, linear-Gaussian), robots",
     "completion": "completion of commands and options in bash or zsh",
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the top-level parser: it knows the commands' names, not their options."""
-    listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="autotelic",
         description="Post-train language models and control policies without reward labels.",
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"autotelic {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
-    parser.add_argument("command", metavar="COMMAND")
+    parser.add_argument("command", metavar="COMMAND", nargs="?")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 bad input, 130 interrupted."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     debug = args.debug or "--debug" in args.arguments
     arguments = [a for a in args.arguments if a != "--debug"]
     try:
