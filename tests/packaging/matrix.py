@@ -1,7 +1,8 @@
-"""Run the TRL tests against other versions of TRL: `make test-matrix`, or `python tests/packaging/matrix.py 1.10.0`.
+"""Run the TRL tests against other versions: `make test-matrix`, or `python tests/packaging/matrix.py trl==1.10.0`.
 
-Each version goes into a thin environment of its own (`build/trl-VERSION`) that sees everything else of the environment
-that runs this script. Downloads one wheel per version; no other dependency moves.
+The oldest and newest TRL that pyproject.toml allows, and its oldest transformers. Each set goes into a thin environment
+of its own (`build/trl-1.10.0`) that sees everything else of the environment that runs this script, which has the newest
+of the rest. No other dependency moves.
 """
 
 import os
@@ -13,8 +14,18 @@ from pathlib import Path
 from thin import thin_environment
 
 ROOT = Path(__file__).parents[2]
-VERSIONS = ("1.10.0", "1.13.0", "1.16.0")
+OLDEST_TRANSFORMERS = ("transformers==5.0.0", "huggingface_hub==1.33.0", "tokenizers==0.22.2", "httpx==0.28.1")
+OLDEST_TRANSFORMERS += ("httpcore==1.0.9",)
+SETS = {
+    "trl==1.10.0": ("trl==1.10.0",),
+    "trl==1.13.0": ("trl==1.13.0",),
+    "trl==1.16.0": ("trl==1.16.0",),
+    "transformers==5.0.0": OLDEST_TRANSFORMERS,
+    "trl==1.10.0,transformers==5.0.0": ("trl==1.10.0", *OLDEST_TRANSFORMERS),
+}
 TESTS = ("tests/trl", "tests/rewards", "tests/test_recipes.py")
+LM_TESTS = ("tests/lm", "tests/test_evaluation.py")
+"""Beside those above, where transformers is another one."""
 NEEDS_1_16 = (
     "one_shot_em",
     "on_policy_entropy_term",
@@ -26,26 +37,31 @@ NEEDS_1_16 = (
 1.10 takes a log-probability that is NaN for a ratio, where later versions take 1."""
 
 
-def main(versions: list[str]) -> int:
-    """Test every version; print a line each, return 1 where one failed."""
+def main(names: list[str]) -> int:
+    """Test every set; print a line each, return 1 where one failed."""
     failed = 0
-    for version in versions or VERSIONS:
-        python = thin_environment(ROOT / "build" / f"trl-{version}", [f"trl=={version}"])
-        shown = subprocess.run([python, "-c", "import trl; print(trl.__version__)"], capture_output=True, text=True)
-        if shown.stdout.strip() != version:
-            print(f"trl {version}: cannot be imported\n{shown.stderr.strip().splitlines()[-1:]}")
+    for name in names or SETS:
+        folder = ROOT / "build" / name.replace("==", "-").replace(",", "-")
+        python = thin_environment(folder, SETS[name])
+        shown = "import importlib.metadata as m; print(*(f'{n}=={m.version(n)}' for n in ('trl', 'transformers')))"
+        command = [python, "-c", f"import trl, transformers; {shown}"]
+        found = subprocess.run(command, capture_output=True, text=True)
+        if not all(part in found.stdout.split() for part in name.split(",")):
+            print(f"{name}: cannot be imported\n{found.stderr.strip().splitlines()[-1:]}")
             failed += 1
             continue
         started = time.monotonic()
-        command = [python, "-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", *TESTS]
-        if tuple(map(int, version.split("."))) < (1, 16):
-            command += ["-k", " and ".join(f"not {name}" for name in NEEDS_1_16)]
+        tests = TESTS if "transformers" not in name else (*TESTS, *LM_TESTS)
+        command = [python, "-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", *tests]
+        old = next((part.removeprefix("trl==") for part in name.split(",") if part.startswith("trl==")), "1.16")
+        if tuple(map(int, old.split("."))) < (1, 16):
+            command += ["-k", " and ".join(f"not {test}" for test in NEEDS_1_16)]
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
-        (ROOT / "build" / f"trl-{version}.log").write_text(run.stdout + run.stderr)
+        folder.with_suffix(folder.suffix + ".log").write_text(run.stdout + run.stderr)
         last = (run.stdout.strip().splitlines() or ["no output"])[-1]
         outcome = "passed" if run.returncode == 0 else "FAILED"
-        print(f"trl {version}: {outcome} in {time.monotonic() - started:.0f} s: {last}", flush=True)
+        print(f"{name}: {outcome} in {time.monotonic() - started:.0f} s: {last}", flush=True)
         failed += run.returncode != 0
     return int(failed > 0)
 

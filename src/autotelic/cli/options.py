@@ -44,6 +44,34 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="sequences at once (default: %(default)s)")
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Declare what samples."""
+    parser.add_argument(
+        "--engine",
+        default="transformers",
+        metavar="NAME",
+        help="what samples: transformers; vllm, with settings of its LLM class if you like, as "
+        "vllm,tensor_parallel_size=4,max_model_len=4096; or the address of a server with OpenAI's interface, such as "
+        "http://localhost:8000, which then has the model. Only transformers gives entropies (default: %(default)s)",
+    )
+
+
+def open_model(args: argparse.Namespace, name: str) -> tuple[Any, Any]:
+    """Return the model, or the engine that has it, and its tokenizer (None: a server keeps it)."""
+    if args.engine == "transformers":
+        from autotelic.lm.load import load_model
+
+        return load_model(name, device="auto")
+    import yaml
+
+    from autotelic.lm.engines import open_engine
+
+    engine, *pairs = (part.strip() for part in args.engine.split(","))
+    settings = {key.strip(): yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    found = open_engine(engine, name, settings)
+    return found, found.tokenizer
+
+
 def add_columns(parser: argparse.ArgumentParser, *, responses: bool = False) -> None:
     """Declare the names of columns, and the configuration of a hub data set."""
     parser.add_argument("--prompt-column", default="prompt", help="column with the prompts (default: %(default)s)")

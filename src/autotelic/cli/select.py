@@ -24,10 +24,12 @@ from autotelic.cli.options import (
     add_batch_size,
     add_chat,
     add_columns,
+    add_engine,
     add_equivalence,
     add_output,
     add_sampling,
     columns_of,
+    open_model,
     say,
     say_chat,
     say_written,
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="at most this many prompts")
     add_sampling(parser, k=16, k_help="samples of each prompt and temperature")
     add_batch_size(parser)
+    add_engine(parser)
     add_chat(parser)
     parser.add_argument(
         "--temperatures",
@@ -114,7 +117,6 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Sample every prompt of a data set k times at each temperature; an interruption keeps the complete prompts."""
     from autotelic.cli.progress_line import ProgressLine
     from autotelic.lm.chat import prompt_texts
-    from autotelic.lm.load import load_model
     from autotelic.lm.sampling import sample
     from autotelic.tasks import load_problems
 
@@ -125,7 +127,7 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
         config=args.dataset_config,
         say=lambda text: say(args, text),
     )
-    model, tokenizer = load_model(args.model, device="auto")
+    model, tokenizer = open_model(args, args.model)
     asked = [row["prompt"] for row in problems]
     say_chat(args, asked, tokenizer)
     prompts = prompt_texts(asked, tokenizer, args.chat)
@@ -152,6 +154,8 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
             keep_interrupted=True,
         )
         progress.close()
+        if index == 0 and found.entropy is None:
+            say(args, f"no token_entropy: {model.name} gives tokens, and not the distributions that they came from")
         done = found.complete(args.k)
         for p, row in enumerate(rows):
             own = slice(p * args.k, (p + 1) * args.k)
@@ -159,7 +163,7 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
                 continue
             row["responses"] += found.texts[own]
             row["temperatures"] += [temperature] * args.k
-            if index == 0:
+            if found.entropy is not None:
                 row["entropy"] = float(found.entropy_sum[own].sum() / found.num_tokens[own].sum())
         if not all(done):
             args.interrupted = f"interrupted: {sum(done)} of {len(rows)} prompts at temperature {temperature}"

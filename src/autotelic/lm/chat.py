@@ -19,7 +19,7 @@ def uses_chat(prompts: Sequence[str | Sequence[Message]], tokenizer: Any, mode: 
 
     Args:
         prompts: texts or lists of messages.
-        tokenizer: the model's.
+        tokenizer: the model's; None: a server has it, and applies its template in every mode but `off`.
         mode: one of `MODES`; True and False are `on` and `off`.
 
     Raises:
@@ -28,6 +28,8 @@ def uses_chat(prompts: Sequence[str | Sequence[Message]], tokenizer: Any, mode: 
     mode = {True: "on", False: "off"}.get(mode, mode) if isinstance(mode, bool) else mode
     if mode not in MODES:
         raise UserError(f"unknown chat mode {mode!r}: use {', '.join(MODES)}")
+    if tokenizer is None:  # a server has it, and the template
+        return mode != "off"
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if not has_template and any(not isinstance(prompt, str) for prompt in prompts):
         raise UserError(
@@ -51,6 +53,9 @@ def is_rendered(prompt: str | Sequence[Message], tokenizer: Any) -> bool:
 
 def chat_note(prompts: Sequence[str | Sequence[Message]], tokenizer: Any, mode: str | bool = "auto") -> str | None:
     """Return the line that says whether the template is applied; None where there is nothing to say."""
+    if tokenizer is None:
+        how = "as messages, through its chat template" if uses_chat(prompts, None, mode) else "as text"
+        return f"no tokenizer of this model here: prompts go to the server {how} (--chat on or off decides)"
     if not any(isinstance(prompt, str) for prompt in prompts) or not getattr(tokenizer, "chat_template", None):
         return None
     if uses_chat(prompts, tokenizer, mode):
@@ -87,7 +92,9 @@ def prompt_text(prompt: str | Sequence[Message], tokenizer: Any, chat: bool = Fa
         raise UserError(f"the chat template refuses a prompt: {str(error).strip() or type(error).__name__}") from error
 
 
-def prompt_texts(prompts: Sequence[str | Sequence[Message]], tokenizer: Any, mode: str | bool = "auto") -> list[str]:
-    """Return the texts to continue of all prompts; see `uses_chat`."""
+def prompt_texts(prompts: Sequence[str | Sequence[Message]], tokenizer: Any, mode: str | bool = "auto") -> list[Any]:
+    """Return the texts to continue of all prompts; without a tokenizer, messages for a server. See `uses_chat`."""
     chat = uses_chat(prompts, tokenizer, mode)
+    if tokenizer is None:
+        return [as_messages(prompt) if chat or not isinstance(prompt, str) else prompt for prompt in prompts]
     return [prompt_text(prompt, tokenizer, chat) for prompt in prompts]

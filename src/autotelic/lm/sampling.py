@@ -30,8 +30,9 @@ class Responses:
         texts: without special tokens.
         tokens: token ids, the end token included.
         ended: whether the response ended by itself.
-        entropy, surprisal: nats of each token; None where they were not asked for.
+        entropy, surprisal: nats of each token; None where they were not asked for, or the engine gives none.
         done: whether the row was sampled.
+        counts: number of tokens of each response, where a server tells that in place of the tokens; NaN: it does not.
     """
 
     texts: list[str]
@@ -40,11 +41,12 @@ class Responses:
     entropy: list[np.ndarray] | None
     surprisal: list[np.ndarray] | None
     done: np.ndarray
+    counts: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each response, the end token included."""
-        return np.array([len(row) for row in self.tokens])
+        """Tokens of each response, the end token included; NaN where a server does not tell."""
+        return np.array([len(row) for row in self.tokens]) if self.counts is None else self.counts
 
     def complete(self, k: int) -> list[bool]:
         """Tell of each prompt, with k responses, whether all of them were sampled."""
@@ -62,10 +64,38 @@ class Responses:
         return np.array([row.sum() for row in self.entropy])
 
 
+class Engine:
+    """What samples in place of transformers (`autotelic.lm.engines`): it gives tokens and no distributions.
+
+    Attributes:
+        name: for messages, and for the settings of a result.
+        tokenizer: the model's; None where a server keeps it to itself, and its chat template with it.
+    """
+
+    name: str
+    tokenizer: Any
+
+    def sample(
+        self,
+        prompts: Sequence[Any],
+        *,
+        k: int,
+        temperature: float | int,
+        top_p: float | int,
+        max_new_tokens: int,
+        batch_size: int,
+        seed: int,
+        progress: Callable[[float], None] | None,
+        keep_interrupted: bool,
+    ) -> Responses:
+        """Continue every prompt k times; the arguments are those of `sample` below."""
+        raise NotImplementedError
+
+
 def sample(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[Sequence[dict[str, Any]]],
     *,
     k: int = 1,
     temperature: float | int = 1.0,
@@ -82,9 +112,10 @@ def sample(
     """Continue every prompt k times (temperature 0: greedily), with left padding, longest prompts first.
 
     Args:
-        model: a causal language model of transformers; its training mode is restored.
+        model: a causal language model of transformers, whose training mode is restored; or an `Engine`, which gives no
+            statistics and has ways of its own to share a prefix and to form batches.
         tokenizer: its tokenizer.
-        prompts: texts to continue.
+        prompts: texts to continue; lists of messages where a server applies its own template.
         k: responses of each.
         temperature: of the sampling; 0 decodes greedily.
         top_p: nucleus of the sampling, in (0, 1].
@@ -97,7 +128,19 @@ def sample(
         progress: called with the responses that are done, parts of a batch counted.
         keep_interrupted: on Ctrl-C return what was sampled, in place of raising `KeyboardInterrupt`.
     """
-    ids = [encode(prompt, tokenizer) for prompt in prompts]
+    if isinstance(model, Engine):
+        return model.sample(
+            prompts,
+            k=k,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+            keep_interrupted=keep_interrupted,
+        )
+    ids = [encode(str(prompt), tokenizer) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     rows = [p * k + j for p in order for j in range(k)]
     size = batch_size // k * k or batch_size  # whole groups, where a batch holds one

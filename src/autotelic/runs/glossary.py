@@ -64,6 +64,13 @@ METRICS: dict[str, Metric] = {
     "sampling/without_signal": Metric(
         "share", "groups without signal that are left / groups", "the bound on refills was reached; or there is none"
     ),
+    # An engine that samples (vLLM) against the policy that is trained, on the same weights and responses.
+    "sampler/k1": Metric("nats per token", "mean_t -log r_t, r = pi / sampler", "KL(sampler || pi), unbiased"),
+    "sampler/k3": Metric("nats per token", "mean_t r_t - 1 - log r_t", "KL(sampler || pi), never negative"),
+    "sampler/max": Metric("nats", "max_t |log r_t|", "the worst token"),
+    "sampler/cut": Metric(
+        "share", "response tokens whose weight is 0 or at a bound", "what TRL's correction of the sampler masks"
+    ),
     # Responses.
     "completions/mean_length": Metric("tokens", "mean_i |y_i|", "length of a response"),
     "completions/truncated_share": Metric("share", "responses cut at max_completion_length", "unfinished responses"),

@@ -93,8 +93,9 @@ def build_parts(method: str, run: RunArguments, training_args: Any) -> list[Any]
     from autotelic.trl.fast_passes import FastPasses
     from autotelic.trl.label_free import LabelFree, SurplusVotes
     from autotelic.trl.rollout_log import RolloutLog
+    from autotelic.trl.sampler_mismatch import SamplerMismatch
 
-    parts: list[Any] = [NotEmpty(), LabelFree(), FastPasses(run.fused_head, run.shared_prefix)]
+    parts: list[Any] = [NotEmpty(), LabelFree(), SamplerMismatch(), FastPasses(run.fused_head, run.shared_prefix)]
     parts += [*advantage_parts(run.advantage), *dynamic_parts(run.max_generation_batches)]
     control = build_control(run, training_args)
     if control is not None:

@@ -13,7 +13,7 @@ Reference: arXiv:2505.22617, Eq. 10-14, through `autotelic.controls.entropy_cont
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import ModuleType
 from typing import Any
 
@@ -27,12 +27,14 @@ from autotelic.controls.entropy_control import EntropyControl, Plan, UpdateBatch
 from autotelic.errors import UserError
 from autotelic.functional.distributed import world_size
 from autotelic.functional.masking import fill_outside, wide
+from autotelic.functional.schedules import Schedule
 from autotelic.functional.surrogate import ratio_clipped
 from autotelic.verl.loss_methods import EntropyMinimization, Method, method_of
 from autotelic.verl.losses import MicroBatch, clip_bounds, planned
+from autotelic.verl.plugin import check_parameters
 
 SELECTED = "autotelic_selected"
-CARRIED = {name: f"autotelic_{name}" for name in ("advantages", "old", "bound")}
+CARRIED = {name: f"autotelic_{name}" for name in ("advantages", "old", "bound", "term_tokens")}
 """What of a plan travels with the rows besides the selection, where the control has it."""
 
 
@@ -72,6 +74,7 @@ class Rows:
 def install(base: ModuleType) -> None:
     """Let ``BaseEngine.train_batch`` plan first; a second call changes nothing."""
     engine = base.BaseEngine
+    check_parameters(engine.train_batch, "self", "data", "loss_function")
     if not hasattr(engine.train_batch, "__wrapped__"):
         engine.train_batch = planning(engine.train_batch)
 
@@ -92,6 +95,7 @@ def planning(train_batch: Callable[..., Any]) -> Callable[..., Any]:
             coef = entropy_coef(run.method, run)
             plan, metrics = plan_update(self, data, run, run.method, config)
             attach(data, plan)
+            coef = coef or plan.term_coef
             needs_entropy = coef != 0 or run.method.follows_entropy
         if needs_entropy:
             assign_non_tensor(data, calculate_entropy=True)
@@ -130,6 +134,19 @@ def entropy_coef(control: EntropyControl, run: Run) -> float:
     return control.entropy_coef(run.updates_per_rollout)
 
 
+def total_updates(config: Any, run: Run, control: EntropyControl) -> int:
+    """Return the optimizer steps of the run, 0 where verl does not say; a schedule needs to know."""
+    steps = getattr(getattr(config, "optim", None), "total_training_steps", None) or 0
+    total = round(steps * (run.updates_per_rollout or 0)) if steps > 0 else 0
+    scheduled = [f.name for f in fields(control) if isinstance(getattr(control, f.name), Schedule)]
+    if scheduled and not total:
+        raise UserError(
+            f"{control.name}: {', '.join(scheduled)} follow a schedule, and verl does not say how long the run is: set "
+            "actor_rollout_ref.actor.optim.total_training_steps, or give numbers"
+        )
+    return total
+
+
 def plan_update(
     engine: Any, data: Any, run: Run, control: EntropyControl, config: Any
 ) -> tuple[Plan, dict[str, float]]:
@@ -160,6 +177,8 @@ def plan_update(
         entropy=fill_outside(whole.entropy.float(), mask) if "entropy" in control.needs else None,
         clipped=clipped,
         state=run.state,
+        total_steps=total_updates(config, run, control),
+        by_response=config.loss_agg_mode == "seq-mean-token-mean",
     )
     plan = control.plan(batch)
     run.state = dict(plan.state)
@@ -254,7 +273,8 @@ def attach(data: Any, plan: Plan) -> None:
     data[SELECTED] = like_rows(plan.selected.long(), data["response_mask"])
     for name, key in CARRIED.items():
         if getattr(plan, name) is not None:
-            data[key] = like_rows(getattr(plan, name), data["response_mask"])
+            values = getattr(plan, name)
+            data[key] = like_rows(values.long() if values.dtype == torch.bool else values, data["response_mask"])
 
 
 def like_rows(values: Tensor, rows: Any) -> Tensor:
@@ -292,7 +312,8 @@ def part_of(data: Any) -> Plan:
     fields = data.select(SELECTED, *present.values()).to_padded_tensor()
     selected = fields[SELECTED].bool()
     unknown = torch.zeros(selected.shape, device=selected.device)
-    return Plan(selected, unknown, **{name: fields[key] for name, key in present.items()})
+    carried = {name: fields[key].bool() if name == "term_tokens" else fields[key] for name, key in present.items()}
+    return Plan(selected, unknown, **carried)
 
 
 def assign_non_tensor(data: Any, **values: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from autotelic.errors import UserError
 from autotelic.verl import PREFIX
+from autotelic.verl.plugin import check_parameters
 
 ENTROPY = "actor/entropy"
 TRAINING_REWARD = "critic/score/mean"
@@ -107,6 +108,8 @@ def install(tracking: ModuleType) -> None:
     if hasattr(tracker.log, "__wrapped__"):
         return
     start, log = tracker.__init__, tracker.log
+    check_parameters(start, "self", "project_name", "experiment_name", "default_backend", "config")
+    check_parameters(log, "self", "data", "step")
 
     @functools.wraps(start)
     def start_with_law(self: Any, *args: Any, **kwargs: Any) -> None:

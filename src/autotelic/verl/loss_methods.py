@@ -18,9 +18,12 @@ from autotelic.errors import UserError, closest
 from autotelic.verl import PREFIX
 
 ENTROPY_MINIMIZATION = "one_shot_em"
-UNSUPPORTED = ("aem", "clip_v", "entrocraft", "entropy_band", "lp_reg")
-"""Controls that need more than log-probabilities and entropies of an update: groups, whole distributions, the length of
-the run, or a term of the loss beside the policy's."""
+UNSUPPORTED = {
+    "aem": "it weighs a turn among all turns of its prompt, and verl's mini-batches split a prompt's responses",
+    "clip_v": "it needs a mean over the vocabulary, and verl's engines return log-probability and entropy of a token",
+    "lp_reg": "it needs the policy without its tail, and verl's engines return log-probability and entropy of a token",
+}
+"""Controls that need more than log-probabilities and entropies of an update, and what they lack."""
 VERL_FIELDS = {
     "clip_cov": {"fraction": "clip_cov_ratio", "low": "clip_cov_lb", "high": "clip_cov_ub"},
     "kl_cov": {"fraction": "kl_cov_ratio", "coef": "ppo_kl_coef"},
@@ -63,6 +66,8 @@ def method_of(policy_loss: Any) -> Method | None:
     if not mode.startswith(PREFIX):
         return None
     name, given = mode.removeprefix(PREFIX), dict(policy_loss.get("settings", None) or {})
+    if name in UNSUPPORTED:
+        raise UserError(f"{mode} does not exist on verl: {UNSUPPORTED[name]}. On TRL it does: --entropy_control {name}")
     if name not in method_names():
         raise UserError(f"unknown loss_mode {mode!r}{closest(name, method_names())}; there are {names_with_prefix()}")
     if name == ENTROPY_MINIMIZATION:

@@ -40,7 +40,8 @@ class MicroBatch:
         method: the control, or entropy minimisation.
         plan: this micro-batch's part of the plan; None for entropy minimisation.
         entropy: of the present policy with gradient, nats per token, where the method needs it.
-        entropy_coef: of the term on the selected tokens (KL-Cov with one update per rollout).
+        entropy_coef: of a term on the entropy: of the selected tokens (KL-Cov with one update per rollout), or of the
+            plan's `term_tokens` (an entropy band).
         metrics: of the whole mini-batch, to be logged with it.
     """
 
@@ -111,7 +112,8 @@ def policy_loss(name: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         total = reduce(per_token)
         if current.entropy_coef:
             assert current.plan is not None and current.entropy is not None
-            total = total - current.entropy_coef * reduce(fill_outside(current.entropy, current.plan.selected))
+            tokens = current.plan.selected if current.plan.term_tokens is None else current.plan.term_tokens
+            total = total - current.entropy_coef * reduce(fill_outside(current.entropy, tokens))
         return total, metrics | current.metrics
 
     loss.__name__ = f"{PREFIX}{name}"

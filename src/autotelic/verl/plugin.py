@@ -7,6 +7,7 @@ So each part is installed right after verl has imported the module that it belon
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -32,6 +33,17 @@ STATUS: dict[str, str] = {}
 def status() -> dict[str, str]:
     """Return what became of each part: ``installed``, ``waiting`` for verl to import its module, or an error."""
     return {name: STATUS.get(name, "waiting") for name in PARTS}
+
+
+def check_parameters(function: Callable[..., Any], *names: str) -> None:
+    """Refuse a function of verl whose first parameters have other names than those that we rely on.
+
+    Raises:
+        TypeError: this verl has changed it; `install_part` reports that.
+    """
+    found = list(inspect.signature(function).parameters)
+    if found[: len(names)] != list(names):
+        raise TypeError(f"{function.__qualname__} takes ({', '.join(found)}), not ({', '.join(names)})")
 
 
 def install_part(name: str, module: ModuleType) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from autotelic.runs.files import write_atomically
 from autotelic.verl.engine import Run, actor_config, run_of
+from autotelic.verl.plugin import check_parameters
 
 STATE_FILE = "entropy_control_state.json"
 
@@ -16,6 +17,9 @@ STATE_FILE = "entropy_control_state.json"
 def install(engine_workers: ModuleType) -> None:
     """Prepare ``TrainingWorker``; a second call changes nothing. Wrapping keeps verl's dispatch attributes."""
     worker = engine_workers.TrainingWorker
+    check_parameters(worker.train_mini_batch, "self", "data")
+    check_parameters(worker.save_checkpoint, "self", "local_path")
+    check_parameters(worker.load_checkpoint, "self", "local_path")
     for name, wrap in (
         ("train_mini_batch", counting_updates),
         ("save_checkpoint", saving_state),

@@ -1,0 +1,247 @@
+"""Engines that sample in place of transformers: vLLM in this process, or a server that speaks OpenAI's interface.
+
+    engine = open_engine("vllm", "OWNER/NAME")
+    sample(engine, engine.tokenizer, ["2+2=?"], k=8)
+
+`autotelic.lm.sampling.sample` takes an engine where it takes a model. Engines give texts and tokens, no entropies: the
+distribution over the vocabulary does not leave them. Prompts are given as token ids where this machine has the
+tokenizer; to a server, else, as text, or as messages that the server's own chat template turns into text.
+"""
+
+import json
+import math
+import os
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autotelic.errors import UserError
+from autotelic.lm.load import adapter_base, load_model, load_tokenizer, resolve, tokenizer_folder
+from autotelic.lm.sampling import Engine, Responses, encode
+
+NAMES = "transformers, vllm (with settings of its LLM class: vllm,tensor_parallel_size=4), or a server's http address"
+RETRIES, PAUSE, TIMEOUT = 3, 1.0, 3600.0
+"""Of requests to a server: attempts after a failure, seconds before the first (then doubled), seconds for an answer."""
+NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""vLLM's server takes what a request leaves out from the model's generation_config.json: this turns all of it off."""
+
+
+def open_engine(name: str, model: str, settings: Mapping[str, Any] | None = None) -> Engine:
+    """Return the engine of that name or address, with a model.
+
+    Args:
+        name: `vllm`, or the address of a server such as `http://localhost:8000`.
+        model: as for `autotelic.lm.load.load_model`; of a server, the name by which it knows the model.
+        settings: of vLLM's `LLM`.
+
+    Raises:
+        UserError: another name, settings for a server, or an engine that cannot start.
+    """
+    if name.startswith(("http://", "https://")):
+        if settings:
+            raise UserError(f"--engine {name} is a server and takes no settings here, got {', '.join(settings)}")
+        return ServerEngine(name, model)
+    if name != "vllm":
+        raise UserError(f"unknown engine {name!r}; there are {NAMES}")
+    return VLLMEngine(model, settings or {})
+
+
+class VLLMEngine(Engine):
+    """vLLM on this machine."""
+
+    name = "vllm"
+
+    def __init__(self, model: str, settings: Mapping[str, Any]):
+        import torch
+
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for the result
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise UserError(f"--engine vllm needs vLLM ({error}): pip install 'autotelic[vllm]'") from error
+        self.tokenizer = load_tokenizer(model)
+        on_cpu: dict[str, Any] = {} if torch.cuda.is_available() else {"dtype": "float32", "enforce_eager": True}
+        with plain_model(model) as (weights, tokenizer):
+            self.llm = LLM(model=weights, tokenizer=tokenizer, **{"disable_log_stats": True} | on_cpu | dict(settings))
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        k: int,
+        temperature: float | int,
+        top_p: float | int,
+        max_new_tokens: int,
+        batch_size: int,
+        seed: int,
+        progress: Callable[[float], None] | None,
+        keep_interrupted: bool,
+    ) -> Responses:
+        """Sample every prompt k times; vLLM forms the batches, and an interruption leaves nothing. See `sample`."""
+        from vllm import SamplingParams
+
+        settings: dict[str, Any] = {"n": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens}
+        settings |= NEUTRAL
+        asked = [{"prompt_token_ids": encode(prompt, self.tokenizer)} for prompt in prompts]
+        params = [SamplingParams(**settings, seed=seed + p * k) for p in range(len(prompts))]
+        found = self.llm.generate(asked, params, use_tqdm=False)
+        if progress is not None:
+            progress(len(prompts) * k)
+        choices = [choice for request in found for choice in sorted(request.outputs, key=lambda choice: choice.index)]
+        return Responses(
+            [self.tokenizer.decode(list(choice.token_ids), skip_special_tokens=True) for choice in choices],
+            [list(choice.token_ids) for choice in choices],
+            np.array([choice.finish_reason == "stop" for choice in choices], dtype=bool),
+            None,
+            None,
+            np.ones(len(choices), dtype=bool),
+        )
+
+
+@contextmanager
+def plain_model(name: str) -> Iterator[tuple[str, str]]:
+    """Give a folder or hub name that vLLM reads, and that of the tokenizer; an adapter is merged into a new folder."""
+    where = resolve(name)
+    base = adapter_base(Path(where))
+    if base is None:
+        yield where, tokenizer_folder(where, None)
+        return
+    model, tokenizer = load_model(name)
+    with tempfile.TemporaryDirectory(prefix="autotelic-merged-") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        del model
+        yield folder, folder
+
+
+class ServerEngine(Engine):
+    """A server with OpenAI's interface: vLLM's, SGLang's, llama.cpp's, a provider's.
+
+    The key is read from the environment variable OPENAI_API_KEY.
+
+    Attributes:
+        tokenizer: the model's, where this machine has it; None: the server applies its own chat template.
+        name: its address.
+        model: the name by which it knows the model.
+    """
+
+    def __init__(self, url: str, model: str):
+        self.name = url.rstrip("/")
+        self.url = self.name if self.name.count("/") > 2 else f"{self.name}/v1"
+        served = {row["id"]: row for row in self.ask("models").get("data", [])}
+        self.model = served_name(model, list(served), self.name)
+        self.is_vllm = served.get(self.model, {}).get("owned_by") == "vllm"
+        try:
+            self.tokenizer = load_tokenizer(model)
+        except UserError:
+            self.tokenizer = None
+
+    def sample(
+        self,
+        prompts: Sequence[Any],
+        *,
+        k: int,
+        temperature: float | int,
+        top_p: float | int,
+        max_new_tokens: int,
+        batch_size: int,
+        seed: int,
+        progress: Callable[[float], None] | None,
+        keep_interrupted: bool,
+    ) -> Responses:
+        """Sample every prompt k times, `batch_size` sequences under way at once. See `sample`."""
+        settings = {"model": self.model, "temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens}
+        settings |= NEUTRAL | {"return_token_ids": True} if self.is_vllm else {}
+        found: list[list[Any] | None] = [None] * len(prompts)
+        pool = ThreadPoolExecutor(max(batch_size // k, 1))
+        try:
+            waiting = {
+                pool.submit(self.group, prompt, k, settings, seed + p * k): p for p, prompt in enumerate(prompts)
+            }
+            for number, future in enumerate(as_completed(waiting), start=1):
+                found[waiting[future]] = future.result()
+                if progress is not None:
+                    progress(number * k)
+        except KeyboardInterrupt:
+            if not keep_interrupted:
+                raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        nothing = [("", [], False, math.nan)] * k
+        rows = [row for group in found for row in (group or nothing)]
+        texts, tokens, ended, counts = zip(*rows, strict=True)
+        return Responses(
+            list(texts),
+            list(tokens),
+            np.array(ended, dtype=bool),
+            None,
+            None,
+            np.repeat([group is not None for group in found], k),
+            np.array(counts, dtype=float),
+        )
+
+    def group(self, prompt: Any, k: int, settings: Mapping[str, Any], seed: int) -> list[tuple]:
+        """Return text, tokens, whether it ended, and number of tokens of k responses; some servers give one at once."""
+        rows: list[tuple] = []
+        while len(rows) < k:
+            body: dict[str, Any] = {**settings, "n": k - len(rows), "seed": seed + len(rows)}
+            if isinstance(prompt, str):
+                asked = prompt if self.tokenizer is None else encode(prompt, self.tokenizer)
+                reply = self.ask("completions", body | {"prompt": asked})
+            else:
+                reply = self.ask("chat/completions", body | {"messages": prompt})
+            choices = reply.get("choices") or []
+            if not choices:
+                raise UserError(f"{self.name} gave no response: {json.dumps(reply)[:300]}")
+            total = (reply.get("usage") or {}).get("completion_tokens")
+            for choice in choices[: k - len(rows)]:
+                text = choice["text"] if "text" in choice else choice["message"].get("content") or ""
+                tokens = choice.get("token_ids") or []
+                count = len(tokens) or (math.nan if total is None else total / len(choices))
+                rows.append((text, tokens, choice.get("finish_reason") == "stop", count))
+        return rows
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the answer to a request: GET without a body. What may pass is tried again."""
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/{path}", data, headers)
+        reason = ""
+        for attempt in range(RETRIES + 1):
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+                    return json.loads(reply.read())
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code} {error.read(2000).decode(errors='replace').strip()[:300]}"
+                if error.code not in (408, 429) and error.code < 500:
+                    break
+            except (urllib.error.URLError, TimeoutError, json.JSONDecodeError, OSError) as error:
+                reason = str(getattr(error, "reason", error))
+            if attempt < RETRIES:
+                time.sleep(PAUSE * 2**attempt)
+        raise UserError(f"the server at {self.url}/{path} gives no answer: {reason}")
+
+
+def served_name(model: str, served: Sequence[str], server: str) -> str:
+    """Return the name under which a server has a model; a folder may be written in another way."""
+    if model in served or not served:
+        return model
+    try:
+        here = Path(resolve(model)).resolve()
+    except UserError:
+        here = None
+    for name in served:
+        if Path(name).is_dir() and Path(name).resolve() == here:
+            return name
+    raise UserError(f"{server} has no model {model!r}; it has {', '.join(served)}")
