@@ -1,6 +1,6 @@
 """Control experiments of several tasks, arms and seeds, and their tables: what docs/log/ quotes.
 
-    python benchmarks/evidence_control.py run recipes/control_point_reach.yaml
+    python benchmarks/evidence_control.py run benchmarks/recipes/control_point_reach.yaml
     python benchmarks/evidence_control.py table runs/evidence/control_point_reach
     python benchmarks/evidence_control.py online recipes/control_online.yaml
 
@@ -11,6 +11,7 @@ can share the work. Arms of one seed share data, clone, held-out pairs and evalu
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from dataclasses import fields
@@ -22,12 +23,11 @@ import torch
 import yaml
 
 from autotelic.cli.control_learning import build_settings
-from autotelic.control.collection import DataSettings, build_data
+from autotelic.control.collection import build_data
 from autotelic.control.environments import make
 from autotelic.control.intervals import mean_interval
-from autotelic.control.online import OnlineSettings, run_online
-from autotelic.control.pebble import PebbleSettings
-from autotelic.control.settings import TrainSettings
+from autotelic.control.online import run_online
+from autotelic.control.settings import DataSettings, OnlineSettings, PebbleSettings, TrainSettings
 from autotelic.control.training import train
 
 
@@ -45,24 +45,51 @@ def claim(folder: Path) -> bool:
     return True
 
 
+def by_judge(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with `judges` has every task under each of them, named task-judge."""
+    if "judges" not in recipe:
+        return recipe
+    pairs = [(task, judge) for task in recipe["tasks"] for judge in recipe["judges"]]
+    tasks = {
+        f"{task}-{judge}": recipe["tasks"][task] | {"judge": judge, "like": f"{task}-{recipe['judges'][0]}"}
+        for task, judge in pairs
+    }
+    return {name: value for name, value in recipe.items() if name != "judges"} | {"tasks": tasks}
+
+
+def collect(settings: DataSettings, data: Path, like: Path, seconds: float = 5.0) -> None:
+    """Write the data, labelled anew where the same episodes lie in `like` already; wait where another process does."""
+    if claim(data):
+        if like != data:
+            while not (like / "data.json").is_file():
+                time.sleep(seconds)
+            shutil.copytree(like, data, dirs_exist_ok=True)
+        build_data(settings, data, say)
+        (data / "ready").touch()
+    while not (data / "ready").is_file():
+        time.sleep(seconds)
+
+
 def run(recipe: dict[str, Any], output: Path, tasks: list[str], arms: list[str], seeds: list[int]) -> None:
+    recipe = by_judge(recipe)
     output.mkdir(parents=True, exist_ok=True)
     (output / "experiment.json").write_text(json.dumps(recipe, indent=1))
     for seed in seeds or range(recipe["seeds"]):
         for task in tasks or recipe["tasks"]:
-            data = output / f"{task}-seed{seed}" / "data"
-            section = recipe.get("data", {}) | recipe["tasks"][task]
+            changes = dict(recipe["tasks"][task])
+            like = output / f"{changes.pop('like', task)}-seed{seed}" / "data"
+            data, section = output / f"{task}-seed{seed}" / "data", recipe.get("data", {}) | changes
             settings = build_settings(DataSettings, section, {"seed": seed})
-            if claim(data):
-                build_data(settings, data, say)
-            while not (data / "data.json").is_file():
-                time.sleep(5)  # another process collects
+            collect(settings, data, like)
             environment = None
             for arm in arms or recipe["arms"]:
                 folder = data.parent / arm
                 if claim(folder):
-                    environment = environment or make(settings.env, settings.num_envs or None, settings.horizon or None)
+                    copies = settings.num_envs or None, settings.horizon or None
+                    environment = environment or make(settings.env, *copies, settings.random_hand)
                     section = recipe.get("train", {}) | recipe["arms"][arm]
+                    if settings.judge == "regret_tail":
+                        section = {"weights": "tail"} | section
                     one = build_settings(TrainSettings, section, {"seed": seed})
                     result = train(one, data, folder / "run", resume=True, environment=environment)
                     say(f"{task} seed {seed} {arm}: success {result['eval/success']:.2f} in {result['seconds']} s")
@@ -174,9 +201,22 @@ def table(output: Path) -> str:
                 nll = np.array([own_nll(one[s]) - own_nll(two[s]) for s in both])
                 cells = f"{interval(success, sign=True)} | {interval(nll, sign=True)}"
                 lines.append(f"| {task} | {first} - {second} | {len(both)} | {cells} |")
-    rates = [json.loads(p.read_text()) for p in sorted(output.glob("*-seed*/data/data.json"))]
-    lines += ["", "behaviours' success: " + ", ".join(str([round(r, 2) for r in d["success"]]) for d in rates)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *data_table(output)])
+
+
+def data_table(output: Path) -> list[str]:
+    """What `control data` reports, per task: mean over seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(output.glob("*-seed*/data/data.json")):
+        data = json.loads(path.read_text())
+        rates = {f"success of behaviour {i + 1}": rate for i, rate in enumerate(data["success"])}
+        found.setdefault(path.parents[1].name.rsplit("-seed", 1)[0], []).append(rates | data.get("report", {}))
+    lines = []
+    for task, rows in found.items():
+        shown = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0] if name in rows[0]}
+        text = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in shown.items() if values)
+        lines.append(f"- {task}: {text}")
+    return lines
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 CPL's sizes: two layers of 512, 96 pairs of 64 steps, 35 observations, 4 actions, tanh-Gaussian policy, Adam; the
 behaviour's parameters are known. Both sides train the same kind of network; CPL's is its equation, since its code is no
 package. PPL does more: a KL term and look-ahead weights for each step. The second row compares the learners of
-`autotelic control train`: with `future="expected"` each update passes 512 recorded states more (aim: 1.5 times CPL).
+`autotelic control train`: with `future="expected"` each update passes 4096 recorded states more (aim: 1.5 times CPL).
 """
 
 from typing import Any

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from autotelic.control.collection import DataSettings
 from autotelic.control.episodes import collect
 from autotelic.control.point_reach import LinearBehavior, PointReach
+from autotelic.control.settings import DataSettings
 
 POINTS = {
     "env": "point-reach",

@@ -6,15 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
 from autotelic.control.behaviors import Ladder, ScriptedBehavior, build_behaviors, clone, demonstrations, read_specs
 from autotelic.control.collection import build_data, read_data
+from autotelic.control.data_report import behaviors_apart, data_report, describe, table_accuracy
 from autotelic.control.environments import expert, make
-from autotelic.control.episodes import check_episode, collect, read_minari, roll_out, to_environment, write_minari
-from autotelic.control.judges import LearnedCritic, SimulatedCritic, judge_segments, rewards_to_go
+from autotelic.control.episodes import (
+    Episode,
+    check_episode,
+    clipped,
+    collect,
+    read_minari,
+    roll_out,
+    to_environment,
+    write_minari,
+)
+from autotelic.control.judges import LearnedCritic, SimulatedCritic, action_part, judge_segments, rewards_to_go
 from autotelic.control.networks import GaussianPolicy, load_policy
 from autotelic.control.point_reach import LinearBehavior, PointReach
+from autotelic.control.sac import SAC
 from autotelic.control.segments import (
     Preferences,
     answer,
@@ -24,6 +36,7 @@ from autotelic.control.segments import (
     read_preferences,
     write_preferences,
 )
+from autotelic.control.soft_optimum import SoftOptimum, train_soft_optimum
 from autotelic.errors import UserError
 
 pytest.importorskip("minari", reason="needs the extra: pip install 'autotelic[control]'")
@@ -197,17 +210,24 @@ def test_sparse_pairs_use_each_segment_once_and_dense_ones_are_all(generator):
 
 
 def test_answers_follow_scores_temperature_and_flips(generator):
+    """The temperature is in units of the score: P(second) = sigma(difference / temperature)."""
     score = generator.standard_normal(20000)
     first, second = pair_up(20000, "sparse", generator)
     right = (score[second] > score[first]).astype(np.float32)
     assert np.array_equal(answer(score, first, second, generator, 0.0), right)
-    agreement = [(answer(score, first, second, generator, t) == right).mean() for t in (0.1, 1.0)]
-    assert 0.9 < agreement[0] < 1.0 and 0.6 < agreement[1] < 0.8
+    assert np.array_equal(answer(score, first, second, generator), right), "a judge does not err by default"
+    for temperature in (0.1, 1.0, 30.0):
+        chance = 1 / (1 + np.exp(-np.abs(score[second] - score[first]) / temperature))
+        agreement = (answer(score, first, second, generator, temperature) == right).mean()
+        assert agreement == pytest.approx(chance.mean(), abs=0.02)
     assert (answer(score, first, second, generator, 0.0, 0.2) == right).mean() == pytest.approx(0.8, abs=0.02)
 
 
 def test_judges_by_hand(episodes):
-    """Return: the sum of rewards. Advantage and regret: with gamma .5, V* = 2 and V^mu = 1 everywhere."""
+    """Return: the sum of rewards. Advantage and regret: with gamma .5, V* = 2 and V^mu = 1 everywhere.
+
+    Regret counted at the end, three steps: r_0 + r_1 / 2 + r_2 / 4 + 1 / 8 - 2.
+    """
     size = sum(len(e) + 1 for e in episodes)
     best, own = np.full(size, 2.0, dtype=np.float32), np.full(size, 1.0, dtype=np.float32)
     where = (np.array([1, 6]), np.array([0, 15]), np.array([3, 5]))
@@ -219,8 +239,27 @@ def test_judges_by_hand(episodes):
     np.testing.assert_allclose(
         judge_segments("regret", episodes, *where, 0.5, best, own), np.add(total, [-4.5, -7.5]), rtol=1e-5
     )
-    with pytest.raises(UserError, match="critics"):
-        judge_segments("regret", episodes, *where, 0.5, None, None)
+    tail = episodes[1].rewards[:3] @ [1, 0.5, 0.25] + 0.125 - 2
+    assert judge_segments("regret_tail", episodes, *where, 0.5, best, own)[0] == pytest.approx(tail, rel=1e-5)
+    for judge in ("regret", "regret_tail", "advantage"):
+        with pytest.raises(UserError, match="critics"):
+            judge_segments(judge, episodes, *where, 0.5, None, None)
+
+
+def test_the_actions_part_is_the_behaviours_own_advantage(episodes, generator):
+    """Regret: score - part = sum V^mu(s_t) - V*(s_t); at the end: V^mu(s_0) - V*(s_0); advantage: nothing is left."""
+    size = sum(len(e) + 1 for e in episodes)
+    best, own = generator.standard_normal((2, size)).astype(np.float32)
+    where, row = (np.array([2]), np.array([7]), np.array([2])), 2 * 21 + 7
+    rest = {
+        judge: judge_segments(judge, episodes, *where, 0.9, best, own)
+        - action_part(judge, episodes, *where, 0.9, best, own)
+        for judge in ("regret", "regret_tail", "advantage")
+    }
+    gap = (own - best)[row : row + 2]
+    assert rest["regret"][0] == pytest.approx(gap.sum(), abs=1e-4)
+    assert rest["regret_tail"][0] == pytest.approx(gap[0], abs=1e-4) and rest["advantage"][0] == 0
+    assert action_part("return", episodes, *where, 0.9, best, own) is None
 
 
 def test_the_judge_reads_the_right_state(episodes):
@@ -236,23 +275,57 @@ def test_rewards_to_go_by_hand():
 
 
 def test_a_simulated_critic_is_the_reward_of_the_same_continuation():
-    """A deterministic policy: its value of the first state is the discounted reward that it then got."""
+    """A deterministic policy: its value of the first state is the discounted reward that it then gets, on and on."""
     behavior = LinearBehavior(std=1e-6)
-    rows = collect(PointReach(4, 12), behavior, 4, 0, True)
+    rows = collect(PointReach(4, 300), behavior, 4, 0, True)
     critic = SimulatedCritic(behavior, True, 0.9, 0, deterministic=True)
-    values = critic.values(np.stack([e.observations[0] for e in rows]), np.full(4, 12))
-    np.testing.assert_allclose(values, [rewards_to_go(e.rewards, 0.9)[0] for e in rows], rtol=1e-4)
-    assert critic.values(rows[0].observations[:1], np.array([0]))[0] == 0
+    values = critic.values(np.stack([e.observations[0] for e in rows]))
+    np.testing.assert_allclose(values, [rewards_to_go(e.rewards, 0.9)[0] for e in rows], rtol=1e-4, atol=1e-4)
+
+
+def test_a_learned_critic_goes_on_where_the_clock_ends():
+    """Two states take turns, rewards 0 and 3, gamma 1/2: V = 2 and 4, for the first and the last step alike."""
+    states = np.eye(2, dtype=np.float32)[np.arange(7) % 2]
+    rewards = np.array([0.0, 3.0], dtype=np.float32)[np.arange(6) % 2]
+    one = Episode(states, np.zeros((6, 1), np.float32), rewards, rewards > 9, 0, logprobs=np.full(6, -2.0, np.float32))
+    np.testing.assert_allclose(LearnedCritic([one] * 3, 0.5, 0).values(states)[[0, 1, 6]], [2, 4, 2], rtol=0.02)
+    half = LearnedCritic([one] * 3, 0.5, 0, bonus=0.5).values(states)  # entropy adds 1 a step, 2 in all
+    np.testing.assert_allclose(half[:2], [4, 6], rtol=0.02)
+    with pytest.raises(UserError, match="log-densities"):
+        LearnedCritic([replace(one, logprobs=None)], 0.5, 0, bonus=0.5)
 
 
 def test_a_learned_critic_approaches_the_simulated_one():
     behavior = LinearBehavior(gain=3.0, std=0.3)
     rows = collect(PointReach(16, 15), behavior, 160, 0, True)
-    learned = LearnedCritic(rows, 0.9, 0, updates=500, hidden=(64,))
+    learned = LearnedCritic(rows, 0.9, 0)
     fresh = collect(PointReach(16, 15), behavior, 32, 77, True)
-    state, left = np.stack([e.observations[4] for e in fresh]), np.full(32, 11)
-    exact = SimulatedCritic(behavior, True, 0.9, 0, copies=20).values(state, left)
-    assert np.corrcoef(learned.values(state, left), exact)[0, 1] > 0.9
+    for step in (4, 14):  # the last step as well: the clock is no part of the state
+        state = np.stack([e.observations[step] for e in fresh])
+        exact = SimulatedCritic(behavior, True, 0.9, 0, copies=20).values(state)
+        assert np.abs(learned.values(state) - exact).mean() < 0.15, "values lie between -4 and 0"
+        assert step == 14 or np.corrcoef(learned.values(state), exact)[0, 1] > 0.9
+
+
+def test_the_soft_optimum_by_hand(monkeypatch):
+    """Q = 3 and 5, log pi = -1, alpha = .5: V* = min(3, 5) + .5."""
+    sac = SAC(GaussianPolicy(6, 2, (4,), None, squash=True), (4,), 1e-3, 0.9, 0)
+    sac.log_temperature = torch.tensor(0.5).log()
+    monkeypatch.setattr(sac, "sample", lambda rows: (torch.zeros(len(rows), 2), -torch.ones(len(rows))))
+    values = [torch.full((4,), 3.0), torch.full((4,), 5.0)]
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda self, *rest: values)
+    np.testing.assert_allclose(SoftOptimum(sac).values(np.zeros((4, 6))), 3.5, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_soft_optimum_is_above_the_behaviours():
+    """SAC on the environment's reward: worth more, entropy included, than two behaviours in nearly every state."""
+    best = train_soft_optimum(PointReach(16, 50), 320, 0.9, 0)
+    for behavior in (LinearBehavior(gain=3.0, std=0.6), LinearBehavior(gain=-1.0, std=0.8)):
+        rows = collect(PointReach(16, 50), behavior, 64, 0, True)
+        states = np.concatenate([e.observations[:-1] for e in rows])
+        own = LearnedCritic(rows, 0.9, 0, bonus=best.alpha)
+        assert np.mean(own.values(states) > best.values(states)) < 0.1
 
 
 def test_data_are_reproducible_and_relabelled_in_place(tmp_path, points):
@@ -289,11 +362,17 @@ def test_regret_ranks_the_better_behaviour_first(tmp_path, points):
         ({"policies": ("clone:3",)}, "cannot read the policy 'clone:3'"),
         ({"policies": ("success:1.5",)}, "out of range"),
         ({"policies": ("linear:1:1:0",)}, "out of range"),
+        ({"policies": ("styled:1:0:0:9",)}, "out of range"),
         ({"policies": ()}, "no behaviour policy"),
         ({"judge": "regrett"}, "did you mean 'regret'"),
         ({"critic": "simulated", "env": "metaworld/door-open", "policies": ("success:0.5",)}, "point-reach only"),
-        ({"segments": 1}, "segments 2 or more"),
+        ({"segments": 1}, "segments is 1: give 2 or more"),
         ({"critic_gamma": 0.0}, "critic_gamma"),
+        ({"critic_gamma": 1.0}, "critic_gamma"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature_unit": "score s"}, "did you mean 'score'"),
+        ({"optimum": "sac"}, "critic learned"),
+        ({"random_hand": True}, "no hand"),
         ({"actions": "raw"}, "actions is 'raw'"),
     ],
 )
@@ -316,6 +395,15 @@ def test_clones_learn_the_script_and_know_their_density():
     errors = [np.abs(policy.parameters_at(state)[0] - target).mean() for policy in (first, last)]
     assert errors[1] < 0.3 * errors[0]
     assert np.allclose(np.exp(last.parameters_at(state)[1]), 0.3)
+
+
+def test_another_demonstrator_gives_another_behaviour():
+    environment, script = make("point-reach", 8, 20), expert("point-reach")
+    specs = ["styled:1:0:4:300", "styled:0.3:0.2:4:300"]
+    strong, weak = build_behaviors(specs, "point-reach", environment, script, 0, False, std=0.3)
+    states = np.concatenate([e.observations[:-1] for e in collect(environment, strong, 8, 0, False)])
+    found, asked = weak.parameters_at(states)[0], np.clip(0.3 * script(states) + 0.2, -1, 1)
+    assert np.abs(found - asked).mean() < 0.6 * np.abs(strong.parameters_at(states)[0] - asked).mean()
 
 
 def test_a_ladder_finds_the_nearest_rate(monkeypatch):
@@ -358,3 +446,66 @@ def test_policies_are_saved_and_read(tmp_path):
     (tmp_path / "no.safetensors").write_text(json.dumps({}))
     with pytest.raises(UserError, match="cannot read a policy"):
         load_policy(tmp_path / "no.safetensors")
+
+
+def test_clipped_actions_keep_their_moments(episodes):
+    """The mean and spread of clip(u): against a million draws; the action is the environment's."""
+    one = replace(episodes[0], mean=episodes[0].mean * 3)
+    got, draws = clipped(one, limit=1.0), np.random.default_rng(0).standard_normal(200_000)
+    np.testing.assert_array_equal(got.actions, np.clip(one.actions, -1, 1))
+    for t, d in ((0, 0), (5, 1), (12, 0)):
+        u = np.clip(one.mean[t, d] + np.exp(one.log_std[t, d]) * draws, -1, 1)
+        assert got.mean[t, d] == pytest.approx(u.mean(), abs=0.01)
+        assert np.exp(got.log_std[t, d]) == pytest.approx(u.std(), abs=0.01)
+    assert clipped(replace(one, mean=None)).mean is None
+
+
+def pairs_of(episodes, label, score=None):
+    """Segments of three steps, one at the start of each episode; pair m compares episode m with m + 4."""
+    where = (np.arange(8), np.zeros(8, int), np.full(8, 3))
+    return Preferences(*where, np.arange(4), np.arange(4, 8), np.array(label, np.float32), score)
+
+
+def test_a_table_of_start_and_policy_is_right_where_policies_decide(episodes):
+    """Episodes 0 to 3 are of policy 0, the others of policy 1: the second always wins, so the table is always right."""
+    assert table_accuracy(episodes, pairs_of(episodes, [1, 1, 1, 1])) == 1
+    same = [replace(e, policy=0) for e in episodes]
+    assert table_accuracy(same, pairs_of(episodes, [1, 0, 1, 0])) == 0.5
+
+
+def test_the_report_by_hand(episodes):
+    """V* = 0, V^mu = -10 and -30 by policy, gamma 1: a segment's score is its rewards + 10 or 30 less per step.
+
+    Without the actions' part, sum r, policy 0 wins all; rewards of hundreds make the first pair's second segment win.
+    """
+    rewards = [np.full(20, 300.0 if i == 4 else 0.0, np.float32) for i in range(8)]
+    rows = [replace(e, rewards=r) for e, r in zip(episodes, rewards, strict=True)]
+    own = np.repeat([-10.0] * 4 + [-30.0] * 4, 21).astype(np.float32)
+    values = {"best": np.zeros_like(own), "own": own, "best_again": np.zeros_like(own), "own_again": -own}
+    score = judge_segments("regret", rows, np.arange(8), np.zeros(8, int), np.full(8, 3), 1.0, values["best"], own)
+    report = data_report("regret", 1.0, rows, pairs_of(rows, [1, 0, 0, 1], score), values)
+    assert report["actions_decide"] == 0.25 and report["noise_flips"] == 0.25 and report["above_optimum"] == 0
+    assert report["critic_flips"] == 0.75 and report["ppl_test"] is False
+    assert "no test of PPL" in describe(report)[-1]
+    calm = data_report("regret", 1.0, rows, pairs_of(rows, [1, 0, 0, 0], score), values | {"own_again": own})
+    assert calm["ppl_test"] is True and "no test" not in "".join(describe(calm))
+    assert data_report("return", 1.0, rows, pairs_of(rows, [1, 0, 0, 0], score), {})["ppl_test"] is None
+
+
+def test_behaviours_apart_in_standard_deviations(episodes):
+    one, two = LinearBehavior(gain=1.0, damping=0.0, std=0.5), LinearBehavior(gain=1.0, damping=0.0, drift=0.3, std=0.5)
+    assert behaviors_apart([one, two], episodes) == pytest.approx(0.3 / 0.5 / 2, rel=1e-4)  # of the first dimension
+    assert behaviors_apart([one], episodes) is None
+
+
+def test_every_data_set_has_its_report_and_is_written_all_the_same(tmp_path, points):
+    lines = []
+    noisy = replace(points, temperature=5.0, temperature_unit="spread")
+    report = build_data(noisy, tmp_path, lines.append)["report"]
+    assert report["ppl_test"] is False and report["noise_flips"] > report["actions_decide"]
+    assert "no test of PPL" in lines[-1] and (tmp_path / "preferences.npz").is_file()
+    apart = report["behaviors_apart"]
+    again = build_data(replace(points, judge="regret_tail"), tmp_path)["report"]
+    assert again["behaviors_apart"] == apart > 0.5 and again["noise_flips"] == 0
+    assert again["actions_decide"] > report["actions_decide"]
+    assert json.loads((tmp_path / "data.json").read_text())["report"] == again

@@ -8,11 +8,16 @@ import pytest
 import yaml
 
 from autotelic.cli.control_learning import build_settings
-from autotelic.control.collection import DataSettings
-from autotelic.control.settings import TrainSettings
+from autotelic.control.settings import DataSettings, TrainSettings
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("control_*.yaml"))
+RECIPES = [
+    path
+    for folder in ("recipes", "benchmarks/recipes")
+    for path in sorted((ROOT / folder).glob("control_*.yaml"))
+    if "arms" in path.read_text()
+]
+SINGLE = [ROOT / "recipes" / f"control_{name}.yaml" for name in ("cpl", "metaworld")]
 TINY_DATA = {"episodes": 2, "num_envs": 2, "horizon": 30, "segments": 8, "segment_length": 5, "pairs": 0}
 TINY_TRAIN = {
     "bc_steps": 2, "steps": 2, "eval_every": 1, "eval_episodes": 2, "num_envs": 2, "horizon": 30, "hidden": [8],
@@ -27,13 +32,15 @@ def evidence(monkeypatch):
 
 
 def read(name):
-    return yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+    (path,) = [path for path in RECIPES if path.stem == name]
+    return yaml.safe_load(path.read_text())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_task_and_arm_of_a_recipe_can_start(path, evidence):
-    recipe = yaml.safe_load(path.read_text())
+    recipe = evidence.by_judge(yaml.safe_load(path.read_text()))
     for task, changes in recipe["tasks"].items():
+        changes.pop("like", None)
         for arm, own in recipe["arms"].items():
             if "online" in recipe:
                 assert evidence.online_settings(recipe, task, arm, 3)[1].seed == 3
@@ -42,6 +49,37 @@ def test_every_task_and_arm_of_a_recipe_can_start(path, evidence):
                 assert build_settings(TrainSettings, recipe["train"] | own, {}).method == own["method"]
     for pair in recipe["paired"]:
         assert set(pair) <= set(recipe["arms"]), pair
+
+
+@pytest.mark.parametrize("path", SINGLE, ids=lambda path: path.stem)
+def test_a_recipe_for_one_run_can_start(path):
+    recipe = yaml.safe_load(path.read_text())
+    data, training = (
+        build_settings(DataSettings, recipe["data"], {}),
+        build_settings(TrainSettings, recipe["train"], {}),
+    )
+    assert data.random_hand and training.on(data.env, squash=False).output_act == "tanh"
+
+
+def test_the_papers_recipe_has_its_number_of_comparisons():
+    """Sparse: 10,000 comparisons of 20,000 segments; dense: random pairs of 2500, none of them left out."""
+    recipe = read("control_paper")
+    for task, changes in recipe["tasks"].items():
+        data = build_settings(DataSettings, recipe["data"] | changes, {})
+        assert (data.comparisons, data.segments, data.pairs) == (
+            ("sparse", 20_000, 0) if task.endswith("sparse") else ("dense", 2500, 0)
+        )
+
+
+def test_judges_share_their_episodes(tmp_path, evidence):
+    recipe = read("control_point_reach") | {"judges": ["regret_tail", "return"], "tasks": {"points": {}}}
+    recipe["data"] |= TINY_DATA | {"policies": recipe["data"]["policies"][:2]}
+    recipe["train"] |= TINY_TRAIN | {"weights": "regret"}
+    evidence.run(recipe, tmp_path, [], ["cpl"], [0])
+    one, two = (tmp_path / f"points-{judge}-seed0" / "data" for judge in ("regret_tail", "return"))
+    assert (one / "values.npz").read_bytes() == (two / "values.npz").read_bytes()
+    assert (one / "preferences.npz").read_bytes() != (two / "preferences.npz").read_bytes()
+    assert "points-return: success of behaviour 1" in evidence.table(tmp_path)
 
 
 def test_a_tiny_experiment_writes_its_table(tmp_path, evidence, capsys):
@@ -81,11 +119,11 @@ def test_a_cell_of_the_papers_grid_starts(tmp_path, evidence):
     recipe["data"] |= TINY_DATA | {"horizon": 100, "critic_episodes": 4, "policies": ["clone:1:20", "clone:2:40"]}
     recipe["train"] |= TINY_TRAIN | {"horizon": 100}
     recipe["tasks"] = {
-        task: changes
-        | ({"pairs": 20} if "pairs" in changes else {})
-        | ({"policies": ["clone:2:40"]} if "-hom-" in task else {})
+        task: changes | ({"policies": ["clone:2:40"]} if "-hom-" in task else {})
         for task, changes in recipe["tasks"].items()
     }
+    for changes in recipe["tasks"].values():
+        changes.pop("segments", None)
     tasks = ["drawer-open-het-sparse", "button-press-hom-dense"]
     evidence.run(recipe, tmp_path, tasks, ["sft", "ppl", "ppl_estimated", "p_iql"], [0])
     assert all(f"| {task} | {arm} | 1 |" in evidence.table(tmp_path) for task in tasks for arm in ("ppl", "p_iql"))

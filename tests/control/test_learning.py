@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.control.conftest import POINTS
 
 from autotelic.cli.main import main
-from autotelic.control.collection import DataSettings, build_data
+from autotelic.control.collection import build_data, read_data
 from autotelic.control.environments import MetaWorld, expert, make
 from autotelic.control.episodes import Episode, write_minari
-from autotelic.control.networks import GaussianPolicy
-from autotelic.control.online import OnlineSettings, run_online
+from autotelic.control.networks import GaussianPolicy, load_policy
+from autotelic.control.online import run_online
 from autotelic.control.point_reach import LinearBehavior, PointReach
-from autotelic.control.settings import METHODS, TrainSettings
-from autotelic.control.training import choose, evaluate, prepare, train
+from autotelic.control.settings import METHODS, DataSettings, OnlineSettings, TrainSettings
+from autotelic.control.training import build_learner, choose, evaluate, prepare, train
 from autotelic.errors import UserError
 from autotelic.functional.lookahead import BiasedLookaheadWarning
 
@@ -26,8 +27,6 @@ FAST = TrainSettings(hidden=(16,), bc_steps=4, steps=4, eval_every=2, eval_episo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from tests.control.conftest import POINTS
-
     path = tmp_path_factory.mktemp("points")
     build_data(DataSettings(**POINTS), path)
     return path
@@ -155,6 +154,33 @@ def test_data_without_densities_trains_what_needs_none(tmp_path, episodes):
     assert "eval/success" in train(replace(FAST, method="ppl_d"), tmp_path, tmp_path / "ppl_d")
 
 
+def test_the_learning_rate_rises_after_cloning_and_falls_to_the_end(folder):
+    """Four updates of cloning at lr; then 1/2, 2/2 of it for the warm-up, times 4/4, 3/4, 2/4, 1/4 for the decay."""
+    learner = build_learner(replace(FAST, method="cpl", warmup=2, decay=True), prepare(FAST, folder))
+    rates = []
+    for _ in range(8):
+        learner.update()
+        rates.append(learner.optimizers["policy"].param_groups[0]["lr"] / FAST.lr)
+    np.testing.assert_allclose(rates, [1, 1, 1, 1, 0.5, 0.75, 0.5, 0.25])
+
+
+def test_cpls_released_network_is_the_default_on_metaworld(folder, tmp_path):
+    """A tanh keeps the mean within the actions, which are read as the environment received them."""
+    assert FAST.on("metaworld/door-open", squash=False).output_act == "tanh"
+    assert FAST.on("metaworld/door-open", squash=True).output_act == "linear"
+    assert FAST.on("point-reach", squash=False).output_act == "linear"
+    with pytest.raises(UserError, match="clipped actions"):
+        train(replace(FAST, output_act="tanh"), folder, tmp_path / "no")
+    clip = replace(DataSettings(**POINTS), actions="clip", policies=("linear:6:0:2", "linear:-3:0:2"))
+    build_data(clip, tmp_path / "data")
+    assert max(np.abs(e.actions).max() for e in read_data(tmp_path / "data")[0]) > 1
+    prepared = prepare(replace(FAST, output_act="tanh"), tmp_path / "data")
+    assert float(prepared.data.actions.abs().max()) < 1
+    train(replace(FAST, output_act="tanh", lr=0.1), tmp_path / "data", tmp_path / "run")
+    policy = load_policy(tmp_path / "run" / "policy.safetensors")
+    assert policy.output_act == "tanh" and np.abs(policy.parameters_at(np.full((3, 6), 50.0))[0]).max() <= 1
+
+
 def test_online_rounds_spend_their_answers(tmp_path):
     online = OnlineSettings(rounds=2, round_episodes=4, round_answers=6, start="linear:1:1:0.8", segment_length=5)
     rows = run_online(online, replace(FAST, horizon=15, steps=2), tmp_path / "run")
@@ -266,8 +292,11 @@ def test_metaworld_end_to_end(tmp_path):
         assert success.all()
         runs.append(np.stack(rewards))
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
+    hands = {make("metaworld/drawer-open", 2, 9, True).reset(s)[0][:, :3].tobytes() for s in (5, 5, 6)}
+    assert len(hands) == 2, "the hand's start is random, and its seed fixes it"
     settings = DataSettings(
         env="metaworld/drawer-open",
+        random_hand=True,
         policies=("clone:2:30", "clone:2:300"),
         episodes=4,
         num_envs=2,
@@ -277,6 +306,10 @@ def test_metaworld_end_to_end(tmp_path):
     )
     build_data(settings, tmp_path / "data")
     train(replace(FAST, num_envs=2), tmp_path / "data", tmp_path / "run")
+    assert (
+        prepare(FAST, tmp_path / "data").random_hand
+        and load_policy(tmp_path / "run/policy.safetensors").output_act == "tanh"
+    )
     from autotelic.control.render import try_frames
 
     line = try_frames(tmp_path / "run")

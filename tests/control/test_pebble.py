@@ -9,12 +9,12 @@ import torch
 
 from autotelic.control.episodes import collect, roll_out
 from autotelic.control.networks import GaussianPolicy, Standardise
-from autotelic.control.online import OnlineSettings, build_student, run_online
-from autotelic.control.pebble import Noise, Pebble, PebbleSettings, RewardEnsemble, state_entropy
+from autotelic.control.online import build_student, run_online
+from autotelic.control.pebble import Noise, Pebble, RewardEnsemble, state_entropy
 from autotelic.control.point_reach import LinearBehavior, PointReach
 from autotelic.control.sac import SAC, TAU, Transitions, soft_target, transitions
 from autotelic.control.segments import Preferences, merge_preferences
-from autotelic.control.settings import TrainSettings
+from autotelic.control.settings import OnlineSettings, PebbleSettings, TrainSettings
 from autotelic.control.training import evaluate, train
 from autotelic.errors import UserError
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autotelic.cli import control_learning
+from autotelic.cli.config import find_recipe, read_yaml
 from autotelic.cli.options import add_output, say, say_written
-from autotelic.errors import UserError
+from autotelic.errors import UserError, closest
 from autotelic.runs.files import check_writable, write_output
 
 JUDGES = ("regret", "advantage", "return")
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lqr.add_argument("--seeds", type=int, help="data sets per cell (20)")
     for command in (tree, mdp, lqr):
         command.add_argument("--methods", nargs="+", help="some of the label models (all)")
-        command.add_argument("--config", dest="recipe", type=Path, help="YAML file with any of these options")
+        command.add_argument("--config", dest="recipe", help="YAML file, or a recipe's name, with any of these options")
         add_output(command, out="write rows and settings to this JSON file", plot="draw the table into this SVG file")
     control_learning.add_commands(commands)
     parser.set_defaults(parsers={"tree": tree, "mdp": mdp, "lqr": lqr})
@@ -115,22 +116,20 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """Options of the command line over those of the recipe over the defaults."""
     parser: argparse.ArgumentParser = args.parsers[args.what]
     names = [a.dest for a in parser._actions if a.dest not in ("help", "recipe", "json", "quiet", "out", "plot")]
-    recipe = _read_recipe(args.recipe, args.what, names, parser) if args.recipe else {}
+    recipe = _read_recipe(find_recipe(args.recipe), args.what, names, parser) if args.recipe else {}
     settings = {**dict.fromkeys(names), **DEFAULTS[args.what], **recipe}
     return {**settings, **{n: v for n in names if (v := getattr(args, n)) is not None}}
 
 
 def _read_recipe(path: Path, what: str, names: list[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Read a recipe through the command line's own parser, so that its values meet the same checks."""
-    from autotelic.cli.config import read_yaml
-    from autotelic.errors import closest
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{path}: {message}")
 
     recipe = read_yaml(path)
     if recipe.pop("experiment", None) != what:
-        refuse(f"no recipe for `control {what}`: it needs a mapping with `experiment: {what}`.")
+        refuse(f"no recipe for `control {what}`: it needs `experiment: {what}`.")
     words: list[str] = []
     for name, value in recipe.items():
         if name not in names:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from autotelic.cli.config import fields_of, from_mapping, read_yaml
+from autotelic.cli.config import fields_of, find_recipe, from_mapping, read_yaml
 from autotelic.cli.options import add_output, say
 from autotelic.errors import UserError, closest
 from autotelic.runs.files import check_writable
@@ -53,10 +53,7 @@ def add_commands(commands: Any) -> None:
 
 def settings_classes(what: str) -> list[type]:
     """The settings classes whose fields are a command's options."""
-    from autotelic.control.collection import DataSettings
-    from autotelic.control.online import OnlineSettings
-    from autotelic.control.pebble import PebbleSettings
-    from autotelic.control.settings import TrainSettings
+    from autotelic.control.settings import DataSettings, OnlineSettings, PebbleSettings, TrainSettings
 
     online = [OnlineSettings, TrainSettings, PebbleSettings]
     return {"data": [DataSettings], "train": [TrainSettings], "online": online}[what]
@@ -72,7 +69,7 @@ def declare(what: str, parser: argparse.ArgumentParser) -> None:
     if what == "online":
         parser.add_argument("method", choices=ONLINE_METHODS)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
-    parser.add_argument("--config", dest="recipe", type=Path, help="YAML file with any of these options, by section")
+    parser.add_argument("--config", dest="recipe", help="YAML file, or a recipe's name: these options, by section")
     add_output(parser)
     taken = {"method"}
     for kind in settings_classes(what):
@@ -85,7 +82,7 @@ def declare(what: str, parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one of the commands."""
-    sections = read_recipe(args.recipe) if args.recipe else {}
+    sections = read_recipe(find_recipe(args.recipe)) if args.recipe else {}
     with bias_said_once(args):
         result, text = {"data": _data, "train": _train, "online": _online}[args.what](args, sections)
     print(json.dumps(result) if args.json else text)

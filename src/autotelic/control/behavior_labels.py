@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from autotelic.control.episodes import Episode
-from autotelic.control.networks import GaussianPolicy
+from autotelic.control.networks import GaussianPolicy, regress_mean
 from autotelic.errors import UserError, closest
 
 LabelKind = Literal["known", "estimated", "deterministic", "pooled", "shuffled", "wrong"]
@@ -115,19 +114,11 @@ def fit_clone(episodes: Sequence[Episode], seed: int, hidden: Sequence[int] = (1
     """Behaviour cloning of u: the mean by least squares, then one std per dimension from the residuals."""
     observations = torch.from_numpy(np.concatenate([e.observations[:-1] for e in episodes]))
     actions = torch.from_numpy(np.concatenate([e.actions for e in episodes]))
-    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = ClonedPolicy(observations.shape[1], actions.shape[1], hidden)
-    policy.inputs.fit(observations)
-    optimizer = torch.optim.Adam(policy.body.parameters(), lr=1e-3)
-    for update in range(UPDATES):
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - 0.9 * update / UPDATES)
-        rows = torch.randint(len(actions), (256,), generator=generator)
-        loss = mse_loss(policy(observations[rows])[0], actions[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    for _ in regress_mean(policy, observations, actions, UPDATES, seed, decay=True):
+        pass
     with torch.no_grad():
         residual = actions - policy.eval()(observations)[0]
         policy.log_stds.copy_(residual.std(0).clamp(min=1e-3).log())

@@ -2,6 +2,8 @@
 
     clone:DEMOS:UPDATES    a network cloned from DEMOS scripted demonstrations, stopped after UPDATES updates
     success:RATE           the checkpoint of such a network whose success rate is nearest to RATE
+    styled:SCALE:DRIFT:DEMOS:UPDATES   a clone, as above, of another demonstrator: the script's actions times SCALE,
+                           plus DRIFT in each dimension; so behaviours can differ by what they were shown
     expert:STD             the script plus noise. A trap: its mean is the expert's, so that the policy label of a
                            segment tells the learner what to do in each state, whoever was preferred
     linear:GAIN:DRIFT:STD  point-reach only: a linear policy, spoilt by a drift
@@ -12,6 +14,7 @@ Reference: arXiv:2505.06273 (behaviours of 20 % and 50 % success); arXiv:2310.13
 Deviations: checkpoints of behaviour cloning in place of checkpoints of SAC.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,14 +25,17 @@ from numpy import ndarray
 
 from autotelic.control.environments import Expert, VectorEnvironment
 from autotelic.control.episodes import Behavior, Episode, collect, roll_out, success_rate
-from autotelic.control.networks import GaussianPolicy
+from autotelic.control.networks import GaussianPolicy, regress_mean
 from autotelic.control.point_reach import LinearBehavior
 from autotelic.errors import UserError
 
 Number = float | int
 Progress = Callable[[str], None]
 LADDER = tuple(sorted({round(5 * 1.25**i) for i in range(25)}))  # updates: 5 .. 1059
-KINDS = "clone:DEMOS:UPDATES, success:RATE, expert:STD, or linear:GAIN:DRIFT:STD on point-reach"
+KINDS = (
+    "clone:DEMOS:UPDATES, success:RATE, styled:SCALE:DRIFT:DEMOS:UPDATES, expert:STD, "
+    "or linear:GAIN:DRIFT:STD on point-reach"
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def before_environment(action: Float[ndarray, "*batch A"], squash: bool) -> Floa
 
 def read_specs(specs: Sequence[str], env: str) -> list[tuple[str, tuple[float, ...]]]:
     """Parse the lines of text; an error names the line and the forms that exist."""
-    sizes = {"clone": 2, "success": 1, "expert": 1, "linear": 3}
+    sizes = {"clone": 2, "success": 1, "styled": 4, "expert": 1, "linear": 3}
     parsed = []
     for spec in specs:
         kind, *rest = spec.split(":")
@@ -64,12 +70,19 @@ def read_specs(specs: Sequence[str], env: str) -> list[tuple[str, tuple[float, .
         if sizes.get(kind) != len(numbers) or (kind == "linear" and env != "point-reach"):
             raise UserError(f"cannot read the policy {spec!r} for {env}: give {KINDS}.")
         least, last = min(numbers, default=0), (numbers or (0.0,))[-1]
-        if not {"clone": least >= 1, "success": 0 <= last <= 1}.get(kind, last > 0):
+        if not {"clone": least >= 1, "success": 0 <= last <= 1, "styled": min(numbers[2:], default=0) >= 1}.get(
+            kind, last > 0
+        ):
             raise UserError(f"the policy {spec!r} has a number out of range: counts from 1, rates in [0, 1], std > 0.")
         parsed.append((kind, numbers))
     if not parsed:
         raise UserError(f"no behaviour policy is given: name one or more, as {KINDS}.")
     return parsed
+
+
+def styled(expert: Expert, scale: Number, drift: Number) -> Expert:
+    """Return a demonstrator who does the same with other strength: clip(scale * action + drift)."""
+    return lambda observations: np.clip(scale * expert(observations) + drift, -1, 1)
 
 
 def demonstrations(
@@ -94,24 +107,11 @@ def clone(
     """Regress the behaviour's mean on the state; return a copy of the network after each number of updates."""
     observations = torch.from_numpy(np.concatenate([e.observations[:-1] for e in episodes]))
     targets = torch.from_numpy(np.concatenate([e.actions if e.mean is None else e.mean for e in episodes]))
-    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = GaussianPolicy(observations.shape[1], targets.shape[1], hidden, std, squash)
-    policy.inputs.fit(observations)
-    optimizer = torch.optim.Adam(policy.body.parameters(), lr=1e-3)
-    stages = []
-    for update in range(1, max(updates) + 1):
-        rows = torch.randint(len(targets), (256,), generator=generator)
-        loss = (policy(observations[rows])[0] - targets[rows]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if update in updates:
-            stage = GaussianPolicy(observations.shape[1], targets.shape[1], hidden, std, squash)
-            stage.load_state_dict(policy.state_dict())
-            stages.append(stage.eval())
-    return stages
+    fit = regress_mean(policy, observations, targets, max(updates), seed)
+    return [copy.deepcopy(policy).eval() for update in fit if update in updates]
 
 
 class Ladder:
@@ -173,9 +173,10 @@ def build_behaviors(
         elif kind == "expert":
             progress(f"{spec}: trap: this label's mean is the expert's action, and teaches it whoever is preferred")
             behaviors.append(ScriptedBehavior(expert, numbers[0], squash))
-        elif kind == "clone":
-            data = demonstrations(environment, expert, int(numbers[0]), seed, squash)
-            behaviors += clone(data, [int(numbers[1])], seed, squash, std)
+        elif kind in ("clone", "styled"):
+            scale, drift, demos, updates = numbers if kind == "styled" else (1.0, 0.0, *numbers)
+            data = demonstrations(environment, styled(expert, scale, drift), int(demos), seed, squash)
+            behaviors += clone(data, [int(updates)], seed, squash, std)
         else:
             ladder = ladder or Ladder(environment, expert, seed, squash, std, demos, trial_episodes)
             found = ladder.nearest(numbers[0])

@@ -1,7 +1,8 @@
 """`autotelic control data`: episodes of several behaviours, segments, and a judge's preferences, from one seed.
 
-The folder: `episodes/` (Minari), `preferences.npz` (`segments`), `data.json` (settings, success rate per behaviour,
-seconds). Episodes are collected once: asking again with another judge relabels what is there.
+The folder: `episodes/` (Minari), `values.npz` (V* and V^mu of every state), `preferences.npz` (`segments`), `data.json`
+(settings, success rate per behaviour, seconds, and the report of `data_report`). Episodes are collected once: asking
+again with another judge relabels what is there.
 
 Reference: arXiv:2505.06273, the data sets of its MetaWorld experiments. Deviations: sizes are arguments.
 """
@@ -9,111 +10,34 @@ Reference: arXiv:2505.06273, the data sets of its MetaWorld experiments. Deviati
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from autotelic.control.behaviors import ScriptedBehavior, build_behaviors, read_specs
-from autotelic.control.environments import NAMES, VectorEnvironment, expert, make
+from autotelic.control.behaviors import ScriptedBehavior, build_behaviors
+from autotelic.control.data_report import Values, behaviors_apart, data_report, describe
+from autotelic.control.environments import VectorEnvironment, expert, make
 from autotelic.control.episodes import Behavior, Episode, collect, read_minari, success_rate, write_minari
-from autotelic.control.judges import Critic, LearnedCritic, SimulatedCritic, expert_critic, judge_segments
+from autotelic.control.judges import Critic, LearnedCritic, SimulatedCritic, expert_episodes, judge_segments
 from autotelic.control.segments import Preferences, answer, cut_segments, pair_up, read_preferences, write_preferences
-from autotelic.errors import UserError, check_choices
+from autotelic.control.settings import DataSettings, JudgeSettings
+from autotelic.control.soft_optimum import SoftOptimum, train_soft_optimum
+from autotelic.errors import UserError
 from autotelic.runs.files import write_atomically
 
-Number = float | int
 Progress = Callable[[str], None]
-RELABEL = ("segment_length", "segments", "pairs", "comparisons", "judge", "temperature", "flip_fraction", "label_seed")
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """Where episodes come from and who compares their segments: what a data set and online rounds share.
-
-    Attributes:
-        env: `point-reach` or `metaworld/TASK`.
-        actions: `clip` sends clip(u), `tanh` sends tanh(u).
-        segment_length: steps of a segment.
-        judge: `regret`, `advantage` or `return`.
-        critic: `learned`, or `simulated` on point-reach.
-        critic_episodes: for V*; 0 only where neither regret nor advantage will ever be asked for.
-        critic_gamma: discount of the critics.
-        temperature: of the judge, in standard deviations of the differences; 0 is a judge without noise.
-    """
-
-    env: str = "point-reach"
-    actions: str = "clip"
-    segment_length: int = 64
-    judge: str = "regret"
-    critic: str = "learned"
-    critic_episodes: int = 96
-    critic_gamma: Number = 0.99
-    temperature: Number = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be judged."""
-        choices = {
-            "env": NAMES,
-            "actions": ("clip", "tanh"),
-            "judge": ("regret", "advantage", "return"),
-            "critic": ("learned", "simulated"),
-        }
-        check_choices(self, choices)
-        if self.critic == "simulated" and self.env != "point-reach":
-            raise UserError("a simulated critic restarts the environment in any state: point-reach only. Use learned.")
-        if self.segment_length < 1 or not 0 < self.critic_gamma <= 1:
-            raise UserError("segment_length must be 1 or more, and critic_gamma lies in (0, 1].")
-
-
-@dataclass(frozen=True)
-class DataSettings(JudgeSettings):
-    """What to collect, and how to label it; every default is written here.
-
-    Attributes:
-        policies: behaviours, as in `behaviors`; one is homogeneous data, several heterogeneous.
-        episodes: per behaviour.
-        horizon: steps of an episode; 0 is the environment's own.
-        num_envs: copies; 0 is the environment's own.
-        behavior_std: of the clones' u.
-        demos: demonstrations behind `success:RATE`.
-        segments: how many are cut.
-        pairs: at most this many comparisons; 0 is no limit.
-        comparisons: `sparse` (each segment once) or `dense` (all pairs).
-        flip_fraction: share of answers that are turned round.
-        seed: of everything but the labels.
-        label_seed: of segments, pairs and answers; -1 takes `seed`.
-    """
-
-    policies: tuple[str, ...] = ("success:0.2", "success:0.5")
-    episodes: int = 100
-    horizon: int = 0
-    num_envs: int = 0
-    behavior_std: Number = 0.4
-    demos: int = 5
-    segments: int = 2500
-    pairs: int = 0
-    comparisons: str = "sparse"
-    flip_fraction: Number = 0.0
-    seed: int = 0
-    label_seed: int = -1
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be collected."""
-        super().__post_init__()
-        read_specs(self.policies, self.env)
-        check_choices(self, {"comparisons": ("sparse", "dense")})
-        if min(self.episodes, self.segments - 1) < 1 or min(self.seed, self.pairs) < 0:
-            raise UserError("episodes must be 1 or more, segments 2 or more, seed and pairs not below 0.")
-        if self.behavior_std <= 0:
-            raise UserError("behavior_std lies above 0.")
+RELABEL = (
+    "segment_length", "segments", "pairs", "comparisons", "judge", "temperature", "temperature_unit", "flip_fraction",
+    "label_seed",
+)  # fmt: skip
 
 
 def build_data(settings: DataSettings, output: Path, progress: Progress = lambda line: None) -> dict[str, Any]:
-    """Collect (or read again), judge, label and write; returns the contents of `data.json`."""
+    """Collect (or read again), judge, label, report and write; returns the contents of `data.json`."""
     started = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     description = _previous(settings, output)
@@ -122,11 +46,16 @@ def build_data(settings: DataSettings, output: Path, progress: Progress = lambda
             raise UserError(f"{output} holds episodes of an interrupted run: remove the folder, or choose another.")
         description = _collect(settings, output, progress)
     episodes, _ = read_minari(output / "episodes")
-    preferences = label(settings, episodes, _read_scores(output, settings, episodes))
+    values = _read_values(output, settings)
+    preferences = label(settings, episodes, values)
     write_preferences(output / "preferences.npz", preferences)
-    description |= {"settings": asdict(settings), "pairs": len(preferences.first)}
+    report = data_report(settings.judge, settings.critic_gamma, episodes, preferences, values)
+    report["behaviors_apart"] = description.get("report", {}).get("behaviors_apart", description.pop("apart", None))
+    description |= {"settings": asdict(settings), "pairs": len(preferences.first), "report": report}
     description["seconds"] = round(description.get("seconds", 0.0) + time.perf_counter() - started, 1)
     write_atomically(output / "data.json", json.dumps(description, indent=1) + "\n")
+    for line in describe(report):
+        progress(line)
     return description
 
 
@@ -150,13 +79,12 @@ def _collect(settings: DataSettings, output: Path, progress: Progress) -> dict[s
     """Roll out every behaviour, fit the critics, and store episodes and the values of every state."""
     torch.manual_seed(settings.seed)
     squash = settings.actions == "tanh"
-    environment = make(settings.env, settings.num_envs or None, settings.horizon or None)
-    script = expert(settings.env)
+    environment = make(settings.env, settings.num_envs or None, settings.horizon or None, settings.random_hand)
     behaviors = build_behaviors(
         settings.policies,
         settings.env,
         environment,
-        script,
+        expert(settings.env),
         settings.seed,
         squash,
         settings.behavior_std,
@@ -170,80 +98,96 @@ def _collect(settings: DataSettings, output: Path, progress: Progress) -> dict[s
         rates.append(success_rate(rows))
         progress(f"policy {number} ({settings.policies[number]}): {len(rows)} episodes, {rates[-1]:.0%} success")
         episodes += rows
-    best = best_critic(settings, environment, behaviors, ScriptedBehavior(script, 0.05, squash), settings.seed)
-    own: dict[int, Critic] = {}
-    if best is not None:
-        for number, behavior in enumerate(behaviors):
-            rows = [e for e in episodes if e.policy == number]
-            own[number] = own_critic(settings, behavior, rows, settings.seed + number)
-    meta = {"environment": settings.env, "seed": settings.seed}
+    meta = {"environment": settings.env, "seed": settings.seed, "random_hand": settings.random_hand}
     write_minari(output / "episodes", episodes, squash, meta)
-    _write_values(output / "values.npz", episodes, best, own)
-    progress("critics done")
-    return {"success": rates, "squash": squash, "num_episodes": len(episodes), "horizon": environment.horizon}
+    if settings.critic_episodes or settings.critic == "simulated" or settings.optimum == "sac":
+        best = best_critics(settings, environment, behaviors, settings.seed)
+        _write_values(output / "values.npz", settings, episodes, behaviors, best)
+        progress("critics done")
+    apart = behaviors_apart(behaviors, episodes)
+    return {
+        "success": rates, "squash": squash, "num_episodes": len(episodes), "horizon": environment.horizon,
+        "apart": apart,
+    }  # fmt: skip
 
 
-def best_critic(
-    settings: JudgeSettings, environment: VectorEnvironment, behaviors: Sequence[Behavior], teacher: Behavior, seed: int
-) -> Critic | None:
-    """Return V*, or None where no episode may be spent on it."""
+def best_critics(
+    settings: JudgeSettings, environment: VectorEnvironment, behaviors: Sequence[Behavior], seed: int
+) -> tuple[Critic, Critic]:
+    """Return V*, and V* fitted again to episodes drawn with replacement (the same one where it is not learned so)."""
     gamma, squash = settings.critic_gamma, settings.actions == "tanh"
+    if settings.optimum == "sac":
+        best = train_soft_optimum(environment, settings.sac_episodes, gamma, seed)
+        return best, best
+    teacher = ScriptedBehavior(expert(settings.env), 0.05, squash)
     if settings.critic == "simulated":
-        return SimulatedCritic(teacher, squash, gamma, seed, deterministic=True)
-    if not settings.critic_episodes:
-        return None
-    return expert_critic(environment, behaviors, teacher, settings.critic_episodes, seed, squash, gamma)
+        best = SimulatedCritic(teacher, squash, gamma, seed, deterministic=True)
+        return best, best
+    rows, starts = expert_episodes(environment, behaviors, teacher, settings.critic_episodes, seed, squash)
+    drawn = _drawn_again(len(rows), seed)
+    again = LearnedCritic([rows[i] for i in drawn], gamma, seed + 1, [starts[i] for i in drawn])
+    return LearnedCritic(rows, gamma, seed, starts), again
 
 
 def own_critic(
-    settings: JudgeSettings, behavior: Behavior, episodes: Sequence[Episode], seed: int, updates: int = 1500
+    settings: JudgeSettings, behavior: Behavior, episodes: Sequence[Episode], seed: int, best: Critic | None
 ) -> Critic:
-    """Return V^mu of a behaviour, from its own episodes where it is learned."""
+    """Return V^mu of a behaviour, from its own episodes where it is learned; with entropy where V* has it."""
     if settings.critic == "simulated":
         return SimulatedCritic(behavior, settings.actions == "tanh", settings.critic_gamma, seed)
-    return LearnedCritic(episodes, settings.critic_gamma, seed, updates=updates)
+    bonus = best.alpha if isinstance(best, SoftOptimum) else 0.0
+    return LearnedCritic(episodes, settings.critic_gamma, seed, bonus=bonus)
 
 
-def _write_values(path: Path, episodes: list[Episode], best: Critic | None, own: Mapping[int, Critic]) -> None:
+def _drawn_again(count: int, seed: int) -> list[int]:
+    return np.random.default_rng([seed, 10]).integers(count, size=count).tolist()
+
+
+def _write_values(
+    path: Path,
+    settings: DataSettings,
+    episodes: Sequence[Episode],
+    behaviors: Sequence[Behavior],
+    best: tuple[Critic, Critic],
+) -> None:
     """Store V* and V^mu of every recorded state (episodes in order, T + 1 rows each): labels need no critic later."""
-    if best is None:
-        return
-    sizes = np.array([len(e) + 1 for e in episodes])
     states = np.concatenate([e.observations for e in episodes])
-    left = np.concatenate([np.arange(len(e), -1, -1) for e in episodes])
-    policy = np.repeat([e.policy for e in episodes], sizes)
-    mine = np.zeros(len(states), dtype=np.float32)
-    for number, critic in own.items():
-        mine[policy == number] = critic.values(states[policy == number], left[policy == number])
+    policy = np.repeat([e.policy for e in episodes], [len(e) + 1 for e in episodes])
+    values = {"best": best[0].values(states), "best_again": best[1].values(states)}
+    values |= {name: np.zeros(len(states), dtype=np.float32) for name in ("own", "own_again")}
+    for number, behavior in enumerate(behaviors):
+        rows, seed = [e for e in episodes if e.policy == number], settings.seed + number
+        drawn = [rows[i] for i in _drawn_again(len(rows), seed)]
+        for name, some, one in (("own", rows, seed), ("own_again", drawn, seed + 1000)):
+            critic = own_critic(settings, behavior, some, one, best[0])
+            values[name][policy == number] = critic.values(states[policy == number])
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, best=best.values(states, left), own=mine)
+    np.savez_compressed(buffer, **values)
     write_atomically(path, buffer.getvalue())
 
 
-def _read_scores(output: Path, settings: DataSettings, episodes: list[Episode]) -> Any:
-    """Return a function from segments to the judge's scores, on the stored values."""
-    values: dict[str, Any] = {"best": None, "own": None}
+def _read_values(output: Path, settings: DataSettings) -> Values:
+    """Return the stored values; none where the data were collected without critics, which only returns allow."""
     if (output / "values.npz").is_file():
         with np.load(output / "values.npz", allow_pickle=False) as file:
-            values = {name: file[name] for name in file.files}
-    elif settings.judge != "return":
+            return {name: file[name] for name in file.files}
+    if settings.judge != "return":
         raise UserError(f"{output} was collected without critics (critic_episodes 0): only judge return is possible.")
-    gamma, best, own = settings.critic_gamma, values["best"], values["own"]
-    return lambda episode, start, length: judge_segments(
-        settings.judge, episodes, episode, start, length, gamma, best, own
-    )
+    return {}
 
 
-def label(settings: DataSettings, episodes: list[Episode], judge: Any) -> Preferences:
+def label(settings: DataSettings, episodes: list[Episode], values: Values) -> Preferences:
     """Cut segments, let the judge score them, pair them up, and draw its answers."""
     seed = settings.seed if settings.label_seed < 0 else settings.label_seed
     generator = np.random.default_rng([seed, 4])
     episode, start = cut_segments(episodes, settings.segments, settings.segment_length, generator)
     length = np.full(len(start), settings.segment_length)
     first, second = pair_up(len(start), settings.comparisons, generator, settings.pairs or None)
-    score = judge(episode, start, length)
-    labels = answer(score, first, second, generator, settings.temperature, settings.flip_fraction)
-    return Preferences(episode, start, length, first, second, labels, score, asdict(settings))
+    where, critics = (episode, start, length), (values.get("best"), values.get("own"))
+    score = judge_segments(settings.judge, episodes, *where, settings.critic_gamma, *critics)
+    noise = settings.noise(score, first, second)
+    labels = answer(score, first, second, generator, noise, settings.flip_fraction)
+    return Preferences(*where, first, second, labels, score, asdict(settings))
 
 
 def read_data(folder: Path) -> tuple[list[Episode], Preferences, dict[str, Any]]:

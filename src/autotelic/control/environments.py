@@ -4,7 +4,7 @@ Every copy runs an episode of the same, fixed length: `reset(seed)` places all c
 the info of both holds `success`. An episode counts as a success if any step was one, as in CPL's evaluation.
 
 Reference: the six tasks of arXiv:2505.06273; MetaWorld 3 (Farama), extra `control`.
-Deviations: 39 observations with the goal (there 35); start positions are random, the hand's start is not.
+Deviations: 39 observations with the goal (35 in CPL's code); the hand's start is random only if asked for.
 """
 
 import warnings
@@ -20,6 +20,7 @@ from autotelic.errors import UserError, closest
 
 TASKS = ("bin-picking", "button-press", "door-open", "drawer-open", "plate-slide", "sweep-into")
 NAMES = ("point-reach", *(f"metaworld/{task}" for task in TASKS))
+HAND_BOX = np.array([0.25, 0.15, 0.2])  # half-widths of the hand's random start, in metres: CPL's code
 Expert = Callable[[Float[ndarray, "N O"]], Float[ndarray, "N A"]]
 
 
@@ -41,12 +42,14 @@ class VectorEnvironment(Protocol):
         ...
 
 
-def make(name: str, num_envs: int | None = None, horizon: int | None = None) -> VectorEnvironment:
+def make(
+    name: str, num_envs: int | None = None, horizon: int | None = None, random_hand: bool = False
+) -> VectorEnvironment:
     """Return `num_envs` copies (16 points, 4 robots); `horizon` is 50 steps for points, 250 (as CPL) for robots."""
     if name == "point-reach":
         return PointReach(num_envs or 16, horizon or 50)
     if name in NAMES:
-        return MetaWorld(name.removeprefix("metaworld/"), num_envs or 4, horizon or 250)
+        return MetaWorld(name.removeprefix("metaworld/"), num_envs or 4, horizon or 250, random_hand)
     raise UserError(f"unknown environment {name!r}{closest(name, NAMES)}: one of {', '.join(NAMES)}.")
 
 
@@ -86,13 +89,15 @@ class MetaWorld:
 
     observation_dim, action_dim = 39, 4
 
-    def __init__(self, task: str, num_envs: int = 4, horizon: int = 250, render: bool = False) -> None:
+    def __init__(
+        self, task: str, num_envs: int = 4, horizon: int = 250, random_hand: bool = False, render: bool = False
+    ) -> None:
         """Load the simulator `num_envs` times (about a second each)."""
         if num_envs < 1 or not 1 <= horizon <= 500:
             raise UserError(f"num_envs {num_envs} must be 1 or more, and horizon {horizon} lie in 1 .. 500.")
         metaworld = _import_metaworld()
         kind = metaworld.MT1(f"{task}-v3", seed=0).train_classes[f"{task}-v3"]
-        self.task, self.num_envs, self.horizon = task, num_envs, horizon
+        self.task, self.num_envs, self.horizon, self.random_hand = task, num_envs, horizon, random_hand
         self._copies = [self._open(kind, render) for _ in range(num_envs)]
         self._step = -1
 
@@ -104,13 +109,26 @@ class MetaWorld:
         return copy
 
     def reset(self, seed: int) -> tuple[Float[ndarray, "N O"], dict[str, Any]]:
-        """Place object and goal at random; the seed fixes where, for every copy on its own."""
+        """Place object, goal and, if asked to, the hand at random; the seed fixes where, for every copy on its own."""
         rows = []
         for index, copy in enumerate(self._copies):
             copy.seed(int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
-            rows.append(copy.reset()[0])
+            observation = copy.reset()[0]
+            rows.append(self._move_hand(copy, [seed, index, 1]) if self.random_hand else observation)
         self._step = 0
         return np.stack(rows).astype(np.float32), {"success": np.zeros(self.num_envs, dtype=bool)}
+
+    @staticmethod
+    def _move_hand(copy: Any, seed: list[int]) -> Float[ndarray, " O"]:
+        """Hold the hand at a random place until it is there; both observed frames are then the same."""
+        place = copy.hand_init_pos + np.random.default_rng(seed).uniform(-HAND_BOX, HAND_BOX)
+        mocap = copy.model.body_mocapid[copy.data.body("mocap").id]
+        for _ in range(50):
+            copy.data.mocap_pos[mocap] = np.clip(place, copy.mocap_low, copy.mocap_high)
+            copy.data.mocap_quat[mocap] = (1, 0, 1, 0)
+            copy.do_simulation([-1, 1], copy.frame_skip)
+        copy._get_obs()  # the second call sees the same frame as the one before
+        return copy._get_obs()
 
     def step(
         self, action: Float[ndarray, "N A"]

@@ -9,7 +9,7 @@ Reference: Minari 0.5 (Farama). Deviations: written through its storage classes 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
+from scipy.stats import norm
 
 from autotelic.control.environments import VectorEnvironment
 from autotelic.errors import UserError
@@ -67,6 +68,25 @@ class Episode:
 def to_environment(actions: Float[ndarray, "*batch A"], squash: bool) -> Float[ndarray, "*batch A"]:
     """What the environment receives for u."""
     return np.tanh(actions) if squash else np.clip(actions, -1, 1)
+
+
+def clipped(episode: Episode, limit: float = 1 - 1e-5) -> Episode:
+    """Return the episode as the environment received it: actions clip(u), and the behaviour's mean and spread of those.
+
+    A policy's cross-entropy against clip(u) depends on these two moments alone, so that for a fixed spread KL(mu || pi)
+    keeps its gradient. Reference: jhejna/cpl, FeedbackBuffer (`action_eps` 1e-5).
+    """
+    received = np.clip(episode.actions, -limit, limit)
+    if episode.mean is None or episode.log_std is None:
+        return replace(episode, actions=received)
+    mean, std = episode.mean.astype(float), np.exp(episode.log_std.astype(float))
+    low, high = (-limit - mean) / std, (limit - mean) / std
+    inside, edge = norm.cdf(high) - norm.cdf(low), norm.pdf(low) - norm.pdf(high)
+    first = limit * (norm.sf(high) - norm.cdf(low)) + mean * inside + std * edge
+    second = limit**2 * (1 - inside) + (mean**2 + std**2) * inside + 2 * mean * std * edge
+    second += std**2 * (low * norm.pdf(low) - high * norm.pdf(high))
+    spread = np.sqrt(np.maximum(second - first**2, 1e-6))
+    return replace(episode, actions=received, mean=first.astype(np.float32), log_std=np.log(spread).astype(np.float32))
 
 
 def roll_out(

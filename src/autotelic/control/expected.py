@@ -22,7 +22,7 @@ learning" (LSTD(lambda)). Deviations: derived here; the paper does not say how i
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +37,11 @@ from autotelic.errors import UserError
 
 Number = float | int
 TRACE = 0.9  # lambda: 0 trusts the features most, 1 the recorded futures
-RIDGE = 1e-5  # of A, in units of the features' mean square
+RIDGE = 1e-4  # of A, in units of the features' mean square
 QUADRATIC_UP_TO = 12  # dimensions of (state, action) whose products are all taken; beyond, random ReLU features
 RANDOM_FEATURES = 256
 STORED = 50_000  # recorded states of a behaviour that stand for all of them
-SAMPLED, SAMPLED_IN_ALL = 256, 1024  # recorded states per update
+SAMPLED, SAMPLED_IN_ALL = 2048, 4096  # recorded states per update: 256 gave noise of the size of the signal
 RATE = 0.05  # of the running mean
 Divergence = Callable[[Int[Tensor, " J"]], Float[Tensor, " J"]]
 
@@ -81,21 +81,33 @@ def least_squares(
         trace: lambda.
     """
     size = features[0].shape[-1]
-    matrix, square, traces = torch.zeros(size, size, dtype=torch.float64), 0.0, []
-    for phi in (f.double() for f in features):
+    matrix, square = torch.zeros(size, size, dtype=torch.float64), 0.0
+    traces: list[Tensor] = []
+    for together in _of_equal_length(features):
+        phi = torch.stack(list(together)).double()
         trail = phi.clone()
-        for step in range(1, len(phi)):
-            trail[step] += gamma * trace * trail[step - 1]
-        matrix += trail[:-1].T @ (phi[:-1] - gamma * phi[1:])
+        for step in range(1, phi.shape[1]):
+            trail[:, step] += gamma * trace * trail[:, step - 1]
+        change = phi[:, :-1] - gamma * phi[:, 1:]
+        matrix += trail[:, :-1].flatten(0, 1).T @ change.flatten(0, 1)
         square += float(phi.square().sum())
-        traces.append(trail[:-1])
+        traces += trail[:, :-1].float().unbind(0)
     inverse = torch.linalg.inv(matrix + RIDGE * square / size * torch.eye(size, dtype=torch.float64))
-    none = torch.zeros(1, size, dtype=torch.float64)
+    none = torch.zeros(1, size)
     rows = []
     for trail in traces:
-        found = trail @ inverse.T
-        rows.append((torch.cat([none, gamma * found]) if after else torch.cat([found, none])).float())
+        found = (trail.double() @ inverse.T).float()
+        rows.append(torch.cat([none, gamma * found] if after else [found, none]))
     return rows, inverse
+
+
+def _of_equal_length(features: Sequence[Tensor], most: int = 64) -> Iterator[Sequence[Tensor]]:
+    """Split into runs of episodes of equal length, at most so many at once."""
+    begin = 0
+    for end in range(1, len(features) + 1):
+        if end == len(features) or len(features[end]) != len(features[begin]) or end - begin == most:
+            yield features[begin:end]
+            begin = end
 
 
 @dataclass

@@ -1,26 +1,33 @@
 """Judges: what a preference follows, computed for segments of recorded episodes.
 
-    regret      sum_t r_t + gamma V^mu(s_t+1) - V*(s_t)     how well the behaviour mu did, its future included
-    advantage   sum_t r_t + gamma V*(s_t+1) - V*(s_t)       how good the moves were, whoever made them (CPL's labels)
-    return      sum_t r_t                                   the outcome within the segment
+    regret       sum_t r_t + gamma V^mu(s_t+1) - V*(s_t)                  how well mu did, its future at every step
+    regret_tail  sum_t gamma^t r_t + gamma^n V^mu(s_n) - V*(s_0)          the same, its future counted once, at the end
+    advantage    sum_t r_t + gamma V*(s_t+1) - V*(s_t)                    how good the moves were, whoever made them
+    return       sum_t r_t                                                the outcome within the segment
 
-V* is the value of the scripted expert, V^mu of the segment's behaviour, both of the steps that remain. A `learned`
-critic regresses discounted rewards to go on the state and the share of time left: V^mu on the behaviour's own episodes,
-V* on episodes in which the expert takes over at a random step. A `simulated` critic (point-reach) restarts the
-environment in every state and averages real continuations: no approximation but sampling.
+over a segment of n steps from s_0. `regret` is the paper's sum. `regret_tail` is ours: over 64 steps the sum counts the
+future 64 times, and hardly depends on the actions. Its score is `weights="tail"`. `advantage` is that of CPL's labels.
 
-References: arXiv:2505.06273 (labels from a trained oracle); the advantage form is that of CPL's released labels.
-Deviations: the expert's value stands for V*, without entropy: the regret is that of the identity for hard values.
+Values are of a task without end: no critic sees the clock, and an episode that the clock ends goes on. A `learned`
+critic regresses rewards to go, continued by its own value of the last state: V^mu on the behaviour's own episodes, the
+expert's value on episodes in which the script takes over at a random step. A `simulated` critic (point-reach) restarts
+the environment in every state and averages real continuations.
+
+V* stands for one of two things: the value of the scripted expert, without entropy (it need not be optimal, and V^mu may
+exceed it: `data_report` says where), or the soft optimum of `soft_optimum`, with entropy; V^mu then counts it as well.
+
+References: arXiv:2505.06273 (labels from a trained oracle); arXiv:2310.13639 and its code (advantage; bootstrapping at
+the time limit). Deviations: `regret_tail`; the expert's value for V*.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from torch.nn.functional import mse_loss
+from torch import Tensor
 
 from autotelic.control.environments import VectorEnvironment
 from autotelic.control.episodes import Behavior, Episode, roll_out, to_environment
@@ -29,65 +36,76 @@ from autotelic.control.point_reach import PointReach
 from autotelic.errors import UserError
 
 Number = float | int
-Judge = Literal["regret", "advantage", "return"]
+Judge = Literal["regret", "regret_tail", "advantage", "return"]
+JUDGES: tuple[str, ...] = get_args(Judge)
+HIDDEN, UPDATES, REFRESH = (128, 128), 1500, 50  # of a learned critic; updates between values of the last states
+CONTINUED = 100  # simulated steps after a state; what the last one gives then goes on forever
 
 
 @runtime_checkable
 class Critic(Protocol):
     """Values of states under one policy."""
 
-    def values(self, observations: ndarray, steps_left: ndarray) -> ndarray:
-        """Expected discounted reward of the steps that are left, one per row."""
+    def values(self, observations: Float[ndarray, "N O"]) -> Float[ndarray, " N"]:
+        """Expected discounted reward from each state on."""
         ...
 
 
 class LearnedCritic:
-    """Rewards to go, regressed on the state and the share of the episode that is left."""
+    """Rewards to go regressed on the state; past an episode's last state the network's own value goes on."""
 
     def __init__(
-        self,
-        episodes: Sequence[Episode],
-        gamma: Number,
-        seed: int,
-        starts: Sequence[int] | None = None,
-        updates: int = 1500,
-        hidden: Sequence[int] = (128, 128),
+        self, episodes: Sequence[Episode], gamma: Number, seed: int, starts: Sequence[int] = (), bonus: Number = 0.0
     ) -> None:
-        """Fit it; `starts` leaves out the steps before a given one in each episode."""
-        generator = torch.Generator().manual_seed(seed)
-        self.horizon = max(map(len, episodes))
-        rows, targets = [], []
-        for episode, start in zip(episodes, starts if starts is not None else [0] * len(episodes), strict=True):
-            to_go = rewards_to_go(episode.rewards, gamma)
-            rows.append(self._inputs(episode.observations[start:-1], len(episode) - np.arange(start, len(episode))))
-            targets.append(to_go[start:])
-        x = torch.cat(rows)
-        y = torch.from_numpy(np.concatenate(targets))
-        self.center, self.scale = float(y.mean()), max(float(y.std()), 1e-6)
+        """Fit it.
+
+        Args:
+            episodes: of one policy.
+            gamma: discount.
+            seed: of the network and its batches.
+            starts: first step that counts in each episode (all of them by default).
+            bonus: of entropy, in units of reward a nat: -bonus log mu joins each reward.
+        """
+        begin = starts or [0] * len(episodes)
+        gains = [e.rewards[s:] - bonus * _logprobs(e, bonus)[s:] for e, s in zip(episodes, begin, strict=True)]
+        states = [torch.from_numpy(e.observations[s:]) for e, s in zip(episodes, begin, strict=True)]
+        x, last = torch.cat([s[:-1] for s in states]), torch.stack([s[-1] for s in states])
+        left = torch.cat([torch.arange(len(g), 0, -1) for g in gains])
+        to_go = torch.from_numpy(np.concatenate([rewards_to_go(g, gamma) for g in gains]))
+        after = torch.tensor([float(g[-10:].mean()) for g in gains]) / (1 - gamma)  # a first guess of V there
+        row = torch.repeat_interleave(torch.arange(len(gains)), torch.tensor([len(g) for g in gains]))
+        fade = gamma**left
+        self.center = float((to_go + fade * after[row]).mean())
+        self.scale = max(float((to_go + fade * after[row]).std()), 1e-6)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.standardise = Standardise(x.shape[1])
-            self.body = mlp(x.shape[1], hidden, 1)
+            self.standardise, self.body = Standardise(x.shape[1]), mlp(x.shape[1], HIDDEN, 1)
         self.standardise.fit(x)
-        optimizer = torch.optim.Adam(self.body.parameters(), lr=1e-3)
-        target = (y - self.center) / self.scale
-        for update in range(updates):
-            optimizer.param_groups[0]["lr"] = 1e-3 * (1 - 0.9 * update / updates)
+        optimizer, generator = torch.optim.Adam(self.body.parameters(), lr=1e-3), torch.Generator().manual_seed(seed)
+        for update in range(UPDATES):
+            if update and update % REFRESH == 0:
+                after = self._value(last).detach()
+            optimizer.param_groups[0]["lr"] = 1e-3 * (1 - 0.9 * update / UPDATES)
             batch = torch.randint(len(x), (256,), generator=generator)
-            loss = mse_loss(self.body(self.standardise(x[batch])).squeeze(-1), target[batch])
+            target = to_go[batch] + fade[batch] * after[row[batch]]
+            loss = ((self._value(x[batch]) - target) / self.scale).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-    def _inputs(self, observations: ndarray, steps_left: ndarray) -> torch.Tensor:
-        share = np.asarray(steps_left, dtype=np.float32)[:, None] / self.horizon
-        return torch.from_numpy(np.concatenate([observations.astype(np.float32), share], 1))
+    def _value(self, rows: Float[Tensor, "N O"]) -> Float[Tensor, " N"]:
+        return self.body(self.standardise(rows)).squeeze(-1) * self.scale + self.center
 
     @torch.no_grad()
-    def values(self, observations: Float[ndarray, "N O"], steps_left: ndarray) -> Float[ndarray, " N"]:
-        """Return the regression's value; 0 where no step is left."""
-        out = self.body(self.standardise(self._inputs(observations, steps_left))).squeeze(-1).numpy()
-        return np.where(steps_left > 0, out * self.scale + self.center, 0.0).astype(np.float32)
+    def values(self, observations: Float[ndarray, "N O"]) -> Float[ndarray, " N"]:
+        """Return the regression's value."""
+        return self._value(torch.from_numpy(observations.astype(np.float32))).numpy()
+
+
+def _logprobs(episode: Episode, bonus: Number) -> Float[ndarray, " _"]:
+    if bonus and episode.logprobs is None:
+        raise UserError("a bonus of entropy needs episodes with log-densities: record them, or use optimum expert.")
+    return np.zeros_like(episode.rewards) if episode.logprobs is None else episode.logprobs
 
 
 class SimulatedCritic:
@@ -100,19 +118,19 @@ class SimulatedCritic:
         self.behavior, self.squash, self.gamma, self.seed = behavior, squash, gamma, seed
         self.copies, self.deterministic = 1 if deterministic else copies, deterministic
 
-    def values(self, observations: Float[ndarray, "N O"], steps_left: ndarray) -> Float[ndarray, " N"]:
-        """Roll every state out for as many steps as are left."""
-        left = np.repeat(steps_left, self.copies)
-        environment = PointReach(len(left), max(1, int(left.max(initial=1))))
+    def values(self, observations: Float[ndarray, "N O"]) -> Float[ndarray, " N"]:
+        """Continue every state for `CONTINUED` steps, then let the last reward go on."""
+        environment = PointReach(len(observations) * self.copies, CONTINUED)
         observation = np.repeat(observations, self.copies, 0)
         environment.place(observation, self.seed)
         generator = np.random.default_rng([self.seed, 2])
-        total = np.zeros(len(left))
-        for step in range(int(left.max(initial=0))):
+        total, reward = np.zeros(len(observation)), np.zeros(len(observation))
+        for step in range(CONTINUED):
             mean, log_std = self.behavior.parameters_at(observation)
             noise = 0.0 if self.deterministic else np.exp(log_std) * generator.standard_normal(mean.shape)
             observation, reward, *_ = environment.step(to_environment(mean + noise, self.squash))
-            total += self.gamma**step * reward * (step < left)
+            total += self.gamma**step * reward
+        total += self.gamma**CONTINUED / (1 - self.gamma) * reward
         return total.reshape(-1, self.copies).mean(1).astype(np.float32)
 
 
@@ -125,16 +143,15 @@ def rewards_to_go(rewards: Float[ndarray, " T"], gamma: Number) -> Float[ndarray
     return result
 
 
-def expert_critic(
+def expert_episodes(
     environment: VectorEnvironment,
     behaviors: Sequence[Behavior],
     expert: Behavior,
     count: int,
     seed: int,
     squash: bool,
-    gamma: Number,
-) -> LearnedCritic:
-    """Learn V*: behaviours act until a random step, the expert from there on; only its own steps count."""
+) -> tuple[list[Episode], list[int]]:
+    """Behaviours act until a random step, the expert from there on; returns episodes, and where the expert begins."""
     generator = np.random.default_rng([seed, 3])
     episodes: list[Episode] = []
     starts: list[int] = []
@@ -144,7 +161,7 @@ def expert_critic(
         behavior = behaviors[wave % len(behaviors)]
         episodes += roll_out(environment, behavior, 7_000_000 + 1000 * seed + wave, squash, switch=(begin, expert))
         starts += begin.tolist()
-    return LearnedCritic(episodes, gamma, seed, starts)
+    return episodes, starts
 
 
 def judge_segments(
@@ -157,10 +174,10 @@ def judge_segments(
     best: Float[ndarray, " L"] | None,
     own: Float[ndarray, " L"] | None,
 ) -> Float[ndarray, " N"]:
-    """Score every segment.
+    """Score every segment by the formulas of the module's docstring.
 
     Args:
-        judge: `regret`, `advantage` or `return`.
+        judge: one of `JUDGES`.
         episodes: the recorded ones.
         episode: of each segment.
         start: its first step.
@@ -169,17 +186,57 @@ def judge_segments(
         best: V* of every recorded state, episode after episode, T + 1 rows each; the return needs neither.
         own: V^mu of the same states, mu being each episode's behaviour.
     """
-    sizes = np.array([len(e) for e in episodes])
+    if judge not in JUDGES:
+        raise UserError(f"unknown judge {judge!r}: one of {', '.join(JUDGES)}.")
+    if judge != "return" and (best is None or (own is None and judge != "advantage")):
+        raise UserError(f"judge {judge!r} needs the critics' values: collect with critic_episodes above 0.")
+    if judge == "return" or best is None:
+        return _sums(episodes, episode, start, length, 1.0, None, None)
+    if judge == "regret_tail":
+        return _sums(episodes, episode, start, length, gamma, own, best, tail=True)
+    return _sums(episodes, episode, start, length, gamma, own if judge == "regret" else best, best)
+
+
+def action_part(
+    judge: str,
+    episodes: Sequence[Episode],
+    episode: Int[ndarray, " N"],
+    start: Int[ndarray, " N"],
+    length: Int[ndarray, " N"],
+    gamma: Number,
+    best: Float[ndarray, " L"],
+    own: Float[ndarray, " L"],
+) -> Float[ndarray, " N"] | None:
+    """Return what a segment's actions add to its score, against the behaviour's own expectation: its advantages.
+
+    `regret` sum_t A^mu(s_t, a_t), `regret_tail` sum_t gamma^t A^mu(s_t, a_t), with A^mu = r + gamma V^mu(s') - V^mu(s);
+    the whole score for `advantage`; None for `return`, which has no such baseline. The arguments are `judge_segments`'.
+    """
+    if judge == "return":
+        return None
+    value = best if judge == "advantage" else own
+    return _sums(episodes, episode, start, length, gamma, value, value, tail=judge == "regret_tail")
+
+
+def _sums(
+    episodes: Sequence[Episode],
+    episode: ndarray,
+    start: ndarray,
+    length: ndarray,
+    gamma: Number,
+    later: ndarray | None,
+    now: ndarray | None,
+    tail: bool = False,
+) -> Float[ndarray, " N"]:
+    """Sum r_t + gamma later(s_t+1) - now(s_t) over each segment; `tail`: `later` counts at its end, `now` first."""
     reward = np.concatenate([np.append(e.rewards, 0.0) for e in episodes])
-    offset = np.concatenate([[0], np.cumsum(sizes + 1)[:-1]])[episode] + start
-    row = np.repeat(np.arange(len(episode)), length)
-    at = np.concatenate([np.arange(s, s + n) for s, n in zip(offset.tolist(), length.tolist(), strict=True)])
-    gain = reward[at]
-    if judge in ("regret", "advantage"):
-        later = own if judge == "regret" else best
-        if best is None or later is None:
-            raise UserError(f"judge {judge!r} needs the critics' values: collect with critic_episodes above 0.")
-        gain = gain + gamma * later[at + 1] - best[at]
-    elif judge != "return":
-        raise UserError(f"unknown judge {judge!r}: regret, advantage or return.")
-    return np.bincount(row, gain, minlength=len(episode)).astype(np.float32)
+    offset = np.concatenate([[0], np.cumsum([len(e) + 1 for e in episodes])[:-1]])[episode] + start
+    row, step = np.repeat(np.arange(len(episode)), length), np.concatenate([np.arange(n) for n in length.tolist()])
+    at = offset[row] + step
+    gain = reward[at] * gamma**step if tail else reward[at]
+    if later is not None and now is not None and not tail:
+        gain = gain + gamma * later[at + 1] - now[at]
+    total = np.bincount(row, gain, minlength=len(episode))
+    if later is not None and now is not None and tail:
+        total = total + gamma**length * later[offset + length] - now[offset]
+    return total.astype(np.float32)

@@ -46,6 +46,7 @@ class PreferenceLearner:
                 settings.std or None,
                 squash,
                 settings.dropout,
+                "linear" if settings.output_act == "auto" else settings.output_act,
             )
         self.policy.inputs.fit(data.observations[data.mask])
         self.modules: dict[str, nn.Module] = {"policy": self.policy}
@@ -67,7 +68,12 @@ class PreferenceLearner:
         return float(loss.detach())
 
     def step(self, name: str, loss: Tensor) -> None:
-        """Gradient step of one optimizer."""
+        """Gradient step of one optimizer; the policy's lr follows warm-up and decay after the cloning."""
+        done = self.updates - self.settings.bc_steps
+        if name == "policy" and done >= 0:
+            rise = min(1.0, (done + 1) / max(self.settings.warmup, 1))
+            fall = 1 - done / max(self.settings.steps, 1) if self.settings.decay else 1.0
+            self.optimizers[name].param_groups[0]["lr"] = self.settings.lr * rise * fall
         self.optimizers[name].zero_grad()
         loss.backward()
         self.optimizers[name].step()

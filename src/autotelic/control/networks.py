@@ -5,13 +5,15 @@
 A policy's density is that of u (Gaussian), or of tanh(u) at the stored u (tanh-Gaussian); both are exact. With the
 fixed std of 1 / sqrt(2), log pi(u|s) is CPL's score -|u - mean|^2 up to a constant.
 
-References: arXiv:2310.13639 (two hidden layers, dropout .25, deterministic evaluation). Deviations: inputs are
-standardised by the data's mean and spread.
+With `output_act="tanh"` the mean is tanh of the last layer, as in CPL's released network; the density stays Gaussian.
+
+References: arXiv:2310.13639 and its code (two hidden layers, dropout .25, tanh, deterministic evaluation). Deviations:
+inputs are standardised by the data's mean and spread; no orthogonal initialisation.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,7 @@ class GaussianPolicy(nn.Module):
         std: Number | None = CPL_STD,
         squash: bool = False,
         dropout: Number = 0.0,
+        output_act: str = "linear",
     ) -> None:
         """Build it; `std=None` learns a standard deviation per state and dimension."""
         super().__init__()
@@ -84,8 +87,9 @@ class GaussianPolicy(nn.Module):
             "std": None if std is None else float(std),
             "squash": squash,
             "dropout": float(dropout),
+            "output_act": output_act,
         }
-        self.squash, self.std = squash, std
+        self.squash, self.std, self.output_act = squash, std, output_act
         self.inputs = Standardise(observation_dim)
         self.body = mlp(observation_dim, hidden, action_dim * (2 if std is None else 1), dropout)
 
@@ -94,9 +98,10 @@ class GaussianPolicy(nn.Module):
     ) -> tuple[Float[Tensor, "*batch A"], Float[Tensor, "*batch A"]]:
         """Return mean and log std of u."""
         out = self.body(self.inputs(observations))
-        if self.std is not None:
-            return out, torch.full_like(out, math.log(self.std))
-        mean, raw = out.chunk(2, -1)
+        mean, raw = (out, None) if self.std is not None else out.chunk(2, -1)
+        mean = mean.tanh() if self.output_act == "tanh" else mean
+        if raw is None or self.std is not None:
+            return mean, torch.full_like(mean, math.log(self.std or 1.0))
         low, high = LOG_STD_RANGE
         return mean, low + (high - low) * torch.sigmoid(raw)
 
@@ -123,6 +128,37 @@ class GaussianPolicy(nn.Module):
         from safetensors.torch import save
 
         write_atomically(path, save(self.state_dict(), metadata={"config": json.dumps(self.config)}))
+
+
+def regress_mean(
+    policy: GaussianPolicy,
+    observations: Float[Tensor, "M O"],
+    targets: Float[Tensor, "M A"],
+    updates: int,
+    seed: int,
+    decay: bool = False,
+) -> Iterator[int]:
+    """Fit the mean of u by least squares, 256 rows an update; yields the number of updates after each.
+
+    Args:
+        policy: whose inputs are fitted to the observations, and whose layers are trained, by Adam at 1e-3.
+        observations: states.
+        targets: u there.
+        updates: how many.
+        seed: of the rows.
+        decay: the learning rate falls to a tenth.
+    """
+    policy.inputs.fit(observations)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(policy.body.parameters(), lr=1e-3)
+    for update in range(updates):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - 0.9 * update / updates if decay else 1)
+        rows = torch.randint(len(targets), (256,), generator=generator)
+        loss = (policy(observations[rows])[0] - targets[rows]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield update + 1
 
 
 def load_policy(path: Path) -> GaussianPolicy:

@@ -13,7 +13,7 @@ Reference: arXiv:2505.06273, the online experiment. Deviations: sizes are argume
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,48 +21,21 @@ import numpy as np
 import torch
 
 from autotelic.control.behavior_labels import policy_labels
-from autotelic.control.behaviors import ScriptedBehavior, build_behaviors, read_specs
-from autotelic.control.collection import JudgeSettings, best_critic, own_critic
+from autotelic.control.behaviors import build_behaviors
+from autotelic.control.collection import best_critics, own_critic
 from autotelic.control.environments import VectorEnvironment, expert, make
-from autotelic.control.episodes import Behavior, Episode, collect
-from autotelic.control.judges import Critic, judge_segments
+from autotelic.control.episodes import Behavior, Episode, clipped, collect
+from autotelic.control.judges import judge_segments
 from autotelic.control.learners import PreferenceLearner
 from autotelic.control.networks import GaussianPolicy
-from autotelic.control.pebble import Pebble, PebbleSettings
+from autotelic.control.pebble import Pebble
 from autotelic.control.segments import Preferences, answer, cut_segments, merge_preferences
-from autotelic.control.settings import ONLINE_METHODS, TrainSettings
+from autotelic.control.settings import ONLINE_METHODS, OnlineSettings, PebbleSettings, TrainSettings
 from autotelic.control.training import Row, RunFolder, evaluate, labelled_pairs
 from autotelic.errors import UserError, closest
 
 Number = float | int
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class OnlineSettings(JudgeSettings):
-    """What a round collects and asks; the rest is `TrainSettings` (its `steps` are the updates of one round).
-
-    Attributes:
-        start: the behaviour of the first round, as in `behaviors`; it is cloned before the first update.
-        rounds: how often to collect, compare and update.
-        round_episodes: episodes a round.
-        round_answers: comparisons a round.
-    """
-
-    actions: str = "tanh"
-    segment_length: int = 16
-    critic: str = "simulated"
-    start: str = "clone:1:10"
-    rounds: int = 5
-    round_episodes: int = 16
-    round_answers: int = 50
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
-        super().__post_init__()
-        if min(self.rounds, self.round_episodes, self.round_answers) < 1:
-            raise UserError("rounds, round_episodes and round_answers are counts: give 1 or more.")
-        read_specs([self.start], self.env)
 
 
 @runtime_checkable
@@ -129,6 +102,7 @@ class PreferenceStudent:
     ) -> dict[str, float]:
         """Clone the first round's data, then make the round's updates on every answer so far."""
         training, before = self.training, self.learner
+        episodes = [clipped(e) for e in episodes] if training.output_act == "tanh" else episodes
         preferences = merge_preferences(asked)
         kind = training.labels if training.method == "ppl" else "deterministic"
         data = labelled_pairs(training, episodes, preferences, policy_labels(kind, episodes, training.seed))
@@ -160,12 +134,12 @@ def run_online(
     pebble: PebbleSettings | None = None,
 ) -> list[Row]:
     """Return one row per round, after its updates; the first row is the policy before any answer."""
-    pebble = pebble or PebbleSettings()
+    pebble, training = pebble or PebbleSettings(), training.on(online.env, online.actions == "tanh")
     parts = {"online": online} | ({"pebble": pebble} if training.method == "pebble" else {})
     config = {f"{name}_{k}": v for name, part in parts.items() for k, v in asdict(part).items()}
     run = RunFolder(output, f"online_{training.method}", asdict(training) | config, training.seed, resume=False)
     torch.manual_seed(training.seed)
-    environment = make(online.env, training.num_envs or None, training.horizon or None)
+    environment = make(online.env, training.num_envs or None, training.horizon or None, online.random_hand)
     student = build_student(online, training, pebble, environment)
     rounds = _Rounds(online, training.seed, environment, student, progress)
 
@@ -217,8 +191,9 @@ class _Rounds:
         self.generator = np.random.default_rng([seed, 7])
         script = expert(online.env)
         start = build_behaviors([online.start], online.env, environment, script, seed, self.squash, progress=progress)
-        teacher = ScriptedBehavior(script, 0.05, self.squash)
-        self.start, self.best = start[0], best_critic(online, environment, start, teacher, seed)
+        self.start, self.best = start[0], None
+        if online.critic_episodes or online.critic == "simulated" or online.optimum == "sac":
+            self.best = best_critics(online, environment, start, seed)[0]
         self.episodes: list[Episode] = []
         self.values: list[dict[str, np.ndarray]] = []
         self.asked: list[Preferences] = []
@@ -234,8 +209,11 @@ class _Rounds:
         actor, count = self.student.actor or self.start, self.online.round_episodes
         fresh = collect(self.environment, actor, count, 100 * self.seed + number + 50, self.squash, number)
         self.waves += -(-count // self.environment.num_envs)
-        own = own_critic(self.online, actor, fresh, self.seed + number, updates=800)
-        self.values += [_values(e, self.best, own) for e in fresh]
+        if self.best is not None:
+            own = own_critic(self.online, actor, fresh, self.seed + number, self.best)
+            self.values += [
+                {"best": self.best.values(e.observations), "own": own.values(e.observations)} for e in fresh
+            ]
         self.episodes += fresh
         self.asked.append(self._ask(len(self.episodes) - count))
         return fresh
@@ -254,15 +232,8 @@ class _Rounds:
         drawn = Preferences(episode, start, size, first, second, np.full(count, 0.5, dtype=np.float32))
         rows = self.student.choose(episodes, drawn, online.round_answers)
         first, second = first[rows], second[rows]
-        stored = {name: np.concatenate([v[name] for v in self.values]) for name in self.values[0]}
+        stored = {name: np.concatenate([v[name] for v in self.values]) for name in (self.values or [{}])[0]}
         best, own = stored.get("best"), stored.get("own")
         score = judge_segments(online.judge, episodes, episode, start, size, online.critic_gamma, best, own)
-        labels = answer(score, first, second, generator, online.temperature)
+        labels = answer(score, first, second, generator, online.noise(score, first, second))
         return Preferences(episode, start, size, first, second, labels, score)
-
-
-def _values(episode: Episode, best: Critic | None, own: Critic) -> dict[str, np.ndarray]:
-    left = np.arange(len(episode), -1, -1)
-    if best is None:
-        return {}
-    return {"best": best.values(episode.observations, left), "own": own.values(episode.observations, left)}

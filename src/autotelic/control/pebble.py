@@ -31,59 +31,8 @@ from autotelic.control.networks import GaussianPolicy, Standardise, mlp
 from autotelic.control.objectives import PairData, pair_data, segment_steps
 from autotelic.control.sac import SAC, Transitions, transitions
 from autotelic.control.segments import Preferences, merge_preferences
-from autotelic.control.settings import TrainSettings
-from autotelic.errors import UserError, closest
+from autotelic.control.settings import PebbleSettings, TrainSettings
 from autotelic.functional.preference import behavior_cloning_loss, cpl_loss, preference_accuracy
-
-QUERIES = ("uniform", "disagreement")
-
-
-@dataclass(frozen=True)
-class PebbleSettings:
-    """What PEBBLE has beside the training settings, whose `steps` are SAC's updates of one round.
-
-    Attributes:
-        from_clone: start from the clone of the start behaviour, as the other methods do; else from nothing.
-        explore_episodes: episodes of exploration for state entropy before the first comparison; from nothing only.
-        interact_episodes: episodes that the actor collects for itself in a round, between blocks of updates.
-        critic_updates: of the critics alone, when they are new.
-        sac_batch: transitions per update.
-        members: reward networks.
-        reward_updates: of the reward, in a round.
-        reward_batch: comparisons per update of each network.
-        queries: `uniform`, or `disagreement`: the comparisons on which the networks differ most.
-        candidates: comparisons drawn for each that is asked, with `disagreement`.
-        neighbors: k of the state entropy.
-    """
-
-    from_clone: bool = False
-    explore_episodes: int = 0
-    interact_episodes: int = 320
-    critic_updates: int = 0
-    sac_batch: int = 256
-    members: int = 3
-    reward_updates: int = 200
-    reward_batch: int = 128
-    queries: str = "uniform"
-    candidates: int = 10
-    neighbors: int = 5
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
-        if self.queries not in QUERIES:
-            choice = closest(self.queries, QUERIES)
-            raise UserError(f"queries is {self.queries!r}{choice}: one of {', '.join(QUERIES)}.")
-        for name in ("explore_episodes", "critic_updates"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: it cannot be negative.")
-        counts = "interact_episodes sac_batch members reward_updates reward_batch candidates neighbors"
-        for name in counts.split():
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give 1 or more.")
-        if self.queries == "disagreement" and self.members < 2:
-            raise UserError("one reward network cannot disagree with itself: give members 2 or more, or ask uniformly.")
-        if self.from_clone and self.explore_episodes:
-            raise UserError("a clone does not explore first: give explore_episodes 0, or from_clone false.")
 
 
 class RewardEnsemble(nn.Module):

@@ -87,24 +87,23 @@ def answer(
     first: Int[ndarray, " M"],
     second: Int[ndarray, " M"],
     generator: np.random.Generator,
-    temperature: Number = 0.1,
+    temperature: Number = 0.0,
     flip_fraction: Number = 0.0,
 ) -> Float[ndarray, " M"]:
-    """Draw a judge's answers: P(second) = sigma(difference / (temperature x spread of differences)), some flipped.
+    """Draw a judge's answers: P(second) = sigma(difference / temperature), some flipped.
 
     Args:
         score: of each segment.
         first: rows of the first segments.
         second: rows of the second ones.
         generator: of the answers.
-        temperature: in standard deviations of the differences; 0 always names the higher score.
+        temperature: in units of the score; 0 always names the higher score.
         flip_fraction: share of answers that are turned round, whatever the difference.
     """
     if temperature < 0 or not 0 <= flip_fraction <= 1:
         raise UserError(f"temperature {temperature} must be 0 or more, and flip_fraction {flip_fraction} a share.")
     difference = score[second] - score[first]
-    scale = max(float(temperature) * float(difference.std()), 1e-12)
-    chance = 0.5 * (1 + np.tanh(0.5 * difference / scale))
+    chance = 0.5 * (1 + np.tanh(0.5 * difference / max(float(temperature), 1e-12)))
     label = generator.random(len(chance)) < chance
     return (label ^ (generator.random(len(chance)) < flip_fraction)).astype(np.float32)
 

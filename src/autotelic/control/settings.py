@@ -1,10 +1,17 @@
-"""Settings of `autotelic control train` and `online`; every default is written here, and every bad value refused."""
+"""Settings of `autotelic control data`, `train`, `online`: every default is written here, every bad value refused."""
 
-from dataclasses import dataclass
-from typing import cast, get_args
+from dataclasses import dataclass, replace
+from typing import Any, cast, get_args
+
+from jaxtyping import Float, Int
+from numpy import ndarray
 
 from autotelic.control.behavior_labels import LabelKind
+from autotelic.control.behaviors import read_specs
+from autotelic.control.environments import NAMES
+from autotelic.control.judges import JUDGES
 from autotelic.control.networks import CPL_STD
+from autotelic.control.segments import Comparisons
 from autotelic.errors import UserError, check_choices
 from autotelic.functional.lookahead import Future, LabelEntropy, Lookahead, Weights
 
@@ -13,6 +20,187 @@ METHODS = ("sft", "cpl", "ppl", "ppl_d", "dpo", "p_iql")
 ONLINE_METHODS = ("cpl", "ppl", "ppl_d", "pebble")
 LABEL_MODELS = ("method", "auto")
 FUTURES = ("expected", "observed", "in_segment")
+
+
+def at_least(settings: Any, least: int, names: str) -> None:
+    """Refuse a field of the settings, one of `names` (separated by spaces), that is below `least`."""
+    for name in names.split():
+        if getattr(settings, name) < least:
+            raise UserError(f"{name} is {getattr(settings, name)}: give {least} or more.")
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Where episodes come from and who compares their segments: what a data set and online rounds share.
+
+    Attributes:
+        env: `point-reach` or `metaworld/TASK`.
+        actions: `clip` sends clip(u), `tanh` sends tanh(u).
+        random_hand: MetaWorld only: the hand starts anywhere in a box around its place, as in CPL's code.
+        segment_length: steps of a segment.
+        judge: `regret`, `regret_tail`, `advantage` or `return`, as in `judges`.
+        critic: of V^mu: `learned`, or `simulated` on point-reach.
+        optimum: whose value stands for V*: `expert`, the script's, without entropy; or `sac`, the soft optimum that
+            soft actor-critic finds on the environment's reward (actions tanh).
+        sac_episodes: that it takes.
+        critic_episodes: for the expert's value; 0 only where the judge will always be `return`.
+        critic_gamma: discount of the critics.
+        temperature: of the judge, in units of its score: P(second) = sigma(difference / temperature); 0 never errs.
+        temperature_unit: `score`, or `spread`: the temperature is in standard deviations of the differences, so that
+            the judge errs the more, the more the data differ.
+    """
+
+    env: str = "point-reach"
+    actions: str = "clip"
+    random_hand: bool = False
+    segment_length: int = 64
+    judge: str = "regret"
+    critic: str = "learned"
+    optimum: str = "expert"
+    sac_episodes: int = 1000
+    critic_episodes: int = 96
+    critic_gamma: Number = 0.99
+    temperature: Number = 0.0
+    temperature_unit: str = "score"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be judged."""
+        choices = {
+            "env": NAMES,
+            "actions": ("clip", "tanh"),
+            "judge": JUDGES,
+            "critic": ("learned", "simulated"),
+            "optimum": ("expert", "sac"),
+            "temperature_unit": ("score", "spread"),
+        }
+        check_choices(self, choices)
+        if self.critic == "simulated" and self.env != "point-reach":
+            raise UserError("a simulated critic restarts the environment in any state: point-reach only. Use learned.")
+        if self.optimum == "sac" and (self.actions != "tanh" or self.critic == "simulated"):
+            raise UserError("optimum sac counts the entropy of tanh actions: use actions tanh and critic learned.")
+        if self.random_hand and self.env == "point-reach":
+            raise UserError("random_hand is about MetaWorld's robot: a point has no hand. Leave it out.")
+        at_least(self, 1, "segment_length sac_episodes")
+        at_least(self, 0, "critic_episodes temperature")
+        if not 0 < self.critic_gamma < 1:
+            raise UserError("critic_gamma lies between 0 and 1: episodes end by the clock alone, values are of no end.")
+
+    def noise(self, score: Float[ndarray, " N"], first: Int[ndarray, " M"], second: Int[ndarray, " M"]) -> float:
+        """Return the temperature in units of the score."""
+        return float(
+            self.temperature * (1 if self.temperature_unit == "score" else (score[second] - score[first]).std())
+        )
+
+
+@dataclass(frozen=True)
+class DataSettings(JudgeSettings):
+    """What to collect, and how to label it.
+
+    Attributes:
+        policies: behaviours, as in `behaviors`; one is homogeneous data, several heterogeneous.
+        episodes: per behaviour.
+        horizon: steps of an episode; 0 is the environment's own.
+        num_envs: copies; 0 is the environment's own.
+        behavior_std: of the clones' u.
+        demos: demonstrations behind `success:RATE`.
+        segments: how many are cut.
+        pairs: at most this many comparisons; 0 is no limit.
+        comparisons: `sparse` (each segment once) or `dense` (all pairs).
+        flip_fraction: share of answers that are turned round.
+        seed: of everything but the labels.
+        label_seed: of segments, pairs and answers; -1 takes `seed`.
+    """
+
+    policies: tuple[str, ...] = ("success:0.2", "success:0.5")
+    episodes: int = 100
+    horizon: int = 0
+    num_envs: int = 0
+    behavior_std: Number = 0.4
+    demos: int = 5
+    segments: int = 2500
+    pairs: int = 0
+    comparisons: str = "sparse"
+    flip_fraction: Number = 0.0
+    seed: int = 0
+    label_seed: int = -1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be collected."""
+        super().__post_init__()
+        read_specs(self.policies, self.env)
+        check_choices(self, {"comparisons": get_args(Comparisons)})
+        at_least(self, 2, "segments")
+        at_least(self, 1, "episodes demos")
+        at_least(self, 0, "seed pairs horizon num_envs")
+        if self.behavior_std <= 0:
+            raise UserError("behavior_std lies above 0.")
+
+
+@dataclass(frozen=True)
+class OnlineSettings(JudgeSettings):
+    """What a round collects and asks; the rest is `TrainSettings` (its `steps` are the updates of one round).
+
+    Attributes:
+        start: the behaviour of the first round, as in `behaviors`; it is cloned before the first update.
+        rounds: how often to collect, compare and update.
+        round_episodes: episodes a round.
+        round_answers: comparisons a round.
+    """
+
+    actions: str = "tanh"
+    segment_length: int = 16
+    critic: str = "simulated"
+    start: str = "clone:1:10"
+    rounds: int = 5
+    round_episodes: int = 16
+    round_answers: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        super().__post_init__()
+        at_least(self, 1, "rounds round_episodes round_answers")
+        read_specs([self.start], self.env)
+
+
+@dataclass(frozen=True)
+class PebbleSettings:
+    """What PEBBLE has beside the training settings, whose `steps` are SAC's updates of one round.
+
+    Attributes:
+        from_clone: start from the clone of the start behaviour, as the other methods do; else from nothing.
+        explore_episodes: episodes of exploration for state entropy before the first comparison; from nothing only.
+        interact_episodes: episodes that the actor collects for itself in a round, between blocks of updates.
+        critic_updates: of the critics alone, when they are new.
+        sac_batch: transitions per update.
+        members: reward networks.
+        reward_updates: of the reward, in a round.
+        reward_batch: comparisons per update of each network.
+        queries: `uniform`, or `disagreement`: the comparisons on which the networks differ most.
+        candidates: comparisons drawn for each that is asked, with `disagreement`.
+        neighbors: k of the state entropy.
+    """
+
+    from_clone: bool = False
+    explore_episodes: int = 0
+    interact_episodes: int = 320
+    critic_updates: int = 0
+    sac_batch: int = 256
+    members: int = 3
+    reward_updates: int = 200
+    reward_batch: int = 128
+    queries: str = "uniform"
+    candidates: int = 10
+    neighbors: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        check_choices(self, {"queries": ("uniform", "disagreement")})
+        at_least(self, 0, "explore_episodes critic_updates")
+        at_least(self, 1, "interact_episodes sac_batch members reward_updates reward_batch candidates neighbors")
+        if self.queries == "disagreement" and self.members < 2:
+            raise UserError("one reward network cannot disagree with itself: give members 2 or more, or ask uniformly.")
+        if self.from_clone and self.explore_episodes:
+            raise UserError("a clone does not explore first: give explore_episodes 0, or from_clone false.")
 
 
 @dataclass(frozen=True)
@@ -27,12 +215,16 @@ class TrainSettings:
         bc_steps: updates of behaviour cloning before.
         batch_pairs: comparisons per update.
         lr: of Adam; it starts anew after behaviour cloning.
+        warmup: updates after cloning over which lr rises from 0.
+        decay: lr falls to 0 from the end of cloning to the last update.
         alpha: scale of the margin.
         bias: lambda, on the segment that lost; 1 is a likelihood, as `expected` needs; CPL's code has .5.
         reference: score log pi - log of the frozen clone, as `dpo` always does (CPL-KL; the KL-to-reference identity).
         bc_coef: weight of behaviour cloning on all segments of the batch (1 in CPL-BC).
         hidden: widths of the policy's layers.
         dropout: after each of them.
+        output_act: of the mean: `linear`, or `tanh` as in CPL's released network: it stays in (-1, 1), and actions are
+            read as the environment received them, clipped; `auto` is tanh on MetaWorld's clipped actions, else linear.
         std: of the policy's u; 0 learns it. The default makes log pi CPL's -|u - mean|^2.
         gamma: discount of the look-ahead.
         future: whose future the look-ahead reads: `expected`, a regression of recorded futures per behaviour (unbiased,
@@ -62,12 +254,15 @@ class TrainSettings:
     bc_steps: int = 1000
     batch_pairs: int = 32
     lr: Number = 3e-4
+    warmup: int = 0
+    decay: bool = False
     alpha: Number = 0.1
     bias: Number = 1.0
     reference: bool = False
     bc_coef: Number = 0.0
     hidden: tuple[int, ...] = (128, 128)
     dropout: Number = 0.25
+    output_act: str = "auto"
     std: Number = CPL_STD
     gamma: Number = 0.99
     future: str = "expected"
@@ -93,16 +288,13 @@ class TrainSettings:
             "label_model": LABEL_MODELS,
             "label_entropy": ("include", "drop"),
             "constants": ("drop", "keep"),
+            "output_act": ("auto", "linear", "tanh"),
             "future": FUTURES,
             "weights": get_args(Weights),
         }
         check_choices(self, choices)
-        for name in ("steps", "bc_steps", "lookahead_horizon", "seed", "horizon", "num_envs", "bc_coef", "std"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: it cannot be negative.")
-        for name in ("batch_pairs", "eval_every", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        at_least(self, 0, "steps bc_steps warmup lookahead_horizon seed horizon num_envs bc_coef std")
+        at_least(self, 1, "batch_pairs eval_every eval_episodes")
         if min(self.hidden, default=1) < 1 or self.lr <= 0 or self.alpha <= 0:
             raise UserError("hidden widths are counts, and lr and alpha lie above 0.")
         if not (0 < self.bias <= 1 and 0 <= self.dropout < 1 and 0 < self.held_out_fraction < 1):
@@ -116,6 +308,15 @@ class TrainSettings:
         if self.label_model == "auto" and self.method != "ppl":
             raise UserError("label_model auto decides between ppl and cpl: give it with the method ppl.")
         self.lookahead()
+
+    def on(self, env: str, squash: bool) -> "TrainSettings":
+        """Return the settings with `output_act` decided for an environment and its actions."""
+        if self.output_act == "tanh" and squash:
+            raise UserError(
+                "output_act tanh is for clipped actions: where actions are tanh(u), the mean of u has no bound."
+            )
+        tanh = env.startswith("metaworld/") and not squash
+        return replace(self, output_act="tanh" if tanh else "linear") if self.output_act == "auto" else self
 
     def lookahead(self, method: str | None = None) -> Lookahead:
         """Return the look-ahead of a method (this one's by default)."""

@@ -21,7 +21,7 @@ import torch
 from autotelic.control.behavior_labels import PolicyLabels, policy_labels
 from autotelic.control.collection import read_data
 from autotelic.control.environments import VectorEnvironment, make
-from autotelic.control.episodes import Behavior, Episode, roll_out
+from autotelic.control.episodes import Behavior, Episode, clipped, roll_out
 from autotelic.control.expected import fit_expected
 from autotelic.control.intervals import share_interval
 from autotelic.control.learners import IQLLearner, PreferenceLearner
@@ -47,12 +47,18 @@ class Prepared:
     held_out: torch.Tensor
     squash: bool
     env: str
+    random_hand: bool
+    settings: TrainSettings
 
 
 def prepare(settings: TrainSettings, folder: Path) -> Prepared:
     """Read a data folder, attach policy labels where they are needed or recorded, and set pairs aside."""
     episodes, preferences, metadata = read_data(folder)
-    kind = settings.labels
+    env, squash = metadata.get("environment"), bool(metadata.get("squash", False))
+    if env is None:
+        raise UserError(f"{folder}: the data set does not name its environment (metadata key `environment`). Add it.")
+    settings, kind = settings.on(env, squash), settings.labels
+    episodes = [clipped(e) for e in episodes] if settings.output_act == "tanh" else episodes
     if settings.method != "ppl" and not all(e.mean is not None for e in episodes):
         kind = "deterministic"
     labels = policy_labels(kind, episodes, settings.seed, folder)
@@ -65,10 +71,7 @@ def prepare(settings: TrainSettings, folder: Path) -> Prepared:
         )
     held_out = torch.zeros(count, dtype=torch.bool)
     held_out[torch.from_numpy(np.random.default_rng([settings.seed, 6]).permutation(count)[:held])] = True
-    env = metadata.get("environment")
-    if env is None:
-        raise UserError(f"{folder}: the data set does not name its environment (metadata key `environment`). Add it.")
-    return Prepared(episodes, data, held_out, bool(metadata.get("squash", False)), env)
+    return Prepared(episodes, data, held_out, squash, env, bool(metadata.get("random_hand", False)), settings)
 
 
 def labelled_pairs(
@@ -185,13 +188,14 @@ def train(
     if settings.method not in METHODS:
         raise UserError(f"{settings.method} acts while it learns: give it to `autotelic control online`.")
     prepared = prepare(settings, folder)
+    settings = prepared.settings
     config = {**asdict(settings), "data": str(folder), "env": prepared.env}
     run = RunFolder(output, settings.method, config, settings.seed, resume)
     if (output / "result.json").is_file():
         progress(f"{output} is finished")
         return json.loads((output / "result.json").read_text())
     horizon = settings.horizon or max(map(len, prepared.episodes))
-    environment = environment or make(prepared.env, settings.num_envs or None, horizon)
+    environment = environment or make(prepared.env, settings.num_envs or None, horizon, prepared.random_hand)
     torch.manual_seed(settings.seed)
     choice = choose(settings, prepared, progress) if settings.label_model == "auto" else {}
     learner = build_learner(settings, prepared, choice.get("label_model"))
