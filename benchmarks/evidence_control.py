@@ -57,17 +57,15 @@ def by_judge(recipe: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name != "judges"} | {"tasks": tasks}
 
 
-def collect(settings: DataSettings, data: Path, like: Path, seconds: float = 5.0) -> None:
-    """Write the data, labelled anew where the same episodes lie in `like` already; wait where another process does."""
+def collect(settings: DataSettings, data: Path, like: Path) -> None:
+    """Write the data, labelled anew from the episodes in `like` if that is another folder; or wait for who does."""
     if claim(data):
         if like != data:
-            while not (like / "data.json").is_file():
-                time.sleep(seconds)
             shutil.copytree(like, data, dirs_exist_ok=True)
         build_data(settings, data, say)
         (data / "ready").touch()
     while not (data / "ready").is_file():
-        time.sleep(seconds)
+        time.sleep(5)
 
 
 def run(recipe: dict[str, Any], output: Path, tasks: list[str], arms: list[str], seeds: list[int]) -> None:
@@ -76,11 +74,12 @@ def run(recipe: dict[str, Any], output: Path, tasks: list[str], arms: list[str],
     (output / "experiment.json").write_text(json.dumps(recipe, indent=1))
     for seed in seeds or range(recipe["seeds"]):
         for task in tasks or recipe["tasks"]:
-            changes = dict(recipe["tasks"][task])
-            like = output / f"{changes.pop('like', task)}-seed{seed}" / "data"
-            data, section = output / f"{task}-seed{seed}" / "data", recipe.get("data", {}) | changes
-            settings = build_settings(DataSettings, section, {"seed": seed})
-            collect(settings, data, like)
+            like = recipe["tasks"][task].get("like", task)
+            for name in dict.fromkeys((like, task)):
+                changes = {key: value for key, value in recipe["tasks"][name].items() if key != "like"}
+                settings = build_settings(DataSettings, recipe.get("data", {}) | changes, {"seed": seed})
+                data = output / f"{name}-seed{seed}" / "data"
+                collect(settings, data, output / f"{like}-seed{seed}" / "data")
             environment = None
             for arm in arms or recipe["arms"]:
                 folder = data.parent / arm

@@ -1,7 +1,7 @@
 """Small networks on linear-Gaussian control: does the look-ahead that networks can learn beat CPL there?
 
     python benchmarks/evidence_lqr.py tune --output runs/evidence/lqr      # settings, on seeds that are not reported
-    python benchmarks/evidence_lqr.py run --output runs/evidence/lqr
+    python benchmarks/evidence_lqr.py run --output runs/evidence/lqr       # `longer` makes its last fits alone
     python benchmarks/evidence_lqr.py table runs/evidence/lqr > benchmarks/results/evidence_lqr.md
 
 Data and judge are those of `autotelic control lqr`; the policy is an MLP, trained as in `autotelic control train`. The
@@ -37,6 +37,7 @@ SETS, LENGTHS, SLIPS, SEEDS = ("anti", "same"), (1, 8), (0.0, 1.0), range(10)
 TUNING = (("anti", 8, 0.0), ("same", 1, 0.0), ("same", 8, 0.0))
 TUNING_SEEDS, GRID = (100,), ((1.0, 1.0), (1.0, 0.3), (0.5, 1.0))  # lambda, alpha
 WRONG_SEEDS = 5  # of the control arm
+LONGER, LONGER_SEEDS = {"steps": 2400}, 5  # four times the updates, in one cell
 PAIRS, STARTS, STEPS = 1000, 512, 150
 BASE = TrainSettings(
     hidden=(32, 32), dropout=0.0, lr=1e-3, decay=True, gamma=0.95, bc_steps=300, steps=600, batch_pairs=64,
@@ -239,7 +240,20 @@ def table(fits: Fits, chosen: dict[str, dict[str, float]]) -> str:
                 base = found[judge, cell, "cpl"]
                 shown = [shown_cell(found.get((judge, cell, arm), {}), base, arm) for arm in arms]
                 lines.append(f"| {cell[0]}, {cell[1]}, {cell[2]:g} | {len(base)} | " + " | ".join(shown) + " |")
+    for arm in ("cpl", "ppl"):
+        few, many = (
+            {s: r["excess"] for s in range(LONGER_SEEDS) if (r := fits.found.get(key(*longer(arm, s, chosen, more))))}
+            for more in ({}, LONGER)
+        )
+        if both := sorted(set(few) & set(many)):
+            gap = mean_interval(np.array([many[s] - few[s] for s in both]))
+            means = " to ".join(f"{np.mean([one[s] for s in both]):.2f}" for one in (few, many))
+            lines += ["", f"Four times the updates, same, 8, 0, {arm}: {means} ({gap.text(2, sign=True)})"]
     return "\n".join(lines)
+
+
+def longer(arm: str, seed: int, chosen: dict[str, dict[str, float]], more: dict[str, float]) -> tuple[Any, ...]:
+    return ("same", 8, 0.0), "regret", seed, arm, chosen[arm] | more
 
 
 def shown_cell(values: dict[int, float], base: dict[int, float], arm: str) -> str:
@@ -256,7 +270,7 @@ def shown_cell(values: dict[int, float], base: dict[int, float], arm: str) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tune", "run", "table"))
+    parser.add_argument("what", choices=("tune", "run", "longer", "table"))
     parser.add_argument("path", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, default=Path("runs/evidence/lqr"))
     args = parser.parse_args()
@@ -268,6 +282,9 @@ def main() -> None:
     chosen = json.loads((fits.path.parent / "chosen.json").read_text())
     if args.what == "run":
         figures(fits, chosen, fill=True)
+    if args.what in ("run", "longer"):
+        for seed, arm in itertools.product(range(LONGER_SEEDS), ("cpl", "ppl")):
+            fits.get(*longer(arm, seed, chosen, LONGER))
     print(table(fits, chosen))
 
 
