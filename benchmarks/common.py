@@ -133,9 +133,13 @@ def machine() -> dict[str, Any]:
     if listing.exists():
         names = [x.split(":", 1)[1].strip() for x in listing.read_text().splitlines() if x.startswith("model name")]
         cpu = names[0] if names else cpu
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **({"gpu": gpu} if gpu else {}),
         "system": platform.system(),
         "load_average": round(os.getloadavg()[0], 2),
     }
@@ -163,6 +167,7 @@ def write(
     clock: str = "CPU seconds, one thread",
     missing: Mapping[str, str] | None = None,
     options: str = "",
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a result file, and return what it holds.
 
@@ -174,6 +179,7 @@ def write(
         clock: what was measured.
         missing: sides that could not take part, and why.
         options: of the command, where its figures are not the usual ones.
+        more: further keys.
     """
     result = {
         "benchmark": name,
@@ -186,6 +192,7 @@ def write(
         "work": dict(work),
         "cases": list(cases),
         "missing": dict(missing or {}),
+        **(more or {}),
     }
     out = args.output or (None if args.smoke else RESULTS / f"{name}.json")
     if out is not None:

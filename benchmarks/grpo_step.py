@@ -4,7 +4,7 @@ wide vocabulary  forward and backward of a micro-batch of made-up rollouts, on o
                  (d = 896, V = 151,936), the same weights and tokens for every side; generation is not in the clock
 small world      a whole update of `autotelic train grpo` on the carried model: generation, reward, forward, backward,
                  optimizer, all metrics; V = 18, so `fused_head=auto` stays with TRL's head
-control's share  the control's own seconds inside an update of 64 x 1024 tokens: choice, rewriting, diagnostics
+control's share  what the parts of a run (control, diagnostics) take of an update of 64 x 1024 tokens
 """
 
 import os
@@ -47,7 +47,9 @@ def random_model(tokenizer: Any, *, layers: int, hidden: int, inner: int, vocabu
     )
 
 
-def build(trainer_class: Any, tokenizer: Any, model: Any, rows: int, micro: int, width: int, **ours: Any) -> Any:
+def build(
+    trainer_class: Any, tokenizer: Any, model: Any, rows: int, micro: int, width: int, settings: Any = None, **ours: Any
+) -> Any:
     """A trainer that is about to make the second of two updates on a rollout."""
     from datasets import Dataset
     from trl import GRPOConfig
@@ -56,6 +58,7 @@ def build(trainer_class: Any, tokenizer: Any, model: Any, rows: int, micro: int,
         model=model,
         reward_funcs=constant,
         args=GRPOConfig(
+            **{"use_cpu": True, "bf16": False} | (settings or {}),
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=rows // micro,
@@ -63,8 +66,6 @@ def build(trainer_class: Any, tokenizer: Any, model: Any, rows: int, micro: int,
             num_iterations=2,
             num_generations=4,
             max_completion_length=width,
-            use_cpu=True,
-            bf16=False,
             gradient_checkpointing=False,
             report_to="none",
             beta=0.0,
@@ -222,7 +223,7 @@ def small_world(args: Any) -> dict[str, Any]:
 
 
 def control_share(args: Any) -> dict[str, Any]:
-    """Clock the control's own part of a long update."""
+    """Clock the hooks of the parts in a long update."""
     from trl import GRPOTrainer
 
     from autotelic.tasks.tokenizer import build_tokenizer
@@ -234,9 +235,8 @@ def control_share(args: Any) -> dict[str, Any]:
     facts = {}
     for control in (ClipCov(fraction=2e-4), KLCov(fraction=2e-3)):
         model = random_model(tokenizer, **shape)
-        trainer = build(
-            clocked(with_entropy_control(GRPOTrainer)), tokenizer, model, rows, micro, width, entropy_control=control
-        )
+        base = with_entropy_control(GRPOTrainer)
+        trainer = clocked(build(base, tokenizer, model, rows, micro, width, entropy_control=control))
         trainer._buffered_inputs = scored(trainer, rollout(rows, micro, width, len(tokenizer)))
         shares = []
         for turn in range(1 if args.smoke else 2):
@@ -249,28 +249,26 @@ def control_share(args: Any) -> dict[str, Any]:
     return {"name": f"the control's share of an update, {rows} x {width} tokens", "shares": facts, "at_most": 0.01}
 
 
-def clocked(base: Any) -> Any:
-    """A trainer that adds up the CPU seconds spent in entropy control."""
+HOOKS = ("on_responses", "on_rollout", "on_generation", "on_update", "on_token_stats", "loss_term")
 
-    class Clocked(base):
-        own = 0.0
 
-        def _timed(self, function: Any, *args: Any) -> Any:
+def clocked(trainer: Any) -> Any:
+    """Make the trainer's attribute `own` add up the CPU seconds that its parts take; return the trainer."""
+
+    def timed(hook: Any) -> Any:
+        def run(*args: Any) -> Any:
             started = time.process_time()
-            result = function(*args)
-            self.own += time.process_time() - started
+            result = hook(*args)
+            trainer.own += time.process_time() - started
             return result
 
-        def _plan_update(self, window: Any) -> Any:
-            return self._timed(super()._plan_update, window)
+        return run
 
-        def _rewrite(self, *args: Any) -> Any:
-            return self._timed(super()._rewrite, *args)
-
-        def _finish_drift(self) -> Any:
-            return self._timed(super()._finish_drift)
-
-    return Clocked
+    trainer.own = 0.0
+    for part in trainer.parts:
+        for name in HOOKS:
+            setattr(part, name, timed(getattr(part, name)))
+    return trainer
 
 
 def main(options: list[str] | None = None) -> dict[str, Any]:

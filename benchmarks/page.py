@@ -26,6 +26,24 @@ TITLES = {
     "memory": "Memory of an update",
     "memory_full": "Memory of an update, 64 x 1024 tokens",
     "startup": "Start-up",
+    "real_step": "An update of a real model",
+    "gpu": "On a GPU",
+}
+PEERS = {
+    "TRL": "trl",
+    "Liger": "liger-kernel",
+    "verl": "verl",
+    "math-verify": "math-verify",
+    "transformers": "transformers",
+    "materialised logits": "torch",
+}
+"""The package of a side."""
+COLUMNS = {
+    "memory_mib": "MiB more",
+    "error": "error",
+    "rate_share": "share of the rate",
+    "answers_per_second": "answers/s",
+    "tokens": "tokens",
 }
 INTRO = """# Performance
 
@@ -35,9 +53,18 @@ it on tiny sizes, which is what the tests do. All sides of a benchmark run in on
 machine that others use slows all of them. `x ours` is a side's time over ours: above 1, ours is faster; in brackets the
 95 % interval of the mean over paired turns. Absolute seconds belong to one machine at one hour: read the ratios.
 
-`--fused_head auto | on | off` of `autotelic train` chooses the head: `auto` takes ours where the vocabulary is large
-enough for it to pay, and says once why it does not. `--shared_prefix auto | on | off` does the same for computing a
-prompt once for all of its responses, in the passes for log-probabilities and in transformers' generation.
+`--fused_head auto | on | off` of `autotelic train` chooses the head. `auto` follows a rule by device and shape: TRL's
+below a vocabulary of 8,192; ours where a run asks for what only ours does (rows without a gradient left out, precise
+entropies near zero, statistics of the whole vocabulary without logits), and on a CPU; on a GPU the one that was
+measured to be faster there, and TRL's where nothing was measured. The first lines of a run and its `run.json` say which
+head runs and why. `--shared_prefix auto | on | off` does the same for computing a prompt once for all of its responses,
+in the passes for log-probabilities and in transformers' generation.
+"""
+NO_GPU = """## On a GPU
+
+Not timed. `python benchmarks/gpu.py` is prepared: correctness of our Triton kernels against float64, then time, share
+of the measured rate, memory and entropy error against TRL, Liger, verl and materialised logits, in six minutes. Until
+then `--fused_head auto` takes TRL's head on a GPU unless a run asks for what only ours does.
 """
 
 
@@ -50,6 +77,8 @@ def page(folder: Path) -> str:
     paths = [path for name in TITLES if (path := folder / f"{name}.json").exists()]
     results = [json.loads(path.read_text()) | {"title": TITLES[path.stem]} for path in paths]
     parts = [INTRO, *verdicts(results), *(section(result) for result in results)]
+    if not (folder / "gpu.json").exists():
+        parts.append(NO_GPU)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
 
 
@@ -97,7 +126,9 @@ def misses(benchmark: str, case: dict[str, Any]) -> Iterator[str]:
     name = f"{benchmark}: {case['name']}"
     for side, least in case.get("targets", {}).items():
         if side in case["against"] and case["against"][side]["ratio"] < least:
-            yield f"{name}: {times(case['against'][side])} of {side}, the target is {least:.3g} x"
+            bound = case.get("bounds", {}).get(side)
+            most = "" if bound is None else f"; matrix products alone allow {bound:.2f} x"
+            yield f"{name}: {times(case['against'][side])} of {side}, the target is {least:.3g} x{most}"
     if case.get("target") is not None:
         peers = [side for side in case["against"] if not side.startswith(OURS)]
         for side in [case["target_side"]] if case.get("target_side") else peers:
@@ -120,12 +151,12 @@ def misses(benchmark: str, case: dict[str, Any]) -> Iterator[str]:
 def section(result: dict[str, Any]) -> str:
     """Return one benchmark's part of the page."""
     name, cases = result["benchmark"], result["cases"]
-    tables = [compared, exponents, measured, seconds, shares]
+    tables = [compared, exponents, measured, seconds, shares, errors]
     parts = [f"## {title(result)}\n", f"`{result['command']}`\n"]
     if title(result) == TITLES[name]:  # other sizes of the same work need not be explained again
         about = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
         parts.append(f"```text\n{about}\n```\n")
-    parts += [text for table in tables if (text := table(cases))]
+    parts += [text for table in tables if (text := table(cases, result["versions"]))]
     parts += [f"{side} did not take part: {why}.\n" for side, why in result["missing"].items()]
     machine, versions = result["machine"], ", ".join(f"{key} {value}" for key, value in result["versions"].items())
     parts.append(
@@ -135,23 +166,27 @@ def section(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def compared(cases: list[dict[str, Any]]) -> str:
+def with_version(side: str, versions: dict[str, str]) -> str:
+    """Return a side with the version of the package that it is."""
+    name, *rest = side.split(", ")
+    package = PEERS.get(name)
+    return ", ".join([f"{name} {versions[package]}", *rest]) if package in versions else side
+
+
+def compared(cases: list[dict[str, Any]], versions: dict[str, str]) -> str:
     """Return the table of cases with several sides."""
     rows = [case for case in cases if "sides" in case]
-    extra = [
-        key for key in ("memory_mib", "error", "answers_per_second", "tokens") if any(key in case for case in rows)
-    ]
-    titles = {"memory_mib": "MiB more", "error": "error", "answers_per_second": "answers/s", "tokens": "tokens"}
+    extra = [key for key in COLUMNS if any(key in case for case in rows)]
     lines = []
     for case in rows:
         for side, values in case["sides"].items():
             against = times(case["against"][side]) if side in case["against"] else "1"
             cells = [number(case.get(key, {}).get(side)) for key in extra]
-            lines.append([case["name"], side, number(values["median"]), against, *cells])
-    return table(["work", "side", "seconds", "x ours [95 %]", *(titles[key] for key in extra)], lines)
+            lines.append([case["name"], with_version(side, versions), number(values["median"]), against, *cells])
+    return table(["work", "side", "seconds", "x ours [95 %]", *(COLUMNS[key] for key in extra)], lines)
 
 
-def exponents(cases: list[dict[str, Any]]) -> str:
+def exponents(cases: list[dict[str, Any]], versions: dict[str, str]) -> str:
     lines = [
         [
             case["name"],
@@ -165,32 +200,54 @@ def exponents(cases: list[dict[str, Any]]) -> str:
     return table(["cost of", "sizes", "seconds", "exponent [95 %]"], lines)
 
 
-def measured(cases: list[dict[str, Any]]) -> str:
+def measured(cases: list[dict[str, Any]], versions: dict[str, str]) -> str:
     """Return the table of memory."""
     lines = []
     for case in cases:
         for side, values in case.get("measured", {}).items():
             ours = case["measured"].get(OURS)
             if values is None:
-                lines.append([case["name"], side, "does not fit", "", "", ""])
+                lines.append([case["name"], with_version(side, versions), "does not fit", "", "", ""])
                 continue
             ratios = [number(values[key] / ours[key]) if ours else "" for key in ("memory_mib", "seconds")]
             lines.append(
-                [case["name"], side, number(values["memory_mib"]), ratios[0], number(values["seconds"]), ratios[1]]
+                [
+                    case["name"],
+                    with_version(side, versions),
+                    number(values["memory_mib"]),
+                    ratios[0],
+                    number(values["seconds"]),
+                    ratios[1],
+                ]
             )
     return table(["update", "side", "peak, MiB", "x ours", "seconds", "x ours"], lines)
 
 
-def seconds(cases: list[dict[str, Any]]) -> str:
+def seconds(cases: list[dict[str, Any]], versions: dict[str, str]) -> str:
     rows = [case for case in cases if "seconds" in case]
     lines = [[case["name"], number(case["seconds"]["median"]), number(case["at_most"])] for case in rows]
     return table(["process", "seconds", "at most"], lines)
 
 
-def shares(cases: list[dict[str, Any]]) -> str:
+def shares(cases: list[dict[str, Any]], versions: dict[str, str]) -> str:
     rows = [case for case in cases if "shares" in case]
     lines = [[case["name"], key, f"{share:.2%}"] for case in rows for key, share in case["shares"].items()]
-    return table(["what", "control", "share"], lines)
+    return table(["what", "part", "share"], lines)
+
+
+def errors(cases: list[dict[str, Any]], versions: dict[str, str]) -> str:
+    rows = [case for case in cases if "errors" in case]
+    lines = [
+        [case["name"], key, f"{value:.2g}"]
+        for case in rows
+        for key, value in (case["errors"] if len(case["errors"]) < 10 else largest(case["errors"])).items()
+    ]
+    return table(["what", "of", "relative error"], lines)
+
+
+def largest(found: dict[str, float]) -> dict[str, float]:
+    name = max(found, key=lambda key: found[key])
+    return {f"the largest of {len(found)}: {name}": found[name]}
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:

@@ -5,18 +5,21 @@ medians). One multiplies out what a larger run costs; an exponent above the expe
   head, N and V      forward and backward of the log-probabilities and entropies of N tokens over V; expected 1
   covariance, N      the choice and the loss of `benchmarks/covariance.py`; expected 1
   answers, G         one group of G spellings of four answers; pairwise comparison would be 2
+  answers, unique    one group of different polynomials, which the worker has to tell apart; expected 1
+  update, B and T    what the parts of a run take of an update (KL-Cov), B responses or T tokens each; expected 1
   ranks              the same update's choice, spread over processes (gloo, one machine), wall seconds
 """
 
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from answers import few_symbolic
-from common import exponent, interleave, one_thread, parser_for, write
+from common import cpu_seconds, exponent, interleave, one_thread, parser_for, write
 from covariance import make_batch, ours
 
 
@@ -64,6 +67,44 @@ def answers_turn(group: int) -> Callable[[], Any]:
         cluster([spellings[i % len(spellings)] for i in range(group)])
 
     return turn
+
+
+def unique_turn(count: int) -> Callable[[], Any]:
+    """Return the clustering of one group of different polynomials, other ones in every turn."""
+    from autotelic.answers import cluster
+
+    seeds = iter(range(count * 10**4, 10**9))
+
+    def turn() -> None:
+        base = next(seeds) * 1000
+        cluster([f"{base + k}x^2 + {k}x - 1" for k in range(2, count + 2)])
+
+    return turn
+
+
+def own_seconds(shapes: Mapping[str, tuple[int, int]], turns: int) -> dict[str, list[float]]:
+    """Return what the parts take of an update of so many responses of so many tokens, in turns."""
+    from grpo_step import build, clocked, random_model, rollout, scored, update
+    from trl import GRPOTrainer
+
+    from autotelic.tasks.tokenizer import build_tokenizer
+    from autotelic.trl import KLCov, with_entropy_control
+
+    tokenizer, trainers = build_tokenizer(), {}
+    for name, (rows, width) in shapes.items():
+        model = random_model(tokenizer, layers=1, hidden=32, inner=64, vocabulary=len(tokenizer), width=width)
+        control = {"entropy_control": KLCov(fraction=0.02)}
+        trainer = build(with_entropy_control(GRPOTrainer), tokenizer, model, rows, rows, width, **control)
+        trainer._buffered_inputs = scored(trainer, rollout(rows, rows, width, len(tokenizer)))
+        trainers[name] = clocked(trainer)
+    seconds: dict[str, list[float]] = {name: [] for name in shapes}
+    for turn in range(turns + 1):
+        for name, trainer in trainers.items():
+            trainer.own = 0.0
+            update(trainer)
+            if turn:  # the first is for warming up
+                seconds[name].append(trainer.own)
+    return seconds
 
 
 def rank_seconds(rank: int, world: int, port: int, tokens: int, turns: int, seconds: Any) -> None:
@@ -120,15 +161,21 @@ def over_ranks(world: int, tokens: int, turns: int) -> list[float]:
 def main(options: list[str] | None = None) -> dict[str, Any]:
     args = parser_for(__doc__, repeats=5).parse_args(options)
     one_thread()
+    warnings.simplefilter("ignore")
     from autotelic.answers import default_pool
 
-    cpu, wall, rows = time.process_time, time.perf_counter, []
+    cpu, rows = time.process_time, []
 
     def sweep(name: str, sizes: Sequence[int], make: Any, expected: float, clock: Any = cpu) -> None:
         rows.append(fitted(name, sizes, swept(sizes, make, args.repeats, clock), expected))
 
+    def update_sweep(name: str, sizes: Sequence[int], shape: Callable[[int], tuple[int, int]]) -> None:
+        seconds = own_seconds({str(size): shape(size) for size in sizes}, args.repeats)
+        rows.append(fitted(f"parts of an update, {name}", sizes, seconds, 1.0))
+
     if args.smoke:
         sweep("head, tokens N", (4, 8, 16), lambda n: head_turn(n, 64, 8), 1.0)
+        update_sweep("responses B", (4, 8, 16), lambda rows: (rows, 8))
         sweep(
             "covariance, tokens N",
             (256, 512, 1024),
@@ -146,16 +193,26 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
                 1.0,
             )
         default_pool().warm_up()
-        sweep("answers, group G", (8, 16, 32, 64, 128), answers_turn, 1.0, wall)
+        sweep("answers, group G", (8, 16, 32, 64, 128), answers_turn, 1.0, cpu_seconds)
+        sweep("answers, unique ones", (8, 16, 32, 64), unique_turn, 1.0, cpu_seconds)
+        update_sweep("responses B", (16, 32, 64, 128), lambda rows: (rows, 256))
+        update_sweep("tokens T", (128, 256, 512, 1024), lambda width: (16, width))
         worlds = (1, 2, 4)
         seconds = {str(world): over_ranks(world, 2**20, args.repeats) for world in worlds}
         rows.append(fitted("covariance over processes, 1M tokens", worlds, seconds, None))
     work = {
         "head": "d = 256, float32",
         "covariance": "rows of 1024 tokens",
-        "answers": "four formulas, four spellings each",
+        "answers": "four formulas, four spellings each; unique ones are polynomials",
+        "update": "KL-Cov on made-up rollouts, 256 tokens or 16 responses",
     }
-    return write("scaling", args, rows, work=work, clock="CPU seconds, one thread; answers and processes: wall seconds")
+    return write(
+        "scaling",
+        args,
+        rows,
+        work=work,
+        clock="CPU seconds, one thread; answers: with the worker's; processes: wall seconds",
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import argparse
 import importlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,23 @@ def test_a_benchmark_runs_and_its_section_is_written(name, smoke, load):
     section = load("page").section(result)
     assert result["command"] in section and result["date"] in section
     assert all(case["name"] in section for case in result["cases"])
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_to_its_end_on_a_cpu(tmp_path, load):
+    """Every section, our kernels in Triton's interpreter; all sides that a CPU has."""
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--smoke", "--repeats", "2", "--output", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    result = json.loads(out.read_text())
+    names = " ".join(case["name"] for case in result["cases"])
+    assert all(word in names for word in ("float64", "under .05", "every row", "20 %", "GRPO", "EM", "prompt"))
+    correct = next(case for case in result["cases"] if "errors" in case)
+    assert len(correct["errors"]) == 24 and not correct["missed"]
+    assert {"autotelic", "TRL", "materialised logits"} <= set(result["cases"][2]["sides"])
+    assert [row["width"] for row in result["timed"]] == [16, 24] and set(result["missing"]) <= {"Liger", "verl"}
+    assert "share of the rate" in load("page").section(result)
 
 
 def test_scaling_fits_an_exponent_for_every_sweep(smoke, load):

@@ -11,6 +11,7 @@ from autotelic.controls.high_entropy import HighEntropy
 from autotelic.errors import UserError
 from autotelic.kernels import rows
 from autotelic.lm import head as seam
+from autotelic.lm import head_choice
 from autotelic.rewards import EMPO
 from autotelic.trl import (
     ClipCov,
@@ -105,8 +106,7 @@ def test_an_update_is_the_same_with_and_without(method, make_trainer, make_model
     wrap, keyword, make = METHODS[method]
     settings = {"num_iterations": 2, "temperature": 0.8, "per_device_train_batch_size": 8, keyword: make()}
     trainers = {mode: make_trainer(wrap, model=make_model(), fused_head=mode, **settings) for mode in ("off", "on")}
-    refusals = {mode: trainer.part(FastPasses).installed.head_refusal for mode, trainer in trainers.items()}
-    assert refusals["on"] is None and refusals["off"]
+    assert [trainers[mode].part(FastPasses).installed.head.ours for mode in ("off", "on")] == [False, True]
     parts = micro_batches(trainers["off"])
     generator = torch.Generator().manual_seed(0)
     for part in parts:  # a policy that has moved a little, so that ratios differ from 1
@@ -141,7 +141,7 @@ def active(monkeypatch):
 
 def test_padding_and_prompts_never_reach_the_head(active, make_model):
     model = trl_head(make_model())
-    assert seam.use_fused_head(model, mode="on") is None
+    assert seam.use_fused_head(model, mode="on").ours
     out = model(input_ids=IDS, labels=LABELS, fused_lm_head=True)
     (out.log_probs.sum() + out.entropy.sum()).backward()
     labelled = int((LABELS[:, 1:] != -100).sum())
@@ -246,7 +246,7 @@ def test_values_and_gradients_are_those_of_the_logits(name, settings):
     model = small(name, **settings)
     if name == "PhiForCausalLM":
         nn.init.normal_(model.lm_head.bias)
-    assert seam.use_fused_head(model, temperature=0.7, mode="on") is None
+    assert seam.use_fused_head(model, temperature=0.7, mode="on").ours
     check_against_logits(model)
 
 
@@ -266,7 +266,7 @@ def test_lora_on_the_head_counts():
     model = with_lora(small("Qwen3ForCausalLM"), target_modules=["lm_head", "q_proj"])
     theirs = model(input_ids=IDS, labels=LABELS, fused_lm_head=True).log_probs
     assert (theirs - expected(model, 0.7)[0]).abs().max() > 0.1
-    assert seam.use_fused_head(model, temperature=0.7) is None  # also by default: only ours is right
+    assert seam.use_fused_head(model, temperature=0.7).ours  # also by default: only ours is right
     check_against_logits(model)
     assert any("lm_head" in name for name, p in model.named_parameters() if p.grad is not None)
     with model.disable_adapter():  # the reference policy of a PEFT run
@@ -279,7 +279,7 @@ def test_a_head_that_is_trained_whole_beside_lora_counts():
     model = with_lora(small("Qwen3ForCausalLM"), target_modules=["q_proj"], modules_to_save=["lm_head"])
     with torch.no_grad():
         model.get_base_model().lm_head.modules_to_save["default"].weight.add_(0.5)
-    assert seam.use_fused_head(model, temperature=0.7, mode="on") is None
+    assert seam.use_fused_head(model, temperature=0.7, mode="on").ours
     check_against_logits(model)
 
 
@@ -292,7 +292,7 @@ def test_a_sharded_head_is_gathered(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         mesh = dist.init_device_mesh("cpu", (1,))
-        assert seam.use_fused_head(model, temperature=0.7, mode="on") is None
+        assert seam.use_fused_head(model, temperature=0.7, mode="on").ours
         whole = model.lm_head.weight.detach().clone()
         model.lm_head.weight = nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
         out = model(input_ids=IDS, labels=LABELS, fused_lm_head=True)
@@ -348,12 +348,12 @@ def test_a_logit_of_its_own_making_is_found_out(make_model, caplog):
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(20.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seam, "MIN_VOCABULARY", 1)
-        reason = seam.use_fused_head(model)
+        patch.setattr(head_choice, "MIN_VOCABULARY", 1)
+        found = seam.use_fused_head(model)
         seam.use_fused_head(model)
-    assert reason is not None and "way of its own" in reason
+    assert not found.ours and "way of its own" in found.why
     assert [record.message for record in caplog.records if "way of its own" in record.message] == [
-        f"the head of TRL is used, not ours: {reason}"
+        f"the head is {found}"
     ]
     with pytest.raises(UserError, match="way of its own; take auto or off"):
         seam.use_fused_head(model, mode="on")
@@ -406,7 +406,7 @@ def test_a_head_that_changes_later_falls_back(make_model):
 
 def test_small_vocabularies_stay_with_trl(make_trainer):
     trainer = make_trainer(with_entropy_control, fused_head="auto")
-    assert "below" in trainer.part(FastPasses).installed.head_refusal
+    assert "below" in trainer.part(FastPasses).installed.head.why
     with pytest.raises(UserError, match="unknown fused_head 'yes'"):
         make_trainer(with_entropy_control, fused_head="yes")
 

@@ -88,7 +88,7 @@ def both(make, given, **settings):
     results = []
     for share in (True, False):
         model = make()
-        assert head_seam.use_fused_head(model, temperature=0.7, mode="on") is None
+        assert head_seam.use_fused_head(model, temperature=0.7, mode="on").ours
         if share:
             assert isinstance(seam.share_prefix(model, temperature=0.7, mode="on"), seam.Sharing)
         for name, value in settings.items():
@@ -186,7 +186,7 @@ def test_further_words_of_each_place():
 
 def test_our_head_serves_packed_rows_where_auto_leaves_small_heads_to_trl():
     model, plain = small(), small()
-    assert "below" in head_seam.use_fused_head(model, temperature=0.7)
+    assert "below" in head_seam.use_fused_head(model, temperature=0.7).why
     seam.share_prefix(model, temperature=0.7, mode="on")
     shared, theirs = outcome(model, batch()), outcome(plain, batch())
     for name in ("log_probs", "entropy"):
@@ -244,7 +244,7 @@ def test_calls_that_are_left_alone_say_why(words, packed_passes, caplog):
 
 def test_dropout_in_an_adapter_is_dropout():
     model = with_adapter(dropout=0.1)
-    assert head_seam.use_fused_head(model, mode="on") is None  # dropout on the head is no disagreement
+    assert head_seam.use_fused_head(model, mode="on").ours  # dropout on the head is no disagreement
     sharing = seam.share_prefix(model, mode="on")
     assert isinstance(sharing, seam.Sharing) and sharing.drops_out
 

@@ -118,7 +118,7 @@ def test_the_fused_head_changes_nothing_but_memory(name, top_k, build, model_dir
         trainer.model.lm_head.weight.data += 0.1 * torch.randn(trainer.model.lm_head.weight.shape, generator=drift)
         if mode == "on":
             monkeypatch.setattr(trainer.model.lm_head, "forward", lambda *a: pytest.fail("logits were made"))
-            assert trainer.fused_head_refusal is None
+            assert trainer.installed.head.ours
         batch = first_batch(trainer)
         loss, gradient = loss_and_gradient(trainer, batch)
         metrics = {k: v[-1] for k, v in trainer._metrics["train"].items()}

@@ -238,6 +238,11 @@ class EntropyControl:
         raise NotImplementedError  # abstract
 
     @property
+    def silent_share(self) -> float:
+        """Return the share of tokens that surely get no gradient; 0 where it is not known before the update."""
+        return 0.0
+
+    @property
     def per_micro_batch(self) -> bool:
         """Whether statistics belong to each micro-batch of each rank, as in the reference code."""
         return False

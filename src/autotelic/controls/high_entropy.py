@@ -30,6 +30,11 @@ class HighEntropy(AdvantageControl):
         super().__post_init__()
         F.quota(self.fraction, 0)  # refuses a fraction outside (0, 1]
 
+    @property
+    def silent_share(self) -> float:
+        """Return the share that is not trained on."""
+        return 1 - self.fraction
+
     def plan(self, batch: UpdateBatch) -> Plan:
         """Silence every token but those of highest entropy, those without an advantage too."""
         advantages, kept = F.high_entropy(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from autotelic.errors import UserError
 from autotelic.kernels import rows as of_rows
-from autotelic.kernels.rows import Active, Gradients, Head, Kept, Moments, Needs, Stats, spans
+from autotelic.kernels.rows import Active, GradientSums, Head, Kept, Moments, Stats, spans
 
 LOWEST = tl.constexpr(of_rows.LOWEST)
 WIDE_PRODUCTS = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
@@ -323,48 +323,27 @@ def add_product(into: Tensor, a: Tensor, b: Tensor, alpha: float, beta: float) -
         torch.addmm(into, a.to(into.dtype), b.to(into.dtype), beta=beta, alpha=alpha, out=into)
 
 
-class Accumulators:
-    """The gradients as they grow, from one set of rows or from several in turn; see `portable.Accumulators`."""
+class Accumulators(GradientSums):
+    """The gradients as they grow, block of the vocabulary by block."""
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        needs: Needs,
-        *,
-        gradient: Tensor | None = None,
-        several: bool = False,
-    ):
-        self.of, self.head, self.needs = (hidden, weight, bias), head, needs
-        if gradient is None and needs.weight:
-            gradient = torch.empty(weight.shape, dtype=torch.float32 if several else weight.dtype, device=weight.device)
-        self.weight = gradient
-        self.bias = torch.zeros_like(bias, dtype=torch.float32) if needs.bias and bias is not None else None
-        self.untouched = True
-
-    def collect(self, hidden: Tensor, targets: Tensor, active: Active, kept: Kept | None = None) -> Tensor | None:
-        """Add the share of some rows; return the gradient of their hidden states."""
-        _, weight, _ = self.of
-        some, num_words = active.take(hidden), weight.shape[0]
-        num_rows, num_kept = some.shape[0], active.num_kept(kept)
-        grad_hidden = torch.zeros_like(some, dtype=torch.float32) if self.needs.hidden else None
-        if num_rows:
-            columns = kept.columns if kept is not None else block_columns(weight, num_rows)
-            parts = [
-                Part(self, some, active.take(targets), active, rows)
-                for rows in (slice(0, num_kept), slice(num_kept, num_rows))
-                if rows.start < rows.stop
-            ]
-            buffer = hidden.new_empty(num_rows * min(columns, num_words))
-            for words in spans(num_words, columns):
-                dz = buffer[: num_rows * (words.stop - words.start)].view(num_rows, -1)
-                for part in parts:
-                    part.spread(dz, words, kept if part.rows.start < num_kept else None)
-                self._add_products(some, words, dz, grad_hidden)
-            self.untouched = False
-        return None if grad_hidden is None else active.spread(grad_hidden, hidden.shape[0])
+    def add(
+        self, hidden: Tensor, targets: Tensor, active: Active, kept: Kept | None, grad_hidden: Tensor | None
+    ) -> None:
+        """Add what the active rows give to all gradients."""
+        weight = self.of[1]
+        num_rows, num_words, num_kept = hidden.shape[0], weight.shape[0], active.num_kept(kept)
+        columns = kept.columns if kept is not None else block_columns(weight, num_rows)
+        parts = [
+            Part(self, hidden, targets, active, rows)
+            for rows in (slice(0, num_kept), slice(num_kept, num_rows))
+            if rows.start < rows.stop
+        ]
+        buffer = hidden.new_empty(num_rows * min(columns, num_words))
+        for words in spans(num_words, columns):
+            dz = buffer[: num_rows * (words.stop - words.start)].view(num_rows, -1)
+            for part in parts:
+                part.spread(dz, words, kept if part.rows.start < num_kept else None)
+            self._add_products(hidden, words, dz, grad_hidden)
 
     def _add_products(self, hidden: Tensor, words: slice, dz: Tensor, grad_hidden: Tensor | None) -> None:
         """Add a block's share; the logits that were kept in its part of the weight's gradient have been read."""
@@ -375,12 +354,6 @@ class Accumulators:
             add_product(self.weight[words], dz.T, hidden, slope, 0.0 if self.untouched else 1.0)
         if self.bias is not None:
             self.bias[words].add_(dz.sum(0, dtype=torch.float32), alpha=slope)
-
-    def finish(self, grad_hidden: Tensor | None) -> Gradients:
-        """Return the gradients in the dtypes of what they belong to; zero if no row ever came."""
-        if self.weight is not None and self.untouched:
-            self.weight.zero_()
-        return Gradients(grad_hidden, self.weight, self.bias).like(*self.of)
 
 
 class Part:

@@ -17,11 +17,10 @@ from autotelic.kernels.rows import (
     LOWEST,
     Active,
     Coefficients,
-    Gradients,
+    GradientSums,
     Head,
     Kept,
     Moments,
-    Needs,
     Stats,
     spans,
     widest,
@@ -181,55 +180,29 @@ def logit_gradients(
     return result
 
 
-class Accumulators:
-    """The gradients as they grow, block of the vocabulary by block, from one set of rows or from several in turn.
+class Accumulators(GradientSums):
+    """The gradients as they grow, block of the vocabulary by block."""
 
-    Args:
-        hidden: the rows, or as many as there will be in all sets; only their dtypes and width are read.
-        weight: of the head.
-        bias: of the head.
-        head: constants.
-        needs: which gradients.
-        gradient: where the weight's gradient is to be; its memory may hold kept logits until it is written.
-        several: whether sets of rows will follow the first.
-    """
+    @property
+    def half(self) -> bool:
+        """Whether the gradient of the logits is rounded to bfloat16 before the last two products."""
+        hidden, weight, _ = self.of
+        all_half = hidden.dtype == weight.dtype == torch.bfloat16
+        return all_half and weight.device.type == "cpu" and bfloat16_is_fast()
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        needs: Needs,
-        *,
-        gradient: Tensor | None = None,
-        several: bool = False,
-    ):
-        self.of, self.head, self.needs = (hidden, weight, bias), head, needs
-        self.dtype = widest(hidden, weight, bias)
-        self.half = (
-            hidden.dtype == weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and bfloat16_is_fast()
-        )
-        if gradient is None and needs.weight:
-            dtype = self.dtype if several else weight.dtype
-            gradient = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
-        self.weight = gradient
-        self.bias = torch.zeros_like(bias, dtype=self.dtype) if needs.bias and bias is not None else None
-        self.untouched = True
-
-    def collect(self, hidden: Tensor, targets: Tensor, active: Active, kept: Kept | None = None) -> Tensor | None:
-        """Add the share of some rows to the gradients of weight and bias; return the gradient of the rows."""
+    def add(
+        self, hidden: Tensor, targets: Tensor, active: Active, kept: Kept | None, grad_hidden: Tensor | None
+    ) -> None:
+        """Add what the active rows give to all gradients."""
         _, weight, bias = self.of
-        some, columns = active.take(hidden), None if kept is None else kept.columns
-        operands = Operands(some, weight, bias, active.take(targets), self.head, columns)
-        grad_hidden = operands.empty(*some.shape).zero_() if self.needs.hidden else None
+        operands = Operands(hidden, weight, bias, targets, self.head, None if kept is None else kept.columns)
         num_kept = active.num_kept(kept)
         tiles = list(row_spans(operands.num_rows, num_kept))
         scratch = operands.scratch(2 if self.head.softcap is None else 3)
         held = 0 if kept is None or kept.gradient is None else sum(rows.start < num_kept for rows in tiles)
         apart = None if self._in_place(len(tiles), held) else operands.empty(operands.columns, operands.dim)
         with quick_float32(hidden.device):
-            for words in spans(operands.vocabulary if tiles else 0, operands.columns):
+            for words in spans(operands.vocabulary, operands.columns):
                 into = None if self.weight is None else self.weight[words]
                 grown = into if apart is None else apart[: words.stop - words.start]
                 for rows in tiles:
@@ -239,8 +212,6 @@ class Accumulators:
                     self._add_products(operands, rows, words, dz, grad_hidden, grown, beta)
                 if into is not None and grown is not None and apart is not None:
                     into.copy_(grown)
-        self.untouched = self.untouched and not tiles
-        return None if grad_hidden is None else active.spread(grad_hidden, hidden.shape[0])
 
     def _in_place(self, num_tiles: int, num_held: int) -> bool:
         """Return whether a block of the weight's gradient can grow where it belongs.
@@ -296,12 +267,6 @@ class Accumulators:
             add_product(grad_hidden[rows], dz, operands.weight[words].to(dtype), slope, 1.0)
         if grad_weight is not None:
             add_product(grad_weight, dz.T, operands.hidden[rows].to(dtype), slope, beta)
-
-    def finish(self, grad_hidden: Tensor | None) -> Gradients:
-        """Return the gradients in the dtypes of what they belong to; zero if no row ever came."""
-        if self.weight is not None and self.untouched:
-            self.weight.zero_()
-        return Gradients(grad_hidden, self.weight, self.bias).like(*self.of)
 
 
 def add_product(into: Tensor, a: Tensor, b: Tensor, alpha: float, beta: float) -> None:

@@ -194,6 +194,60 @@ class Kept(NamedTuple):
         return self.memory[start : start + self.num_rows * width].view(self.num_rows, width)
 
 
+class GradientSums:
+    """Base of the engines' accumulators: gradients that grow from one set of rows, or from several in turn.
+
+    Args:
+        hidden: the rows, or as many as there will be in all sets; only their dtypes and width are read.
+        weight: of the head.
+        bias: of the head.
+        head: constants.
+        needs: which gradients.
+        gradient: where the weight's gradient is to be; its memory may hold kept logits until it is written.
+        several: whether sets of rows will follow the first.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        needs: Needs,
+        *,
+        gradient: Tensor | None = None,
+        several: bool = False,
+    ):
+        self.of, self.head, self.needs = (hidden, weight, bias), head, needs
+        self.dtype = widest(hidden, weight, bias)
+        if gradient is None and needs.weight:
+            gradient = torch.empty(weight.shape, dtype=self.dtype if several else weight.dtype, device=weight.device)
+        self.weight = gradient
+        self.bias = torch.zeros_like(bias, dtype=self.dtype) if needs.bias and bias is not None else None
+        self.untouched = True
+
+    def collect(self, hidden: Tensor, targets: Tensor, active: Active, kept: Kept | None = None) -> Tensor | None:
+        """Add the share of some rows to the gradients of weight and bias; return the gradient of the rows."""
+        some = active.take(hidden)
+        grad_hidden = torch.zeros_like(some, dtype=self.dtype) if self.needs.hidden else None
+        if some.shape[0]:
+            self.add(some, active.take(targets), active, kept, grad_hidden)
+            self.untouched = False
+        return None if grad_hidden is None else active.spread(grad_hidden, hidden.shape[0])
+
+    def add(
+        self, hidden: Tensor, targets: Tensor, active: Active, kept: Kept | None, grad_hidden: Tensor | None
+    ) -> None:
+        """Add what the active rows give to all gradients, `grad_hidden` among them."""
+        raise NotImplementedError  # abstract
+
+    def finish(self, grad_hidden: Tensor | None) -> Gradients:
+        """Return the gradients in the dtypes of what they belong to; zero if no row ever came."""
+        if self.weight is not None and self.untouched:
+            self.weight.zero_()
+        return Gradients(grad_hidden, self.weight, self.bias).like(*self.of)
+
+
 RowLoss = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor, Tensor]]
 """From log-probabilities, entropy and which rows they are, to the loss of each and its two derivatives."""
 

@@ -2,13 +2,13 @@
 
 TRL's trainers ask their model for both with `model(..., labels=labels, fused_lm_head=True)`. `use_fused_head` answers
 that call with `autotelic.kernels.linear_logprob_entropy`: only the labelled positions reach the head, and only those
-whose gradient is not zero cost a backward. Where that is not exact, or where it would be slower, TRL's own head answers
-as before, and the reason is logged once.
+whose gradient is not zero cost a backward. Where that is not exact, or where `autotelic.lm.head_choice` prefers TRL's,
+that answers as before; which head it is, and why, is logged once.
 
 Served: bias, tied weights, LoRA on the head, `modules_to_save`, a factor on the logits (Cohere, Granite, Falcon-H1),
 soft-capping (Gemma), FSDP 2 (the head is gathered once). Refused by name: mixture-of-experts losses, DeepSpeed ZeRO-3,
-quantised or offloaded heads, LoRA variants, heads that are no linear layer, and any model whose own logits are not
-what its head makes of its hidden states (this is tried once, on a few tokens).
+quantised or offloaded heads, LoRA variants, heads that are no linear layer, and any model whose own logits do not give
+the log-probabilities that our head gives (this is tried once, on a few tokens, on the model's device).
 
 Reference: the formulas stand in `autotelic.kernels`.
 """
@@ -28,11 +28,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from autotelic.errors import UserError
+from autotelic.lm.head_choice import Choice, choose_head, place_of
 
 MODES = ("auto", "on", "off")
-MIN_VOCABULARY = 8192
-"""`auto` leaves smaller heads to TRL's. On a CPU ours is faster there too (1.2 to 2.5 times, V = 18 to 2048), but there
-the head is a hundredth of an update, and a run keeps TRL's numbers to the bit. From here on it is 1.3 to 4 times."""
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 logger = logging.getLogger(__name__)
@@ -57,8 +55,9 @@ def use_fused_head(
     cast_to_fp32: bool = False,
     autocast: Autocast = nullcontext,
     statistics: bool = False,
-) -> str | None:
-    """Make `model(..., labels=labels, fused_lm_head=True)` use our head; return None, or why it does not.
+    asked: str | None = None,
+) -> Choice:
+    """Make `model(..., labels=labels, fused_lm_head=True)` use our head, or leave it TRL's; return which, and why.
 
     A policy and its reference are given together: our head serves both or neither, so that in low precision the
     rounding errors of the two cancel in log pi - log pi_ref.
@@ -72,6 +71,7 @@ def use_fused_head(
             already, and ours stands outside its wrapper.
         statistics: the first model also returns `mean_logits`, `is_top1` and `log_sum_sq_probs` (no gradient), which
             TRL's DPO logs or weights by; a third more work in the head.
+        asked: why only our head will do for this run; None where TRL's does too.
 
     Raises:
         UserError: mode `on`, and a model is refused.
@@ -81,18 +81,33 @@ def use_fused_head(
     def first(found: Iterable[str | None]) -> str | None:
         return next((reason for reason in found if reason is not None), None)
 
-    reason = "fused_head is off" if mode == "off" else first(refusal(m) or head_refusal(m) for m in bases)
-    preferred = first(map(not_worth_it, bases)) if reason is None and mode == "auto" else None
-    reason = reason or preferred or first(disagreement(model, autocast) for model in bases)
-    if reason is None:
+    if mode == "off":
+        return Choice(False, "fused_head is off")
+    reason = first(refusal(m) or head_refusal(m) for m in bases)
+    found = Choice(True, "fused_head is on")
+    if reason is None and mode == "auto":
+        found = chosen(bases, asked, cast_to_fp32, autocast)
+    if reason is None and found.ours:
+        reason = first(disagreement(model, autocast) for model in bases)
+    if reason is None and found.ours:
         for model in bases:
             install(model, temperature, cast_to_fp32, autocast, statistics and model is bases[0])
-        return None
+        return found
     if mode == "on":
         raise UserError(f"fused_head=on cannot be used: {reason}; take auto or off")
-    if mode == "auto":
-        say_once(f"the head of TRL is used, not ours: {reason}", logging.INFO if preferred else logging.WARNING)
-    return reason
+    found = found if reason is None else Choice(False, reason)
+    say_once(f"the head is {found}", logging.INFO if reason is None else logging.WARNING)
+    return found
+
+
+def chosen(models: list[Any], asked: str | None, cast_to_fp32: bool, autocast: Autocast) -> Choice:
+    """Return the head that `auto` takes for all of the models: TRL's if it is better for one of them."""
+    heads = [unwrapped(model.get_output_embeddings()) for model in models]
+    if any(adapters for _, adapters in heads):
+        return Choice(True, "there is LoRA on the head, which TRL's leaves out")
+    with autocast():
+        choices = [choose_head(layer.weight, product_dtype(layer.weight, cast_to_fp32), asked) for layer, _ in heads]
+    return min(choices)
 
 
 def install(
@@ -126,7 +141,7 @@ def install(
             raise UserError(f"log-probabilities of other tokens need our head: {reason or 'fused_lm_head is off'}")
         if reason is not None:
             if reason:
-                say_once(f"the head of TRL is used, not ours: {reason}")
+                say_once(f"the head is {Choice(False, reason)}")
             theirs = {"fused_lm_head": True} if fused_lm_head else {}
             return before(*args, **theirs, **given, **kwargs)
         kwargs["use_cache"] = False
@@ -200,10 +215,15 @@ def operands(rows: Tensor, head: Head, labels: Tensor, cast_to_fp32: bool) -> tu
     """Return rows and labels on the head's device, and the dtype in which the head multiplies."""
     device = head.weight.device  # with the model spread over devices, the backbone may end on another
     rows, labels = rows.to(device), labels.to(device)
+    return rows.float() if cast_to_fp32 else rows, labels, product_dtype(rows, cast_to_fp32)
+
+
+def product_dtype(operand: Tensor, cast_to_fp32: bool) -> torch.dtype:
+    """Return the dtype of a product with this operand."""
     if cast_to_fp32:
-        return rows.float(), labels, torch.float32
-    autocast = torch.is_autocast_enabled(device.type)
-    return rows, labels, torch.get_autocast_dtype(device.type) if autocast else rows.dtype
+        return torch.float32
+    autocast = torch.is_autocast_enabled(operand.device.type)
+    return torch.get_autocast_dtype(operand.device.type) if autocast else operand.dtype
 
 
 @functools.cache
@@ -383,18 +403,6 @@ def call_refusal(model: Any, kwargs: dict[str, Any]) -> str | None:
     return head_refusal(model)
 
 
-def not_worth_it(model: Any) -> str | None:
-    """Return why `auto` prefers TRL's head; never with LoRA on the head, which that leaves out."""
-    layer, adapters = unwrapped(model.get_output_embeddings())
-    if adapters:
-        return None
-    if layer.weight.device.type != "cpu":
-        return f"ours has not been timed on {layer.weight.device.type}; fused_head=on takes it"
-    if layer.weight.shape[0] < MIN_VOCABULARY:
-        return f"a vocabulary below {MIN_VOCABULARY} gains nothing that counts"
-    return None
-
-
 def logit_scale(model: Any) -> float:
     """Return the factor that the model puts on its logits: the field has many names for it."""
     config = model.config.get_text_config()
@@ -409,21 +417,34 @@ def logit_scale(model: Any) -> float:
 
 @torch.no_grad()
 def disagreement(model: Any, autocast: Autocast = nullcontext) -> str | None:
-    """Try a few tokens: the model's own logits must be what its head makes of its hidden states."""
+    """Try a few tokens: the head must make the model's own logits, and our kernels their log-probabilities."""
+    from autotelic.kernels import linear_logprob_entropy
+
     head = head_of(model)
     count = min(4, head.weight.shape[0])
     ids = torch.arange(count, device=model.get_input_embeddings().weight.device).unsqueeze(0)
     with evaluating(model), autocast():
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        theirs = model(input_ids=ids, use_cache=False).logits
+        theirs = model(input_ids=ids, use_cache=False).logits[0]
         rows, weight = augmented(hidden[0], head, hidden.dtype)
-        ours = (rows @ weight.T + (0 if head.bias is None else head.bias.to(hidden.dtype))) * head.scale
+        bias = None if head.bias is None else head.bias.to(hidden.dtype)
+        ours = (rows @ weight.T + (0 if bias is None else bias)) * head.scale
         low_precision = torch.is_autocast_enabled(hidden.device.type)
     ours = ours if head.softcap is None else head.softcap * (ours / head.softcap).tanh()
     exact = not low_precision and hidden.dtype == torch.float32 and theirs.dtype == torch.float32
-    if torch.allclose(ours.float(), theirs[0].float(), rtol=1e-3 if exact else 0.05, atol=1e-3 if exact else 0.1):
+
+    def close(a: Tensor, b: Tensor) -> bool:
+        return torch.allclose(a.float(), b.float(), rtol=1e-3 if exact else 0.05, atol=1e-3 if exact else 0.1)
+
+    if not close(ours, theirs):
+        return f"{type(model).__name__} makes its logits in a way of its own"
+    targets = ids[0].to(rows.device)
+    found = linear_logprob_entropy(rows, weight, targets, bias=bias, logit_scale=head.scale, softcap=head.softcap)
+    log_p = theirs.float().log_softmax(-1)
+    expected = log_p.gather(1, targets.unsqueeze(1)).squeeze(1), torch.special.entr(log_p.exp()).sum(-1)
+    if all(close(a, b) for a, b in zip(found, expected, strict=True)):
         return None
-    return f"{type(model).__name__} makes its logits in a way of its own"
+    return f"our kernels give other log-probabilities than the logits on {place_of(head.weight)}"
 
 
 @contextmanager

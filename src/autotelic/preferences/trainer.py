@@ -79,7 +79,8 @@ class PolicyLabelMixin(Base):
         if fused_head == shared_prefix == "auto" and not self.ppl.label_tokens:
             fused_head = shared_prefix = "off"
         super().__init__(*args, **kwargs)
-        self.fused_head_refusal = use_fast_passes(self, fused_head, shared_prefix, statistics=True).head_refusal
+        asked = "its closed-form KL reads further words of the vocabulary" if self.ppl.label_tokens else None
+        self.installed = use_fast_passes(self, fused_head, shared_prefix, statistics=True, asked=asked)
 
     @property
     def uses_trl_loss(self) -> bool:
@@ -173,7 +174,7 @@ class PolicyLabelMixin(Base):
             top_ids: further tokens at each place, for the closed-form KL; None for none.
             kwargs: what TRL gives the model, `labels` among it.
         """
-        own_head = self.fused_head_refusal is None and not kwargs.get("output_router_logits")
+        own_head = self.installed.head.ours and not kwargs.get("output_router_logits")
         if top_ids is None:
             return model(**kwargs, fused_lm_head=True)
         if own_head:

@@ -268,11 +268,12 @@ def write_run_file(folder: Path, method: str, run: Any, training_args: Any, pass
 
 def passes_of(trainer: Any) -> dict[str, str]:
     """Return which head runs, and where the prompt of a group is computed once; a refusal gives its reason."""
-    installed = next((p.installed for p in getattr(trainer, "parts", []) if hasattr(p, "installed")), None)
+    holders = (trainer, *getattr(trainer, "parts", ()))
+    installed = next((holder.installed for holder in holders if hasattr(holder, "installed")), None)
     if installed is None:
         return {}
     return {
-        "head": f"TRL's ({installed.head_refusal})" if installed.head_refusal else "fused, no logits",
+        "head": str(installed.head),
         "prompt in training": f"repeated ({installed.prefix_refusal})" if installed.prefix_refusal else "shared",
         "prompt in generation": f"repeated ({installed.prefill_refusal})" if installed.prefill_refusal else "shared",
     }

@@ -116,6 +116,14 @@ class Control(Part):
         return "entropy" in self.control.needs and self.trainer.model.training
 
     @property
+    def only_our_head(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Why only our head serves the control: rows without a gradient, or sums over the vocabulary."""
+        name, share = self.control.name, self.control.silent_share
+        if share >= 0.5:
+            return f"{name} leaves {share:.0%} of the tokens without a gradient, and it skips them"
+        return f"{name} reads sums over the vocabulary" if "expected" in self.control.needs else None
+
+    @property
     def split_matters(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the control chooses per micro-batch, or the first micro-batch is followed."""
         return self.control.per_micro_batch or self.entropy_change is not None

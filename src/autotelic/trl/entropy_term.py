@@ -103,6 +103,8 @@ class EntropyTerm(Part):
         if self.minimization.guard:
             self.trainer.add_callback(EntropyGuard(self.trainer, self.minimization.guard))
 
+    only_our_head = "entropies near zero keep their relative precision in it"
+
     @property
     def split_matters(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the loss is the official script's, a mean of micro-batch means."""

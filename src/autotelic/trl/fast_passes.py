@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autotelic.errors import UserError
 from autotelic.lm.head import MODES, use_fused_head
+from autotelic.lm.head_choice import Choice
 from autotelic.lm.packing import rows_of
 from autotelic.lm.shared_prefill import share_prefill
 from autotelic.lm.shared_prefix import Sharing, share_prefix
@@ -23,23 +24,29 @@ from autotelic.trl.update_order import SUMS_OVER_ROWS, regrouped, update_window
 class Installed:
     """What a trainer's model does faster now; a refusal says why it does not, None that it does."""
 
-    head_refusal: str | None
+    head: Choice
     prefix_refusal: str | None
     prefill_refusal: str | None
     sharing: Sharing | None
 
 
 def use_fast_passes(
-    trainer: Any, fused_head: str = "auto", shared_prefix: str = "auto", statistics: bool = False
+    trainer: Any,
+    fused_head: str = "auto",
+    shared_prefix: str = "auto",
+    statistics: bool = False,
+    asked: str | None = None,
 ) -> Installed:
     """Give a trainer's model, and its reference model, our head and shared prompts.
 
     Args:
         trainer: of TRL, complete.
-        fused_head: `auto` where it pays, `on` everywhere (refused where it cannot be exact), `off` nowhere.
+        fused_head: `auto` by the rule of `autotelic.lm.head_choice`, `on` for ours (refused where it cannot be exact),
+            `off` for TRL's.
         shared_prefix: the prompt of a group is computed once: `auto` where it pays, `on` wherever rows share a prompt
             (refused where it cannot be exact), `off` nowhere.
         statistics: the trainer's loss also reads the mean logit, the arg max and sum p^2 (TRL's DPO).
+        asked: why only our head will do; None where TRL's does too.
 
     Raises:
         UserError: an unknown mode, or `on` where it is refused.
@@ -56,7 +63,7 @@ def use_fast_passes(
     models = [trainer.model] if reference is None else [trainer.model, reference]
     precision: dict[str, Any] = {"autocast": trainer.accelerator.autocast}
     further: dict[str, Any] = {"statistics": statistics}
-    head_refusal = use_fused_head(*models, mode=fused_head, **settings, **precision, **further)
+    head = use_fused_head(*models, mode=fused_head, asked=asked, **settings, **precision, **further)
     shared = share_prefix(trainer.model, **sharing, **precision, **further)
     elsewhere = getattr(trainer, "use_vllm", False) or getattr(trainer, "use_transformers_continuous_batching", False)
     prefill_refusal = (
@@ -65,8 +72,8 @@ def use_fast_passes(
     if reference is not None:
         share_prefix(reference, **sharing, **precision)
     if isinstance(shared, Sharing):
-        return Installed(head_refusal, None, prefill_refusal, shared)
-    return Installed(head_refusal, shared, prefill_refusal, None)
+        return Installed(head, None, prefill_refusal, shared)
+    return Installed(head, shared, prefill_refusal, None)
 
 
 class FastPasses(Part):
@@ -80,7 +87,10 @@ class FastPasses(Part):
 
     def check(self) -> None:
         """Change the model."""
-        self.installed = use_fast_passes(self.trainer, *self.modes)
+        asked = next((part.only_our_head for part in self.trainer.parts if part.only_our_head), None)
+        if asked is None and getattr(self.trainer, "top_entropy_quantile", 1.0) <= 0.5:
+            asked = "top_entropy_quantile leaves most tokens without a gradient, and it skips them"
+        self.installed = use_fast_passes(self.trainer, *self.modes, asked=asked)
 
     def on_generation(self, micro_batches: list[Micro]) -> list[Micro]:
         """Return the micro-batches regrouped within each update, where sharing then pays."""
@@ -117,7 +127,7 @@ def fused_statistics(trainer: Any) -> bool:
     """Return whether our head serves this trainer's model: not where FSDP 2 holds its parameters in shards."""
     installed = [part.installed for part in trainer.parts if isinstance(part, FastPasses)]
     sharded = hasattr(next(trainer.model.parameters()), "full_tensor")
-    return bool(installed) and installed[0].head_refusal is None and not sharded
+    return bool(installed) and installed[0].head.ours and not sharded
 
 
 def scored_tokens(micro: Micro) -> tuple[Tensor, Tensor, Tensor]:

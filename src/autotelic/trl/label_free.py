@@ -57,6 +57,12 @@ class LabelFree(Part):
         """Return the trainer's label-free rewards."""
         return [reward for reward in self.trainer.reward_funcs if isinstance(reward, LabelFreeReward)]
 
+    @property
+    def only_our_head(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Why only our head serves the rewards: they read the whole vocabulary, and it holds no logits for that."""
+        names = [reward.name for reward in self.rewards() if reward.needs]
+        return f"{names[0]} reads token statistics, and it makes them without logits" if names else None
+
     def on_responses(self, rollout: Rollout) -> None:
         """Hand token statistics to the rewards that need them."""
         asking = [reward for reward in self.rewards() if reward.needs]

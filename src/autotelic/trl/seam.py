@@ -108,6 +108,8 @@ class Part:
     """TRL's pass over a rollout, where it makes one, is to give entropies too."""
     split_matters: bool = False
     """The update depends on which rows share a micro-batch, so that rows must not be moved."""
+    only_our_head: str | None = None
+    """Why only our head will do for this part, in words that follow "since"; None where TRL's does too."""
 
     def check(self) -> None:
         """Refuse a configuration that cannot work; called once, when the trainer is complete."""
