@@ -37,11 +37,12 @@ def run(recipe: Path, output: Path, only: list[str], max_seeds: int | None) -> N
     experiment = yaml.safe_load(recipe.read_text())
     output.mkdir(parents=True, exist_ok=True)
     (output / "experiment.json").write_text(json.dumps(experiment, indent=2))
-    for seed in range(max_seeds or experiment["seeds"]):
+    first = experiment.get("first_seed", 0)
+    for place in range(max_seeds or experiment["seeds"]):
         for name, settings in experiment["runs"].items():
             settings = dict(settings or {})
-            if seed < settings.pop("seeds", seed + 1) and (not only or name in only):
-                run_one(experiment, name, settings, seed, output)
+            if place < settings.pop("seeds", place + 1) and (not only or name in only):
+                run_one(experiment, name, settings, first + place, output)
 
 
 def run_one(experiment: dict[str, Any], name: str, settings: dict[str, Any], seed: int, output: Path) -> None:

@@ -116,6 +116,50 @@ def test_the_same_samples_on_every_kind_of_batch(name, prefills):
     assert torch.equal(plain, shared) and prefills[-1][-1] is once
 
 
+def begun(common, lengths=(40, 31, 52), repeats=4):
+    """Prompts that begin with the same tokens, behind their padding."""
+    given = prompts(lengths, repeats)
+    start = torch.randint(3, 40, (common,), generator=torch.Generator().manual_seed(7))
+    for row, seen in zip(given["input_ids"], given["attention_mask"], strict=True):
+        padding = int((seen == 0).sum())
+        row[padding : padding + common] = start
+    return given
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("common", "lengths", "repeats"), [(24, (40, 31, 52), 4), (30, (31, 31), 1), (31, (31, 40), 3)]
+)
+def test_what_all_prompts_begin_with_is_passed_once(common, lengths, repeats, dtype, monkeypatch):
+    """Against each prompt in full: the cache and the logits after it; 5 + 24 tokens more, not three prompts."""
+    model, given = small().to(getattr(torch, dtype)), begun(common, lengths, repeats)
+    numbers = [row // repeats for row in range(len(lengths) * repeats)]
+    found, passed = [], []
+    forward = model.base_model.forward
+
+    def counting(*args, **kwargs):
+        passed.append(kwargs["input_ids"].numel())
+        return forward(*args, **kwargs)
+
+    model.base_model.forward = counting
+    for least in (10**6, seam.MIN_COMMON):
+        monkeypatch.setattr(seam, "MIN_COMMON", least)
+        found.append(seam.prompt_cache(model, given["input_ids"], given["attention_mask"], numbers))
+    assert len(passed) == 3 and passed[1] + passed[2] < passed[0]
+    mask = given["attention_mask"][::repeats, None, :-1, None]
+    for plain, shared in zip(found[0].layers, found[1].layers, strict=True):
+        for name in ("keys", "values"):
+            x, y = (getattr(layer, name) * mask for layer in (plain, shared))
+            torch.testing.assert_close(x, y, **({"rtol": 0.02, "atol": 0.02} if dtype == "bfloat16" else {}))
+
+
+def test_the_same_samples_where_prompts_begin_alike(prefills):
+    plain, shared = both(small, begun(24))
+    assert torch.equal(plain, shared) and prefills[-1] == [3, 52, True]
+    plain, shared = both(small, begun(28, repeats=1))  # nothing repeats but the beginning
+    assert torch.equal(plain, shared) and prefills[-1] == [3, 52, True]
+
+
 def test_an_adapter_and_its_generate():
     from peft import LoraConfig, get_peft_model
 

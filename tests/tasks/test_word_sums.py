@@ -6,7 +6,7 @@ import pytest
 
 from autotelic.errors import UserError
 from autotelic.tasks import load_problems, word_sums
-from autotelic.tasks.word_sums import INSTRUCTION, SPLITS, STORIES, WordSums, problems, split_of
+from autotelic.tasks.word_sums import EXAMPLES, INSTRUCTION, OPERATORS, SPLITS, STORIES, WordSums, problems, split_of
 
 
 def numbers(row):
@@ -66,19 +66,24 @@ def test_order_matters_for_differences_only():
 
 def test_a_prompt_is_a_chat_that_ends_with_the_question():
     row = load_problems("word_sums:test", limit=1)[0]
-    assert [message["role"] for message in row["prompt"]] == [
-        "system",
-        "user",
-        "assistant",
-        "user",
-        "assistant",
-        "user",
-    ]
-    assert row["prompt"][-1]["content"].endswith(f"? {INSTRUCTION}")
+    assert [message["role"] for message in row["prompt"]] == ["system", *(("user", "assistant") * 3), "user"]
+    assert row["prompt"][0]["content"] == INSTRUCTION
+    assert row["prompt"][-1]["content"].endswith("?")
     assert (
         load_problems("word_sums:test", limit=1, world=WordSums(operators=("*",)), keep=["operator"])[0]["operator"]
         == "*"
     )
+
+
+def test_an_example_of_each_operator_is_worked_and_fewer_make_it_harder():
+    for (asked, answered), operator in zip(EXAMPLES, OPERATORS, strict=True):
+        a, sign, b, _, result = answered.split(". ")[0].split()
+        assert sign == operator
+        assert re.findall(r"\d+", asked) == [a, b]
+        assert int(result) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+        assert f"\\boxed{{{result}}}" in answered
+    for count in range(4):
+        assert len(problems(WordSums(examples=count), "train", 1)[0]["prompt"]) == 2 + 2 * count
 
 
 def test_what_cannot_be_asked_gets_one_line():
@@ -88,6 +93,7 @@ def test_what_cannot_be_asked_gets_one_line():
         {"min_number": -1},
         {"max_factor": 2},
         {"ood_factor": 1},
+        {"examples": 4},
     ):
         with pytest.raises(UserError):
             WordSums(**settings)

@@ -3,7 +3,8 @@
     softmax([q K_prompt^T, q K_own^T] / sqrt(d)) [V_prompt; V_own]
 
 The prompt's part is one product for all responses to it, and its keys are never copied, where transformers' own cache
-holds them once per response and copies all of them for every token.
+holds them once per response and copies all of them for every token. Scores and their softmax are taken in float32 at
+least, whatever the model's numbers are.
 
 Reference: as in Juravsky et al. 2024 (Hydragen), arXiv:2402.05099.
 Deviations: one softmax over both parts; the paper joins two.
@@ -34,8 +35,8 @@ class PrefixLayer(DynamicLayer):
 
     def __init__(self, keys: Float[Tensor, "U K P D"], values: Float[Tensor, "U K P D"]):
         super().__init__()
-        self.prompt_keys = keys.transpose(-1, -2).contiguous()
-        self.prompt_values = values
+        self.prompt_keys = wide(keys).transpose(-1, -2).contiguous()
+        self.prompt_values = wide(values)
         self.room: list[Tensor] = []
         self.length = 0
         self.lazy_initialization(keys, values)
@@ -75,7 +76,8 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     (rows, heads, _, size), (prompts, kept, length, _) = query.shape, layer.prompt_values.shape
     shared = (prompts, rows // prompts, kept, heads // kept)
-    query = query.squeeze(2).view(*shared, size) * (size**-0.5 if scaling is None else scaling)
+    narrow, key, value = query.dtype, wide(key), wide(value)
+    query = wide(query).squeeze(2).view(*shared, size) * (size**-0.5 if scaling is None else scaling)
 
     def by_prompt(x: Tensor) -> Tensor:
         return x.view(*shared, -1).transpose(1, 2).flatten(2, 3)
@@ -89,7 +91,12 @@ def attend(
         scores = scores.masked_fill(~attention_mask.view(rows, 1, 1, -1), -torch.inf)
     p = scores.softmax(-1)
     found = by_row(by_prompt(p[..., :length].reshape(*shared, length)) @ layer.prompt_values)
-    return (found + p[..., length:] @ value).reshape(rows, 1, heads, -1), None
+    return (found + p[..., length:] @ value).reshape(rows, 1, heads, -1).to(narrow), None
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return a tensor in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 AttentionInterface.register(NAME, attend)

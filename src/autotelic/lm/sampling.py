@@ -146,7 +146,7 @@ def sample(
     size = batch_size // k * k or batch_size  # whole groups, where a batch holds one
     config = generation_config(model, tokenizer, temperature, top_p, max_new_tokens)
     found: list[Any] = [None] * len(rows)
-    share = "off" if k == 1 or max(map(len, ids), default=0) < MIN_PROMPT else shared_prefix
+    share = "off" if max(map(len, ids), default=0) < MIN_PROMPT else shared_prefix
     cuda = [model.device] if model.device.type == "cuda" else []
     with evaluating(model), shared_prefill(model, share), torch.random.fork_rng(devices=cuda), torch.no_grad():
         torch.manual_seed(seed)

@@ -2,8 +2,9 @@
 
 TRL calls `model.generate` with every prompt repeated for each of its responses. `share_prefill` computes each prompt
 once, up to its last token, and hands `generate` the cache: sampling, processors and stopping stay transformers' own,
-and so do the samples, up to rounding. Where a model's layers all attend to everything, in float32, the prompt's keys
-and values also stay one for the whole group (`autotelic.lm.prefix_cache`); elsewhere they are copied to every row.
+and so do the samples, up to rounding. Where a model's layers all attend to everything, what all prompts begin with
+(instructions, worked examples) is computed once for them all, and the prompt's keys and values stay one for the whole
+group (`autotelic.lm.prefix_cache`); elsewhere they are copied to every row.
 
 Left alone: beams and other searches, static or quantised caches, inputs beside the tokens, right padding, dropout in
 training, models split over processes (their forward passes must agree in number), continuous batching and vLLM, which
@@ -26,6 +27,8 @@ from autotelic.lm.head import evaluating, say_once
 from autotelic.lm.packing import prompt_numbers
 from autotelic.lm.shared_prefix import drops_out, trial
 
+MIN_COMMON = 16
+"""Tokens that all prompts must begin with, to be computed in a pass of their own."""
 MIN_PROMPT = 64
 """`auto` shares prompts of this many tokens up. On a CPU it pays below too (1.1 to 1.3 times at 16 to 32), but there it
 is a hundredth of an update, and a run keeps the samples of transformers to the bit."""
@@ -95,7 +98,10 @@ def shared_prompts(model: Any, kwargs: dict[str, Any], mode: str, random: bool) 
     if mode == "auto" and ids.shape[1] < MIN_PROMPT:
         return None
     numbers = prompt_numbers(ids, attention)
-    if len(set(numbers)) > len(numbers) / (2 if mode == "auto" else 1.01):
+    common = common_beginning(ids, attention) if all_plain(empty_cache(model)) else 0
+    common = common if common >= MIN_COMMON else 0
+    passed = common + len(set(numbers)) * (ids.shape[1] - common)
+    if passed > len(numbers) * ids.shape[1] / (2 if mode == "auto" else 1.01):
         return None
     reason = call_refusal(model, kwargs)
     if random and model.training:
@@ -157,26 +163,69 @@ def as_argument(cache: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def prompt_cache(model: Any, ids: Tensor, attention: Tensor, numbers: list[int]) -> Any:
-    """Return the cache of each prompt but for its last token."""
+    """Return the cache of each prompt but for its last token; what all prompts begin with is passed once."""
+    first = [numbers.index(number) for number in range(max(numbers) + 1)]
+    ids, attention = ids[first, :-1], attention[first, :-1]
+    positions = (attention.long().cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them
+    cache = empty_cache(model)
+
+    def go_on(ids: Tensor, attention: Tensor, positions: Tensor) -> None:
+        given = {"input_ids": ids, "attention_mask": attention, "position_ids": positions}
+        model.base_model(**given, **as_argument(cache), use_cache=True)
+
+    common = common_beginning(ids, attention) if len(ids) > 1 and all_plain(cache) else 0
+    if common < MIN_COMMON:
+        go_on(ids, attention, positions)
+        return cache
+    padding = (attention == 0).sum(1)
+    longest, start = int(padding.argmin()), int(padding.min())
+    begin, rest = (
+        (slice(longest, longest + 1), slice(start, start + common)),
+        (slice(None), slice(start + common, None)),
+    )
+    go_on(ids[begin], attention[begin], positions[begin])
+    cache.batch_repeat_interleave(len(ids))
+    columns, ends = torch.arange(ids.shape[1], device=ids.device), (padding + common).unsqueeze(1)
+    seen = torch.cat([attention.new_ones(len(ids), common), (columns >= ends)[rest].to(attention.dtype)], 1)
+    go_on(ids[rest], seen, positions[rest])
+    source = torch.where(columns < ends, columns - padding.unsqueeze(1), columns - start).clamp(min=0)
+    for layer in cache.layers:  # each row's beginning now stands behind its padding
+        index = source[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
+        layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)
+    return cache
+
+
+def common_beginning(ids: Tensor, attention: Tensor) -> int:
+    """Return how many tokens all rows begin with, of the shortest all but one; 0 unless padding is on the left."""
+    lengths, width = attention.sum(1, keepdim=True), ids.shape[1]
+    columns, shortest = torch.arange(width, device=ids.device), int(lengths.min())
+    if not torch.equal(attention.bool(), columns >= width - lengths):
+        return 0
+    beginnings = ids.gather(1, (width - lengths) + columns[:shortest])
+    same = (beginnings == beginnings[:1]).all(0)
+    return max(0, min(int(same.long().cumprod(0).sum()), shortest - 1))
+
+
+def empty_cache(model: Any) -> Any:
+    """Return an empty cache with the model's kinds of layers."""
     from transformers import DynamicCache
 
-    first = [numbers.index(number) for number in range(max(numbers) + 1)]
-    ids, attention = ids[first], attention[first]
-    positions = (attention.long().cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    given = {"input_ids": ids, "attention_mask": attention, "position_ids": positions}
-    model.base_model(**{name: x[:, :-1] for name, x in given.items()}, **as_argument(cache), use_cache=True)
-    return cache
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def all_plain(cache: Any) -> bool:
+    """Return whether every layer keeps all that it has seen."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def keeps_once(model: Any, cache: Any, numbers: list[int]) -> bool:
     """Return whether prompts can stay one in the cache: plain layers, and rows that come in equal groups."""
-    from transformers.cache_utils import DynamicLayer
-
     group = numbers.count(0)
     equal = numbers == [row // group for row in range(len(numbers))]
-    exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
-    plain = all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers)
+    plain = all_plain(cache) and all(layer.is_initialized for layer in cache.layers)
+    exact = not torch.is_autocast_enabled(model.device.type)
     return equal and exact and plain and model.config.get_text_config()._attn_implementation == "sdpa"
 
 

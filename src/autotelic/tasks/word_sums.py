@@ -1,8 +1,9 @@
 r"""One-step word problems, for a small chat model: add, take away or multiply two numbers.
 
-A prompt is a list of chat messages: what to do, two worked examples, the question. The answer belongs in a box:
+A prompt is a list of chat messages: what to do, a worked example of each operator, the question. The answer belongs in
+a box:
 
-    Tom has 12 apples. Tom gets 7 more. How many apples does Tom have now? Answer with one sum.
+    Tom has 12 apples. Tom gets 7 more. How many apples does Tom have now?
     12 + 7 = 19. The answer is \boxed{19}.
 
 The splits share no sum: an operator with its two numbers (in either order, where order does not matter) belongs to one
@@ -24,11 +25,9 @@ _MOST_DRAWS = 2000  # until a split is taken to have no sum of an operator
 
 INSTRUCTION = "Answer with one sum."
 EXAMPLES = (
-    ("Ann has 5 pens. Ann gets 3 more. How many pens does Ann have now?", "5 + 3 = 8. The answer is \\boxed{8}."),
-    (
-        "There are 9 birds in a tree. 4 of them fly away. How many birds are left?",
-        "9 - 4 = 5. The answer is \\boxed{5}.",
-    ),
+    ("Ann has 5 pens and gets 3 more. How many pens?", "5 + 3 = 8. The answer is \\boxed{8}."),
+    ("There are 9 birds. 4 fly away. How many are left?", "9 - 4 = 5. The answer is \\boxed{5}."),
+    ("There are 2 nests with 3 eggs each. How many eggs?", "2 * 3 = 6. The answer is \\boxed{6}."),
 )
 NAMES = ("Tom", "Mia", "Leo", "Eva", "Sam", "Zoe", "Max", "Ida", "Ben", "Amy")
 THINGS = ("apples", "books", "coins", "cards", "shells", "stamps", "eggs", "balls", "keys", "cups")
@@ -61,6 +60,8 @@ class WordSums:
         max_number: largest number of a sum or a difference.
         max_factor: largest number of a product.
         ood_factor: the numbers of the split "ood" go up to so many times these bounds, and one of the two lies above.
+        examples: worked examples in a prompt, the first of `EXAMPLES`. They teach a small model the form of an answer:
+            SmolLM2-135M is right about .2 of the time with three, half as often with the first two.
     """
 
     operators: tuple[str, ...] = OPERATORS
@@ -68,6 +69,7 @@ class WordSums:
     max_number: int = 20
     max_factor: int = 9
     ood_factor: int = 2
+    examples: int = len(EXAMPLES)
 
     def __post_init__(self) -> None:
         """Refuse settings that leave nothing to ask."""
@@ -82,6 +84,8 @@ class WordSums:
                 raise UserError(f"{name} must lie above min_number = {self.min_number}, got {getattr(self, name)}.")
         if self.ood_factor < 2:
             raise UserError(f"ood_factor must be at least 2, got {self.ood_factor}.")
+        if not 0 <= self.examples <= len(EXAMPLES):
+            raise UserError(f"examples must be from 0 to {len(EXAMPLES)}, got {self.examples}.")
 
     def bound(self, operator: str) -> int:
         """Return the largest number of an operator's problems."""
@@ -121,7 +125,7 @@ def problems(settings: WordSums, split: str, count: int, seed: int = 0) -> list[
             question,
             {
                 "id": f"word_sums-{split}-{len(rows)}",
-                "prompt": messages(question),
+                "prompt": messages(question, settings.examples),
                 "answer": str(answer),
                 "operator": operator,
             },
@@ -131,12 +135,12 @@ def problems(settings: WordSums, split: str, count: int, seed: int = 0) -> list[
     raise UserError(f"word_sums has too few {split} problems for {count}: raise max_number or max_factor.")
 
 
-def messages(question: str) -> list[dict[str, str]]:
-    """Return the chat that asks a question: the instruction, the two worked examples, the question."""
+def messages(question: str, examples: int = len(EXAMPLES)) -> list[dict[str, str]]:
+    """Return the chat that asks a question: the instruction, so many worked examples, the question."""
     chat = [{"role": "system", "content": INSTRUCTION}]
-    for asked, answered in EXAMPLES:
-        chat += [{"role": "user", "content": f"{asked} {INSTRUCTION}"}, {"role": "assistant", "content": answered}]
-    return [*chat, {"role": "user", "content": f"{question} {INSTRUCTION}"}]
+    for asked, answered in EXAMPLES[:examples]:
+        chat += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    return [*chat, {"role": "user", "content": question}]
 
 
 def _draw(settings: WordSums, split: str, rng: random.Random) -> tuple[str, int, int]:
