@@ -117,7 +117,7 @@ def evaluate(
         "operator": [row.get("operator", "") for row in problems],
         "correct": [sum(one.correct) for one in result.samples],
         "greedy": [one.greedy_correct for one in result.samples],
-        "distinct": [len({c for c in one.clusters if c >= 0}) for one in result.samples],
+        "distinct_of_4": [len({c for c in one.clusters[:4] if c >= 0}) for one in result.samples],
         "tokens": tokens.tolist(),
         "first_token": [
             [tokenizer.decode(row[:1]) for row in sampled.tokens[p * k : (p + 1) * k]] for p in range(len(problems))
