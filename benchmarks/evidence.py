@@ -9,6 +9,7 @@ Each run is `autotelic train`, followed by an evaluation on problems that no run
 """
 
 import argparse
+import gc
 import json
 import math
 import multiprocessing
@@ -70,6 +71,7 @@ def measure(experiment: dict[str, Any], name: str, settings: dict[str, Any], see
         again = "resume" if trained.exists() and last_complete(trained) else "overwrite"
         options |= {"seed": seed, "output_dir": str(trained), again: True, "quiet": True}
         train(method, to_options(options))
+        gc.collect()  # a trainer refers to itself, and its optimizer is twice as large as the model
     source = options["model_name_or_path"] if method == "base" else str(trained)
     evaluation, details = evaluate(experiment["evaluation"], source, temperature, seed, folder)
     record = {"name": name, "seed": seed, "evaluation": evaluation, "details": details}

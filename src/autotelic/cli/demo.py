@@ -9,6 +9,7 @@ Everything is measured on the same problems, which no run trains on; intervals a
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -237,6 +238,7 @@ def run_job(demo: Demo, job: Job, folder: Path) -> dict[str, Any]:
         # TRL asks transformers for a property by its former name
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         train(job.method, to_options(options))
+    gc.collect()  # a trainer refers to itself, and its optimizer is twice as large as the model
     return evaluate(demo, str(folder))
 
 
