@@ -7,8 +7,9 @@ from dataclasses import fields
 import pytest
 
 from autotelic.cli.main import main
-from autotelic.cli.train import check_model, load_model, parse, train
+from autotelic.cli.train import build_reward, check_model, load_model, parse, train
 from autotelic.errors import UserError
+from autotelic.trl.build import run_settings
 
 HONOURED = {  # field: (options, what reaches the loader or LoRA, its value)
     "model_name_or_path": ({"model_name_or_path": "m"}, "name", "m"),
@@ -136,8 +137,21 @@ def tiny_model_folder(tmp_path, make_model, tokenizer):
 def test_trls_own_names_of_data_set_and_reward():
     run, _, _ = parse("grpo", ["--dataset_name", "openai/gsm8k", "--dataset-config", "main", "--reward_funcs", "empo"])
     assert (run.dataset, run.dataset_config, run.reward) == ("openai/gsm8k", "main", "empo")
-    with pytest.raises(UserError, match="reward"):
-        parse("grpo", ["--reward_funcs", "empo", "format"])
+    run, trls, _ = parse("grpo", ["--reward_funcs", "empo,low=0.1", "format", "--reward_weights", "1", "0.5"])
+    assert (run.reward, trls.reward_weights) == (["empo,low=0.1", "format"], [1.0, 0.5])
+    found = build_reward(run, trls)
+    assert [reward.name for reward in found] == ["empo", "format"]
+    assert [entry["name"] for entry in run_settings(run)["reward"]] == ["empo", "format"]
+
+
+def test_a_labelled_reward_beside_a_label_free_one(tmp_path, tiny_model_folder):
+    options = ["--reward_funcs", "verifier", "format", "--reward_weights", "1", "0.5", "--dataset", "chain_sums:train"]
+    options += ["--dataset_limit", "4", "--model_name_or_path", str(tiny_model_folder), "--max_steps", "1"]
+    options += ["--output_dir", str(tmp_path / "run"), "--num_generations", "2", "--per_device_train_batch_size", "4"]
+    train("grpo", [*options, "--max_completion_length", "4", "--quiet"])
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["run"]["reward"][0] == "verifier"
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert sum(key.startswith("rewards/") and key.endswith("/mean") for key in row) == 2
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ _TURN = re.compile(
 _THOUGHT = re.compile(
     r"<(/?)(?:think|thinking|thought|thoughts|reasoning|scratchpad)>|<\|(begin|end)_of_thought\|>|◁(/?)think▷", re.I
 )
-_MARKS = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<eos>|<end_of_turn>|\[/?INST\]|<<[^<>]{0,80}>>")
+_MARKS = re.compile(
+    r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|unk)>|<end_of_turn>|\[(?:EOS|PAD|DONE|END)\]|\[/?INST\]|<<[^<>]{0,80}>>"
+)
 _TAG = re.compile(r"[<\[](/?)(?:final_?answer|answer|solution)[>\]]", re.I)
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=[{0-9A-Za-z\\])")
 _TOGETHER = re.compile(
@@ -35,10 +37,11 @@ _IS = r"(?:\s+(?:is|are|was|(?:would|should|must|will)\s+be|becomes|comes\s+out\
 _PHRASE = re.compile(
     rf"(?:\b(?:final|correct|right)?\s*answers?[*_]*{_IS}|\b(?:final|correct)\s+answer[*_:]*\s*\n"
     rf"|\b(?:result|correct\s+(?:choice|option)|best\s+(?:choice|option)|solutions?)[*_]*{_IS}"
-    r"|答案(?:是|为|：|:)|\brespuesta(?:\s+final)?(?:\s+es\b|\s*:)|\bAntwort(?:\s+ist\b|\s*:)|\bréponse(?:\s+est\b|\s*:)"
-    r"|\bОтвет\s*:|\bresposta(?:\s+é\b|\s*:)|\brisposta(?:\s+è\b|\s*:))[*_]*\s*[:=→]?",
+    r"|答案(?:是|为|：|:)|故选|应选|\brespuesta(?:\s+final)?(?:\s+es\b|\s*:)|\bAntwort(?:\s+ist\b|\s*:)|\bréponse(?:\s+est\b|\s*:)"
+    r"|\bОтвет\s*:|\bresposta(?:\s+é\b|\s*:)|\brisposta(?:\s+è\b|\s*:))[*_]*\s*[:：=→]?",
     re.I,
 )
+_RUN_ON = re.compile(r"\n\s*(?:Question|Q|Problem|User|Human|Instruction)\s*\d*\s*:")
 _LEAD = re.compile(
     r"\s*(?:(?:thus|hence|then|therefore|so|indeed|simply|just|clearly|now|approximately|approx\.|about|around|roughly"
     r"|exactly|given\s+by|equal\s+to|as\s+follows|the\s+following|found\s+to\s+be|known\s+to\s+be|that|option|choice"
@@ -59,13 +62,14 @@ _TAIL = re.compile(
 )
 _CHOICE = re.compile(
     r"\b(?:option|choice)(?:\s+is)?\s*[:=]?\s*\(?([A-Ja-j])\)?(?![A-Za-z0-9])|\bI\s+(?:choose|pick|select)\s+\(?([A-J])\b"
+    r"|(?<![A-Za-z])\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:(?:correct|right|best)(?:\s+(?:answer|choice|option|one))?|answer)\b"
     r"|\((?=[A-J]\)[.*\s]*$)([A-J])\)",
     re.I,
 )
-_BARE_CHOICE = re.compile(r"(?:^|\n)\s*\**\(?([A-J])\)?[.)]?\**\s*$")
+_BARE_CHOICE = re.compile(r"(?:^|\n)\s*\**\(?([A-J])\)?[.)]?\**\s*$|\A\s*\**\(?([A-J])\)?\**\s*[:.)][^\n]*\Z")
 _NUMBER = re.compile(
     r"(?<![\d.])(?:\d+ \d+/\d+"
-    r"|(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:[eE][+-]?\d+|/\d+(?![\d.])|:\d+)?)"
+    r"|(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:[eE][+-]?\d+|\^\{?-?\d+\}?|/\d+(?![\d.])|:\d+)?)"
     r"(?: ?\\?%)?|(?<![\d.])\.\d+"
 )
 _LATEX = re.compile(
@@ -113,7 +117,12 @@ def _final_part(text: str) -> str:
     if (thought := _last(_THOUGHT, text)) is not None:
         ended = "/" in thought.group() or "end_of" in thought.group().lower()
         text = text[thought.end() :] if ended else ""
-    return _MARKS.sub(" ", text)
+    text = _MARKS.sub(" ", text)
+    if (next_question := _RUN_ON.search(text)) is not None:  # the model went on with a question of its own
+        head = text[: next_question.start()]
+        if "####" in head or _BOX.search(head) or _PHRASE.search(head):
+            return head
+    return text
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -208,8 +217,14 @@ def _phrase(text: str) -> str | None:
         if joint is None:
             return ",".join(found)
         rest = rest[joint.end() :]
+    if choices := re.match(r"\(?[A-J]\)?(?:(?:,| and|, and| &)\s\(?[A-J]\)?)+(?=[.;\s]*(?:\n|$))", rest):
+        return choices.group()
     if choice := re.match(r"(?:\([A-J]\)|[A-J])(?=[.,;:*]|\)\s|\s+(?:because|since|as)\b|\s*$|\s*\n)", rest):
         return choice.group()
+    if rest.startswith("\\boxed{"):  # never closed, or it would have been found before
+        return None
+    if number := re.match(r"\$?-?\d[\d.,/]*%?(?=, (?!and |or )[a-z]+)", rest):
+        return number.group()
     end = _TAIL.search(rest)
     return _tidy(rest[: end.start()] if end else rest)[:1000] or None
 
@@ -221,7 +236,7 @@ def _tidy(text: str) -> str:
 
 def _choice(text: str) -> str | None:
     """Return the letter of "option B" or of a last line that is one letter."""
-    chosen = _BARE_CHOICE.search(text[-200:]) or _last(_CHOICE, text)
+    chosen = _BARE_CHOICE.search(text if len(text) < 200 else "\n" + text[-200:]) or _last(_CHOICE, text)
     return next(group for group in chosen.groups() if group).upper() if chosen else None
 
 
@@ -246,7 +261,7 @@ def _last_formula(text: str) -> str | None:
     opened = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
     if opened >= 0 and _closing_brace(text, text.index("{", opened)) is None:
         return None
-    text = re.sub(r"\([^()]*[A-Za-z]{2}[^()]*\)[\s.!]*$", "", text[-2000:])
+    text = re.sub(r"(?<!\\)\([^()]*[A-Za-z]{2}[^()]*\)[\s.!]*$", "", text[-2000:])
     number = _last(_NUMBER, text)
     formulas = [
         m for m in _FORMULA.finditer(text) if not (_PROSE.search(m.group()) or _VARIABLE.search(text[: m.end()]))

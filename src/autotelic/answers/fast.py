@@ -56,6 +56,8 @@ def plain(answer: str) -> Plain | None:
     if re.fullmatch(r"(?:\\text\{[A-Za-z' -]{3,}\}[ .!-]*)+", text):
         key = word_key(text)
         return Plain(f"words:{key}", words=not re.search(r"\b(?:and|or)\b", key))
+    if re.fullmatch(r"(?:[^\W\d_A-Za-z]| )+", text):  # another script
+        return Plain(f"words:{text.lower()}", words=True)
     named = re.match(r"[A-Za-z]\s*=\s*(?=[-\d\\])", text)
     value, remark = split_unit(text[named.end() :] if named else text)
     while (inner := re.fullmatch(r"\{([^{}]*)\}|\(([^(),]*)\)", value)) is not None:
@@ -86,7 +88,8 @@ def decide(first: Plain, second: Plain) -> bool | None:
     if first.number is not None and second.number is not None:
         decimals = max(first.decimals, second.decimals)
         printed = decimals >= PRINTED and min(first.decimals, second.decimals) == 0
-        return abs(first.number - second.number) * 10**decimals <= (1 if printed else 0)
+        apart = abs(first.number - second.number)
+        return apart * 10**decimals < 1 if printed else apart == 0
     if first.size is not None and second.size is not None:
         scale = max(abs(first.size), abs(second.size))
         return False if abs(first.size - second.size) > APART * scale else None

@@ -30,7 +30,8 @@ _SYMBOLS = {letter: f"\\{name} " for letter, name in zip(_LETTERS, _GREEK, stric
     "∪": r" \cup ", "∩": r" \cap ", "∈": r" \in ", "±": r" \pm ", "∓": r" \mp ", "°": r"\degree ", "∅": r" \emptyset ",
     "≠": r" \neq ", "≈": r" \approx ", "’": "'", "‘": "'", "“": '"', "”": '"', "，": ",", "。": ".", "、": ",",
     "；": ";", "：": ":", "【": "(", "】": ")", "€": r"\euro ", "£": r"\pound ", "¥": r"\yen ", "₹": r"\rupee ",
-    "¢": r"\cent ", "√": r"\sqrt ", "✓": "", "✔": "", "✅": "", "…": r"\ldots ", "ℝ": r"\mathbb{R}",
+    "¢": r"\cent ", "√": r"\sqrt ", "∛": r"\sqrt[3]", "或": r" \or ",
+    "✓": "", "✔": "", "✅": "", "…": r"\ldots ", "ℝ": r"\mathbb{R}",
     "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "∧": r" \land ", "∨": r" \lor ", "⟨": r"\langle ", "⟩": r"\rangle ",
     "∖": r" \setminus ", "→": r" \to ", "⇒": r" \Rightarrow ", "元": r"\text{yuan}", "平方厘米": r"\text{cm}^2",
     "см": r"\text{cm}", "ϕ": r"\phi ", "≡": r"\equiv ", "△": r"\triangle ", "∠": r"\angle ",
@@ -47,12 +48,13 @@ _RENAMED = {
     "implies": "Rightarrow", "rightarrow": "to", "thickapprox": "approx", "varphi": "phi", "varepsilon": "epsilon",
     "iff": "Leftrightarrow", "lt": "<", "gt": ">", "lbrace": "{", "rbrace": "}", "lvert": "|", "rvert": "|",
     "vert": "|", "mid": "|", "lbrack": "[", "rbrack": "]", "div": "/", "colon": ":", "dollar": "dollar", "imath": "i",
-    "circledR": "", "pounds": "pound",
+    "circledR": "", "pounds": "pound", "sen": "sin", "cosec": "csc", "cotg": "cot", "arcctg": "arccot",
 }  # fmt: skip
 _DROPPED = words(
     """left right mleft mright middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle hfill
     scriptstyle limits nolimits rm bf it sf tt large Large LARGE huge small tiny normalsize thinspace medspace
-    nobreak newline bfseries itshape boldmath par noindent centering allowbreak protect relax hline"""
+    nobreak newline bfseries itshape boldmath par noindent centering allowbreak protect relax hline enspace enskip
+    square Box blacksquare qed checkmark"""
 )
 _DROPPED_ARGUMENT = words("""hspace vspace phantom hphantom vphantom label tag color""")
 _INLINE = words(
@@ -80,6 +82,13 @@ _THOUSANDS = re.compile(
 )
 _PIECE = re.compile(r"\\text\{[^{}]*\}|\\(?:begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]+(?:[-'][A-Za-z]+)*")
 _TEXTS = re.compile(r"\\text\{[^{}]*\}(?:\s*\\text\{[^{}]*\})+")
+_LEAD = re.compile(
+    r"^\\text\{(?:thus|so|hence|therefore)\}\s*,?\s*(?=\S)"
+    r"|^\\text\{(?:(?:thus|so|hence|therefore) )?(?:the )?(?:final |correct )*(?:answers?|solutions?|results?)(?:"
+    r"(?: (?:is|are))?\}\s*[:=]?\s*(?=\S)| (?:is|are)(?= )([^{}]*\}))",
+    re.I,
+)
+"""What leads in an answer: "the answer is"."""
 _SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\d.A-Za-z])")
 
 
@@ -93,9 +102,15 @@ def normalize(answer: str) -> str:
     text = text.replace("**", "^").replace("*", r" \cdot ").replace("<=", r" \leq ").replace(">=", r" \geq ")
     text = re.sub(r"(?<![\d)}])!=", r" \\neq ", text)
     text = _braced(text)
+    text = re.sub(r"\\frac\{\s*(\\text\{[^{}]*\}[^{}]*)\}\{\s*(\\text\{[^{}]*\}[^{}]*)\}", r"\1/\2", text)  # units
+    text = re.sub(r"\\mu\s*\\text\{(?=[A-Za-z]\})", r"\\text{u", text)
+    text = re.sub(r"(?<=\d) *(?:\\text\{)?([kM])\}? *\\Omega", r" \\text{\1ohm}", text)
+    text = re.sub(r"(_\{\d+\}\s*)\\text\{([A-Z][A-Za-z]{0,3})\}", r"\1\2", text)
+    text = re.sub(r"\\text\{([A-Z][A-Za-z]*)\}\s*(?=_\{|\^\{\d*[+-]\})", r"\1", text)  # chemical elements
+    text = re.sub(r"\(\s*\\text\{mod\}\s*([^()]*)\)", r"\\pmod{\1}", text).replace("\\text{mod}", "\\bmod ")
     text = re.sub(r"\^\s*\{\s*(?:\\circ|\\degree|o(?=\s*\}$))\s*\}", r"\\degree ", text)
     text = _TEXTS.sub(lambda m: r"\text{" + " ".join(re.findall(r"\{([^{}]*)\}", m.group())) + "}", text)
-    text = _ends(" ".join(text.split()))
+    text = _ends(_LEAD.sub(r"\1", re.sub(r"^\\text\{(?:negative|minus)\}\s*(?=\d)", "-", " ".join(text.split()))))
     return text if re.search(r"\w|[\[({]", text.replace("\\ldots", "")) else ""
 
 
@@ -112,11 +127,22 @@ def _plain(text: str) -> str:
     if not text.isascii():
         text = _ascii(text)
     text = "".join(c if c >= " " and c != "\x7f" else " " for c in text)
+    for name, (left, right) in _PLAIN_FUNCTIONS.items():
+        text = re.sub(rf"(?<![A-Za-z\\]){name}\(([^()]*)\)", rf"{left}\1{right}", text)
+    text = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]", r"\\\\", text)
+    text = re.sub(r"(?<![\d.])(\d{1,3})((?:\.\d{3}){2,}|(?:'\d{3})+)(?![\d.])", lambda m: re.sub(r"\D", "", m[0]), text)
+    text = re.sub(
+        r"\^\{?\\text\{(?:st|nd|rd|th)\}\}?", "", text.replace("\\not=", "\\neq ").replace("\\not\\in", "\\notin ")
+    )
     text = re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " ", text).replace("~", " ").replace("\\%", "%")
     text = text.replace("\\$", r"\dollar ").replace("\\\\%", "%").replace("...", r"\ldots ")
     text = re.sub(r"(?<=\d)(?:\{,\}|,?\\!\s?|,?\\,)(?=\d{3}(?!\d))", "", text).replace("{,}", ",")
     text = re.sub(r"(?<![A-Za-z])([aApP])\.\s?[mM](?:\.|(?![A-Za-z]))", r"\1m ", text)
-    text = text.strip().rstrip(".").strip()
+    text = re.sub(r"^\s*(?:\\text\{)?n/a\}?\s*$", r"\\text{n/a}", text, flags=re.I)
+    text = re.sub(
+        r"\bper[ -]cent\b", "percent", re.sub(r"\+/-|(?:(?<=[=,])|^)\s*\+-", r"\\pm ", re.sub(r"\\\|", "|", text))
+    )
+    text = re.sub(r"^\s*答案\s*(?:是|为|[:：])", "", text).strip().rstrip(".?").strip()
     while len(text) > 1 and text[0] == text[-1] and text[0] in "*_`\"'":
         text = text[1:-1].strip()
     return text
@@ -125,6 +151,7 @@ def _plain(text: str) -> str:
 def _ascii(text: str) -> str:
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
+    text = re.sub("[μµ](?=[mgsLlFAHCJVW](?![A-Za-z]))", "u", text)
     text = re.sub("√([0-9０-９]+)", r"\\sqrt{\1}", text)
     text = re.sub("(\\d)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", r"\1 \2", text)
     for symbol, latex in _SYMBOLS.items():
@@ -192,6 +219,7 @@ def _unstyled(text: str, depth: int) -> str:
                 out.append(" ")
                 continue
             position = after
+            content = f"\\{content} " if name == "operatorname" and content in _RENAMED else content
             inner = _unstyled(content, depth + 1)
             if name in _INLINE:
                 out.append(
@@ -238,6 +266,7 @@ def _marked(text: str, upright: bool) -> str:
             return f"\\text{{{found}}}" if upright and found in UNIT_LETTERS else found
         return _word(found)
 
+    text = re.sub(r"\\mu\s*(?=[A-Za-z]$)", "u", re.sub(r"([kM])\\Omega\s*$", r"\1ohm", text))
     if "_" in text or ("^" in text and not set(re.findall(r"(?<![\\A-Za-z])[A-Za-z]+", text)) <= UNITS.keys()):
         return text
     return _PIECE.sub(mark, text)
@@ -283,6 +312,8 @@ def _words_marked(text: str) -> str:
             return _word(found)
         loose = before[-1:] in ("", " ", "(", ",", "-", "}") or before[-1:].isdigit()
         free = loose and after in ("", " ", ")", ",", ".", ";", ":", "/", "?", "!", "-", "^")
+        if lower in ("am", "pm") and not before.rstrip()[-1:].isdigit():
+            return found
         if lower in _SHORT_WORDS or re.search(r"[-'][A-Za-z]{3}|[A-Za-z]{3}[-']", found):
             return _word(found)
         if (
@@ -357,18 +388,16 @@ def _repeating(match: re.Match[str]) -> str:
     return f"\\frac{{{top}}}{{{bottom}}}"
 
 
+_PLAIN_FUNCTIONS = {"abs": ("|", "|"), "floor": (r"\\lfloor ", r"\\rfloor "), "ceil": (r"\\lceil ", r"\\rceil "),
+                    "cbrt": (r"\\sqrt[3]{", "}")}  # fmt: skip
 _TAKES = dict.fromkeys(("sqrt", "pmod", "mathbb", "overline", "vec", "hat", "bar", "dot"), 1) | {"frac": 2, "binom": 2}
 
 
 def _braced(text: str) -> str:
     r"""Give every argument of ``\frac``, ``\binom``, ``\sqrt``, ``^`` and ``_`` its braces, as LaTeX reads them."""
     text = re.sub(r"(?<![\\A-Za-z])\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}", _infix, text)
-    out: list[str] = []
-    position = 0
-    while position < len(text):
-        piece, position = _next(text, position, 0)
-        out.append(piece)
-    return "".join(out)
+    text = re.sub(r"\\log\s*_(\d)(\d+)(?=\s*(?:$|[-+=,)]))", r"\\log_{\1}{\2}", text)
+    return _inside(text, -1)[0]
 
 
 def _infix(match: re.Match[str]) -> str:
@@ -377,7 +406,7 @@ def _infix(match: re.Match[str]) -> str:
     )
 
 
-def _next(text: str, position: int, depth: int, script: bool = False) -> tuple[str, int]:
+def _next(text: str, position: int, depth: int) -> tuple[str, int]:
     """Return the next token with its arguments in braces, and where it ends."""
     c = text[position]
     if c == "\\":
@@ -399,6 +428,8 @@ def _next(text: str, position: int, depth: int, script: bool = False) -> tuple[s
             if text[after : after + 1] == "(" and (end := _parenthesis(text, after)) > 0:
                 inner, _ = _inside(text[after + 1 : end], depth)
                 return f"{out}{{{inner}}}", end + 1
+            if number := re.match(r"\d+", text[after:]):
+                return f"{out}{{{number.group()}}}", after + number.end()
         for _ in range(_TAKES[name]):
             inner, after = _one(text, after, depth + 1)
             out += f"{{{inner}}}"
@@ -455,7 +486,7 @@ def _parenthesis(text: str, start: int) -> int:
 def _ends(text: str) -> str:
     r"""Drop what only ends a sentence: ``42.``, ``42;``, ``42\text{.}``, ``42 \quad``."""
     while True:
-        shorter = re.sub(r"(?:[\s.,;:]|\\quad|\\\\|\\ )+$|^(?:[\s:,;]|\\quad|\\\\|\\ )+", "", text)
+        shorter = re.sub(r"(?:[\s.,;:]|\\quad|\\\\|\\ |(?<![\\_^}])\{\s*\})+$|^(?:[\s:,;]|\\quad|\\\\|\\ )+", "", text)
         if shorter == text:
             return text
         text = shorter

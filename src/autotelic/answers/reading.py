@@ -83,13 +83,15 @@ def _wrapped(text: str, left: str, right: str) -> str | None:
 
 
 _BEGIN, _END = r"[(\[|]?\s*(?:\\\{)?\s*\\begin\s*\{", r"\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}\s*(?:\\\}|[)\]|])?"
-_LINES = re.compile(_BEGIN + r"(cases|array|aligned|align\*?|gathered|split)" + _END, re.S)
+_LINES = re.compile(_BEGIN + r"(cases|array|matrix|aligned|align\*?|gathered|split)" + _END, re.S)
 _MATRIX = re.compile(_BEGIN + r"([pbBvV]?matrix|smallmatrix|array)" + _END, re.S)
-_ABOUT = r"approx(?:imately)?|about|exactly|around|roughly|answer|the answer is|nearly"
+_BARE_ROWS = re.compile(r"\[\s*(\[[^\[\]()]*\](?:\s*,\s*\[[^\[\]()]*\])*)\s*\]")
+_ABOUT = r"either|approx(?:imately)?|about|exactly|around|roughly|answer|the answer is|nearly"
 _PREFIX = re.compile(rf"^(?:\\text\{{(?:{_ABOUT})\.?\}}\s*\.?|\\approx)\s*(?=\S)", re.I)
 _FOR = r"for (?:all|any|every|each|some)|for|where|with|such that|provided(?: that)?|whenever"
 _QUALIFIER = re.compile(
-    rf"\s*,?\s*\\text\{{(?:{_FOR})\b[^{{}}]*\}}.*$|\s*\(\s*(?:\\text\{{(?!or\b)[^{{}}]{{2,}}\}}[^()]*|\\or\b[^()]*)\)$",
+    rf"\s*,?\s*\\text\{{(?:{_FOR})\b[^{{}}]*\}}.*$|\s*\(\s*(?:\\text\{{(?!or\b)[^{{}}]{{2,}}\}}[^()]*|\\or\b[^()]*)\)$"
+    r"|\s*[,(]\s*[kmn]\s*\\in\s*\\mathbb\s*\{[ZN]\}\s*(?:\^\{[^{}]*\})?\s*\)?$",
     re.S,
 )
 _CONNECTIVES = re.compile(r"\\text\{(?:when|so|if|then|thus|hence|therefore|while|where|which gives|giving)\}")
@@ -116,7 +118,7 @@ _BASED = re.compile(
 )
 _CHOICE = re.compile(
     r"(?:\\text\{(?i:option|choice|answer)\}\s*)?\(\s*(?:\\text\{)?([A-Za-z])\}?\s*\)\s*(.*)|([A-Z])\s*[):]\s*(.*)"
-    r"|\\text\{(?i:option|choice) ?\}\s*([A-Za-z])|([A-Z])\s*\.\s*\\text.*",
+    r"|\\text\{(?i:option|choice) ?\}?\s*([A-Za-z])\}?|([A-Z])\s*\.\s*\\text.*",
     re.S,
 )
 _CONTINUES = re.compile(r"[A-Z]\s*[=:]|[\^_!+\-*/=<>,(]|\\(?:cdot|and|or|cup|leq|geq|in)(?![A-Za-z])")
@@ -126,6 +128,8 @@ _CURRENCY = re.compile(r"\\text\{(USD|Rs|US|EUR|GBP)\.?\}\s*\.?\s*(?:\\dollar\s*
 
 def _words(text: str, depth: int) -> Node | None:
     """Words, choice letters, dates, clocks and numbers in a base: what is compared as text."""
+    if re.fullmatch(r"\\text\{(?:the set of )?(?:all )?(?:real numbers|reals)\}", text):
+        return Node("numbers", text="R")
     based = _BASED.fullmatch(text)
     if based and re.match(r"\d|[A-Fa-f]{2}", based.group(1)):
         return Node("words", text=f"{based.group(1).upper()} base {based.group(2)}")
@@ -154,19 +158,25 @@ def word_key(text: str) -> str:
     """Return words as they are compared: lower case, without marks, spaces and a leading article."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("\\and", " and ").replace("\\or", " or ").lower()
     plain = " ".join(re.sub(r"[^\w\s%.+\-*/\\^]", " ", plain).split()).rstrip(".")
-    plain = re.sub(r"^(?:a|an|the) (?=\w{3})", "", plain)
+    plain = re.sub(r"^(?:an? (?=\w{3})|the )", "", re.sub(r" ?- ?", "-", plain))
     return {"does not exist": "dne", "no solutions": "no solution", "no real solutions": "no real solution"}.get(
         plain, plain
     )
 
 
+def _as_matrix(rows: re.Match[str]) -> str:
+    """Return [[1,2],[3,4]] as a matrix of LaTeX."""
+    cells = [row.replace(",", "&") for row in re.findall(r"\[([^\[\]]*)\]", rows.group(1))]
+    return r"\begin{pmatrix}" + r" \\ ".join(cells) + r"\end{pmatrix}"
+
+
 def _matrix(text: str, depth: int) -> Node | None:
     """A matrix: its rows, with its shape in the text; a determinant is not a matrix."""
-    match = _MATRIX.fullmatch(text)
+    match = _MATRIX.fullmatch(_as_matrix(rows) if (rows := _BARE_ROWS.fullmatch(text)) else text)
     if (
         match is None
         or "\\begin" in match.group(2)
-        or (match.group(1) == "array" and re.search(r"=|[<>]|\\[lg]eq", match.group(2)))
+        or (match.group(1) in ("array", "matrix") and re.search(r"=|[<>]|\\[lg]eq", match.group(2)))
     ):
         return None
     if match.group(1) == "array" and text.startswith("\\begin"):
@@ -184,8 +194,17 @@ def _lines(text: str, depth: int) -> Node | None:
     if match is None:
         return None
     body = match.group(2)
-    if "\\begin" in body or (match.group(1) == "cases" and re.search(r"&|\\text\{(?:if|when|for|otherwise)", body)):
+    if "\\begin" in body:
         return Node("opaque", text=squeezed(text))
+    if match.group(1) == "cases" and re.search(r"&|\\text\{(?:if|when|for|otherwise)", body):
+        rows = [
+            re.split(r"\s*,?\s*&\s*|\s*,?\s*(?=\\text)", row.strip(" ,;."), maxsplit=1)
+            for row in body.split("\\\\")
+            if row.strip()
+        ]
+        conditions = (re.sub(r"^\\text\{(?:if|when|for)\}|&", "", row[1]) if len(row) > 1 else "" for row in rows)
+        pairs = zip(rows, conditions, strict=True)
+        return Node("cases", tuple(Node("tuple", (_read(row[0], depth), _read(when, depth))) for row, when in pairs))
     pieces = [piece.replace("&", "").strip(" ,;") for piece in body.split("\\\\")]
     return _read(" , ".join(piece for piece in pieces if piece), depth)
 
@@ -238,7 +257,9 @@ def _joined(nodes: list[Node], either: bool) -> Node:
     if len(named) == len(nodes) and len(set(names)) == len(nodes) and len(nodes) > 1:
         bases = {re.sub(r"_\{?\d+\}?$", "", name) for name in names}
         indices = sorted(re.sub(r"^.*_\{?(\d+)\}?$", r"\1", name) for name in names)
-        if len(bases) == 1 and indices == [str(k + 1) for k in range(len(nodes))]:  # x_1 = 2, x_2 = 3: the solutions
+        if (
+            len(bases) == 1 and bases <= set("krtxyz") and indices == [str(k + 1) for k in range(len(nodes))]
+        ):  # x_1 = 2, x_2 = 3: the solutions
             return Node("set", tuple(node.parts[-1] for node in named))
         if either:
             return Node("opaque", text=" or ".join(sorted(f"{n.text}={n.parts}" for n in named)))
@@ -254,19 +275,26 @@ def _joined(nodes: list[Node], either: bool) -> Node:
 _SUB = r"(?:_\{[^{}]*\}|'|\^\{-1\}|\^\{\\text\{\w+\}\})*"
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma|tau|psi|xi|eta|epsilon|Delta|Omega|Phi|Theta|ell"
 _ATOM = rf"(?:\\(?:{_GREEK})\s?|[A-Za-z]){_SUB}"
+_SUM = rf"{_ATOM}(?:\s*(?:\+|\\cdot)?\s*{_ATOM}){{1,4}}"  # m+n, abc
+_CONSTANTS = re.compile(rf"\\text\{{[^{{}}]*\}}|\\(?!(?:{_GREEK})(?![A-Za-z]))[A-Za-z]+|(?<![A-Za-z])[ei](?![A-Za-z])")
 _NAMES = (
     rf"{_ATOM}(?:\s*\(\s*[^()=]{{1,30}}\))?",  # x, f(x), P(X>3)
-    rf"\\text\{{[^{{}}]*\}}{_SUB}",  # Area
-    rf"\\(?:overline|vec|overrightarrow|hat|bar|mathcal|widehat|tilde|dot)\s*\{{[^{{}}]*\}}{_SUB}",
+    rf"\\text\{{[^{{}}]*\}}\s*[A-Z]{{0,4}}{_SUB}(?:\s*\(\s*[^()=]{{1,30}}\))?",  # Area, Var(X)
+    r"\\(?:lim|int|sum|prod|det|dim|arg|deg|ker)(?![A-Za-z]).*|\\text\{(?:tr|rank|Re|Im)\}.*",
+    r"[A-Z](?:\s*\\(?:cup|cap|setminus)\s*[A-Z])+|\|\s*[A-Z](?:\s*\\(?:cup|cap)\s*[A-Z])*\s*\|",  # A \cup B, |A|
+    r"\[\s*[A-Z]{3,5}\s*\]",  # the area [ABC]
+    r"\|\s*(?:[abuvwz]|\\vec\{[^{}]*\})\s*\|",
+    rf"\\frac\{{(?:{_ATOM}|[A-Z]{{2}})\}}\{{(?:{_ATOM}|[A-Z]{{2}})\}}",
+    rf"\\(?:overline|vec|overrightarrow|overarc|widearc|arc|hat|bar|mathcal|widehat|tilde|dot)\s*\{{[^{{}}]*\}}{_SUB}",
     r"(?:m\s*)?\\(?:angle|triangle)\s*[A-Z\\a-z ]{1,10}",
     r"\\(?:sin|cos|tan)\s*(?:\\angle\s*)?(?:[A-Z]{1,3}|\\alpha|\\beta|\\theta)\s*",
     r"\|?\s*[A-Z](?:\s*'?[A-Z]'?){0,3}\s*\|?",  # AB, |AB|
-    rf"[A-Z]{_SUB}(?:\s*:\s*[A-Z]{_SUB})+",  # A:B
+    rf"(?:[A-Z]{{1,2}}|[a-z]){_SUB}(?:\s*:\s*(?:[A-Z]{{1,2}}|[a-z]){_SUB})+",  # A:B
     r"(?:\\mathbb\s*\{)?E\}?\s*\[[^\[\]=]{1,20}\]",  # E[X]
     r"\\vec\s*\{\w\}\s*\\cdot\s*\\vec\s*\{\w\}",
-    r"\\frac\{d\s?(?:\^\{?\d\}?)?\s?[a-z]?\}\{d\s?[a-z](?:\^\{\d\})?\}",
-    r"\(\s*[a-z](?:_\{\d\})?(?:\s*,\s*[a-z](?:_\{\d\})?)+\s*\)",  # (x, y)
-    rf"{_ATOM}(?:\s*(?:\+|\\cdot)?\s*{_ATOM}){{1,4}}",  # m+n, abc
+    r"\\frac\{(?:d|\\partial)\s?(?:\^\{?\d\}?)?\s?[A-Za-z]?\}\{(?:d|\\partial)\s?[a-z](?:\^\{\d\})?\}",
+    rf"\(\s*{_ATOM}(?:\s*,\s*{_ATOM})+\s*\)",  # (x, y)
+    _SUM,
 )
 _NAME = re.compile("|".join(_NAMES))
 
@@ -312,7 +340,7 @@ def _equality(sides: list[str], depth: int) -> Node:
     """A named value, a chain that ends in a value, or an equation."""
     if len(sides) == 1:
         return _read(sides[0], depth)
-    if is_name(sides[0]):
+    if is_name(sides[0]) and not (sides[-1] == "0" and re.fullmatch(_SUM, sides[0])):
         names = _wrapped(sides[0].strip(), "(", ")")
         value = _read(sides[-1], depth)
         if names is not None and value.kind == "tuple" and len(value.parts) == names.count(",") + 1:
@@ -320,10 +348,7 @@ def _equality(sides: list[str], depth: int) -> Node:
         return Node("named", (_value(sides[0]), value), squeezed(sides[0]))
     if is_name(sides[-1]) and len(sides) == 2:
         return Node("named", (_value(sides[-1]), _read(sides[0], depth)), squeezed(sides[-1]))
-    if all(
-        not re.search(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])", re.sub(r"\\[A-Za-z]+(?:\{[A-Za-z ]*\})?", "", side))
-        for side in sides
-    ):
+    if all(not re.search(r"[A-Za-z]", _CONSTANTS.sub("", side)) for side in sides):
         return _read(sides[-1], depth)  # numbers only: 3 + 4 = 7 is 7
     return Node("equation", tuple(_read(side, depth) for side in (sides[0], sides[-1])), squeezed("=".join(sides)))
 
@@ -351,6 +376,8 @@ def _brackets(text: str, depth: int) -> Node | None:
             return Node("opaque", text=squeezed(text))
         pieces = [piece for piece in split(inner, {",", ";"})[0] if piece]
         return Node("set", tuple(_read(piece, depth) for piece in pieces))
+    if "\\pm" in text and _wrapped(text, "(", ")") is not None:
+        return _signs(text, depth)
     if (inner := _wrapped(text, "\\langle", "\\rangle")) is not None:
         return Node("tuple", tuple(_read(piece, depth) for piece in split(inner, {","})[0]))
     french = re.fullmatch(r"([\[\]])([^\[\](){}]*[,;][^\[\](){}]*)([\[\]])", text)
@@ -379,7 +406,7 @@ def _brackets(text: str, depth: int) -> Node | None:
 
 def _signs(text: str, depth: int) -> Node | None:
     r"""Write ``\pm`` out, upper signs together."""
-    if "\\pm" not in text or len(re.findall(r"\\[pm][mp](?![A-Za-z])", text)) > MAX_SIGNS:
+    if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", text) or len(re.findall(r"\\[pm][mp](?![A-Za-z])", text)) > MAX_SIGNS:
         return None
     upper = re.sub(r"\\pm(?![A-Za-z])", "+", re.sub(r"\\mp(?![A-Za-z])", "-", text))
     lower = re.sub(r"\\pm(?![A-Za-z])", "-", re.sub(r"\\mp(?![A-Za-z])", "+", text))
@@ -391,6 +418,8 @@ def _ratio(text: str, depth: int) -> Node | None:
     pieces, found = split(text, {":"})
     if not found or not all(pieces):
         return None
+    if any(re.fullmatch(r"0\d", piece) for piece in pieces):
+        return Node("words", text=squeezed(text))
     return Node("ratio", tuple(_read(piece, depth) for piece in pieces))
 
 
@@ -407,6 +436,8 @@ def _value(text: str) -> Node:
     magnitude = re.match(r"(.*?)\s*\\text\{(hundred|thousand|million|billion|trillion)s?\}$", value, re.I)
     if magnitude and magnitude.group(1):
         value = f"{magnitude.group(1)} \\cdot 10^{{{MAGNITUDES[magnitude.group(2).lower()]}}}"
+    if re.search(r"\\to(?![A-Za-z])", value) and "\\lim" not in value:  # a reaction, an implication
+        return Node("opaque", text=text.replace(" ", ""))
     if "\\text" in value:
         return Node("words", text=word_key(text))
     if remark is None and (marks := re.fullmatch(r"(.*\d)\s*''", value)):

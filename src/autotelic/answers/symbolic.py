@@ -5,6 +5,7 @@ different when their values at random points are further apart than rounding exp
 their difference is zero; where neither succeeds the pair is undecided. Values never prove equality.
 """
 
+import contextlib
 import itertools
 import logging
 import re
@@ -86,12 +87,34 @@ def _parsed(node: Node) -> Parsed:
     if node.kind in ("value", "letter"):
         parsed.expression = expression_of(node.text)
         parsed.values = None if parsed.expression is None else values_at(parsed.expression)
+    if node.kind == "matrix" and None not in (cells := [part.expression for part in parts]):
+        widths = node.text.removeprefix("det ").split("x")
+        with contextlib.suppress(ValueError):
+            found = sympy.Matrix(len(widths), int(widths[0]), cells)
+            parsed.expression = found.det() if node.text.startswith("det") else found
     return parsed
 
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d+)\.(\d+)(?![\d.])")
 _UNKNOWN_FUNCTION = re.compile(r"(?<![\\A-Za-z])([fghFGH]'*|P)\s*\(([^()]*)\)")
 _CONFIG = ConversionConfig(lowercase_symbols=False)
+
+
+_FUNCTION = r"\\(?:sin|cos|tan|cot|sec|csc|ln|log)(?:_\{\w+\}|\^\{\w+\})*"
+_RULES_OF_REPAIR: tuple[tuple[str, Any], ...] = (
+    (r"(\d)\((?=\\frac)", r"\1\\cdot("),  # 2(1/2) is no mixed number
+    (r"(?<![\d.^{/])(\d+)/(\d+)(?=\\(?!cdot)|[A-Za-z(])", r"\\frac{\1}{\2}"),  # 1/2 ln 3
+    (rf"({_FUNCTION}) ?(\d*(?:[A-Za-z]|\\[a-z]+))\\cdot", r"(\1{\2})\\cdot "),  # sin x \cdot x
+    (rf"({_FUNCTION}) ?(\d+)/", r"(\1{\2})/"),
+    (r"(\d+!|(?<![A-Za-z])[A-Za-z]!)\^", r"{\1}^"),
+    (r"(\d+)\\bmod (\d+)", lambda m: str(int(m[1]) % int(m[2])) if int(m[1]) >= int(m[2]) > 0 else m[0]),
+    (r"\\(max|min|gcd|lcm)\\\{([^{}]*)\\\}", r"\\\1(\2)"),
+    (r"\\Gamma(?!\()", r"\\zeta_{G}"),
+    (r"(?<![A-Za-z\\])([A-Za-z])('+)", lambda m: f"{m[1]}_{{{'p' * len(m[2])}}}"),  # x' is not x
+    (r"(?<![A-Za-z\\])([A-Z])\^\{?([Tc])\}?(?![A-Za-z])", r"\1^{q_{\2}}"),  # nor A^T A
+)
+_REPAIRS = [(re.compile(pattern), better) for pattern, better in _RULES_OF_REPAIR]
+"""What latex2sympy reads otherwise than it is meant."""
 
 
 def expression_of(latex: str) -> Any:
@@ -102,10 +125,15 @@ def expression_of(latex: str) -> Any:
     text = _UNKNOWN_FUNCTION.sub(_as_symbol, squeezed(text))
     text = re.sub(r"(\d+)\\degree", r"(\\frac{\1\\pi}{180})", text)
     text = _DECIMAL.sub(lambda m: f"(\\frac{{{int(m.group(1) + m.group(2))}}}{{1{'0' * len(m.group(2))}}})", text)
-    text = text.replace("\\gamma", "\\zeta_{g}").replace("\\Gamma", "\\zeta_{G}").replace("\\lg", "\\log_{10}")
+    text = text.replace("\\gamma", "\\zeta_{g}").replace("\\lg", "\\log_{10}")
     text = re.sub(r"(?<![\d\\A-Za-z])0+(?=\d)", "", text).replace("%", "\\%")
-    if "\\int" not in text:  # latex2sympy takes d and what follows for a differential
+    for pattern, better in _REPAIRS:
+        text = pattern.sub(better, text)
+    if "\\int" not in text and "\\frac{d}{d" not in text:  # latex2sympy takes d and what follows for a differential
         text = re.sub(r"\\[A-Za-z]+|_\{[^{}]*\}|d", lambda m: " q_{d} " if m.group() == "d" else m.group(), text)
+    index = re.search(r"\\(?:lim|sum|prod)_\{([a-z])(?![A-Za-z])", text)
+    if index and re.search(rf"_\{{[^{{}}]*(?<![A-Za-z]){index[1]}(?![A-Za-z])", text[index.end() :]):
+        return None  # the terms of a sequence
     if re.search(r"\d \d|\\degree", text):
         return None
     try:
@@ -130,7 +158,10 @@ def _evaluated(found: Any) -> Any:
         s: constants.get(s.name) if s in free and s.name in constants else _symbol(s.name)
         for s in found.atoms(sympy.Symbol)
     }
-    return found.xreplace(rename).doit().replace(_odd_root, lambda e: (-1) ** e.exp.p * (-e.base) ** e.exp)
+    found = found.xreplace(rename).doit()
+    if isinstance(found, sympy.MatrixExpr):
+        return found.as_explicit()
+    return found.replace(_odd_root, lambda e: (-1) ** e.exp.p * (-e.base) ** e.exp)
 
 
 def _symbol(name: str) -> Any:
@@ -157,11 +188,13 @@ def same(a: Parsed, b: Parsed) -> bool | None:
             return verdict
     if {a.kind, b.kind} <= {"value", "letter"}:
         return _values(a, b)
+    if {a.kind, b.kind} == {"value", "matrix"}:
+        return None if a.expression is None or b.expression is None else _equal(a.expression, b.expression)
     if "opaque" in (a.kind, b.kind):
         return None
     if a.kind != b.kind or len(a.parts) != len(b.parts) or a.kind == "words":
         return False
-    if a.kind in ("set", "union", "intersection"):
+    if a.kind in ("set", "union", "intersection", "cases"):
         return _match(a.parts, b.parts)
     if a.kind in ("matrix", "interval", "relation") and a.node.text != b.node.text:
         return False

@@ -14,25 +14,31 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_TABLE = """m meter metre; cm centimeter centimetre; mm millimeter millimetre; km kilometer kilometre; dm; h hour hr; um
-    micrometer; nm nanometer; in inch inche; ft foot feet; yd yard; mi mile; s sec second; ms millisecond; min
-    minute; day; week wk; month; year yr; g gram gramme gm; kg kilogram kilo; mg milligram; t ton tonne; lb lbs;
-    u; M; oz ounce; L liter litre l; mL ml milliliter millilitre; gal gallon; qt quart; pt pint; cup; tsp
-    teaspoon; tbsp; N newton; J joule; Hz hertz; MHz; GHz; kN; kJ; MJ; cal calorie; kcal; eV; keV; MeV; W watt;
-    kW; MW; kWh; V volt; kV; mV; mA; A amp ampere; C coulomb; F farad; T tesla; Pa pascal; kPa; MPa; atm; bar; K
-    kelvin; celsius; fahrenheit; mmHg; dB; mol mole; ohm; degree deg; rad radian; unit; dollar usd USD buck; euro
-    eur EUR; pound gbp GBP; yen jpy; ppm; amu; kHz; rupee rs Rs inr; cent; byte; bit; kB; MB; GB; acre; hectare
-    ha; mph; kmh kph; rpm; knot; lumen; person people; yuan rmb RMB; child children; man men; woman women; mouse
-    mice; fish; sheep; goose geese; tooth teeth; die dice"""
+_METRIC = """m meter metre; g gram gramme gm; s sec second; L liter litre l; N newton; J joule; Hz hertz; W watt; V
+    volt; A amp ampere; C coulomb; F farad; T tesla; Pa pascal; mol mole; eV; Wh; cal calorie; bar; H henry; B byte;
+    bit; Bq; Sv; Gy; lm lumen"""
+_PREFIXES = {"": "", "n": "nano", "u": "micro", "m": "milli", "k": "kilo", "M": "mega", "G": "giga"}
+_TABLE = """cm centimeter centimetre; dm decimeter decimetre; cL cl; dL dl; pF; TB; THz; hPa; h hour hr; in inch inche;
+    ft foot feet; yd yard; mi mile; min minute; day; week wk; month; year yr; kg kilo; t
+    ton tonne; lb lbs; u; M; oz ounce; gal gallon; qt quart; pt pint; cup; tsp
+    teaspoon; tbsp; atm; K kelvin; kohm; Mohm;
+    celsius;
+    fahrenheit; mmHg; dB; ohm; degree deg; rad radian; rev revolution; unit; dollar usd USD buck; euro eur EUR; pound
+    gbp GBP; yen jpy; ppm; amu; rupee rs Rs inr; cent; acre; hectare ha; mph; kmh kph; rpm; knot; person people; yuan
+    rmb RMB; child children; man men; woman women; mouse mice; fish; sheep; goose geese; tooth teeth; die dice"""
+_TABLE += "".join(
+    ";" + " ".join(f"{prefix if len(name) < 3 or name[0].isupper() else word}{name}" for name in entry.split())
+    for prefix, word in _PREFIXES.items() for entry in _METRIC.split(";")
+)  # fmt: skip
 UNITS: dict[str, str] = {}
 for _names in (entry.split() for entry in _TABLE.split(";")):
     for _name in _names:
         UNITS.setdefault(_name, _names[0])
         if len(_name) > 2 and _name.islower():
             UNITS.setdefault(_name + "s", _names[0])
-UNIT_LETTERS = frozenset("mgshKNJWVLlACFT")
+UNIT_LETTERS = frozenset("mgshKNJWVLlACFTMH")
 r"""Letters that are units when they stand upright after a value (``3\text{m}``)."""
-PLAIN_LETTERS = frozenset("mgshLlN")
+PLAIN_LETTERS = frozenset("mgshLlNJKVW")
 """Letters that are units after a number and a space even in italics: ``20 g``."""
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _COMPOUND = {"mph": {"mi": 1, "h": -1}, "kmh": {"km": 1, "h": -1}}
@@ -40,7 +46,8 @@ _FILLER = words(
     """of the a an in are is were was remaining left right total altogether each every day there will be pieces worth
     all different possible distinct extra from to at on by old tall long wide high deep away apart ago later
     time today now increase decrease gain loss profit discount up down north south east west clockwise
-    counterclockwise older younger heavier lighter taller shorter faster slower longer approx approximately"""
+    counterclockwise older younger heavier lighter taller shorter faster slower longer approx approximately interest
+    chance probability"""
 )
 DIRECTIONS = words(
     """left right increase decrease gain loss profit discount up down north south east west clockwise counterclockwise
@@ -102,9 +109,14 @@ def read_remark(text: str) -> Remark | None:
             for name, was in last.items() if last != {"ms": 1} else ():
                 units[name] = units.get(name, 0) + was * (factor - 1)
         words = match.group("command") or match.group("letter") or match.group("words") or ""
-        for word in re.findall(r"[^\s./,()·\-]+|/", words):
+        found = re.findall(r"[^\s./,()·\-]+|/", words)
+        for number, word in enumerate(found, start=1):
+            following = found[number:]
             lower = word.lower()
             name = "ohm" if word == "Omega" else UNITS.get(word) or UNITS.get(lower)
+            if lower == "of":  # of whatever it is
+                position = len(text)
+                break
             if word in ("/", "per"):
                 sign = -1
             elif lower in _POWERS:
@@ -116,7 +128,14 @@ def read_remark(text: str) -> Remark | None:
                 power = 1
             elif lower in DIRECTIONS or lower in _FILLER:
                 directions |= {lower} & DIRECTIONS
-            elif lower in _CHANGING or not _is_plural(lower):
+            elif lower in ("squared", "cubed") and last:
+                for part, exponent in last.items():
+                    units[part] += exponent * (1 if lower == "squared" else 2)
+            elif lower in _CHANGING:
+                return None
+            elif sign < 0 or (following and _is_plural(following[0].lower()) and following[0] not in _CHANGING):
+                directions.add(lower)  # 4 red balls
+            elif not _is_plural(lower):
                 return None
             else:
                 nouns.add(lower[:-3] + "y" if lower.endswith("ies") else lower[:-1])

@@ -212,7 +212,7 @@ def load_rows(run_args: Any, reward: Any, tokenizer: Any) -> list[dict[str, Any]
 
     return training_rows(
         run_args.dataset,
-        [reward],
+        reward if isinstance(reward, list) else [reward],
         tokenizer,
         prompt=run_args.prompt,
         limit=run_args.dataset_limit,
@@ -307,14 +307,16 @@ def peft_config_of(model_args: Any, model: Any) -> Any:
 
 
 def build_reward(run_args: Any, training_args: Any) -> Any:
-    """Return the reward that a run names."""
+    """Return the reward that a run names, or a list of several; TRL adds those up with its `reward_weights`."""
     from autotelic.answers import equivalence, warm_up
     from autotelic.rewards.reward_table import read_reward
 
     group = getattr(training_args, "num_generations", None) or run_args.online_settings().generations
     same = equivalence(getattr(run_args, "equivalence", "math"))
     warm_up(same)
-    return read_reward(run_args.reward, seed=training_args.seed, num_generations=group, equivalence=same)
+    specs = run_args.reward if isinstance(run_args.reward, list) else [run_args.reward]
+    rewards = [read_reward(spec, seed=training_args.seed, num_generations=group, equivalence=same) for spec in specs]
+    return rewards if len(rewards) > 1 else rewards[0]
 
 
 def response_length(run_args: Any, training_args: Any) -> int:

@@ -39,6 +39,8 @@ def check_settings(run: PreferenceArguments) -> None:
     online = run.online_settings()
     if not online and run.reward is not None:
         raise UserError("reward judges online pairs (--online on); these pairs are judged already. Leave it out.")
+    if isinstance(run.reward, list) and len(run.reward) > 1:
+        raise UserError(f"online pairs have one judge, and --reward names {len(run.reward)}: give one")
     if run.dataset is None:
         raise UserError("nothing to train on: give --dataset PAIRS.jsonl (or prompts, with --online on)")
     if not 0 <= run.heldout_fraction < 1:

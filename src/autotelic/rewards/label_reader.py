@@ -7,13 +7,15 @@ r"""Reads labels. Wherever a response is compared with a label, this module says
 | `He has 1+1=2 eggs\n#### 2` (GSM8K) | `2` |
 | a solution that ends in `\boxed{...}` (MATH), or holds `<answer>...</answer>` | what the box holds |
 | `The answer is 2.` | `2` |
-| `["4", "four"]` | each of them |
+| `["4", "four"]`, also as a text | each of them |
 | `{"ground_truth": ...}` (verl), `{"value": ..., "aliases": [...]}` (TriviaQA) | what these hold |
 
 None, a boolean, an empty text, and several sentences without a marked answer cannot be read: no answer is accepted, and
 whoever asks says how many there are and which.
 """
 
+import ast
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +48,9 @@ def read_label(label: Any, *, free_text: bool = False) -> tuple[str, ...]:
     if not isinstance(label, str | int | float):
         return ()
     text = str(label).strip()
+    if re.fullmatch(r"""\[\s*(["']).*\1\s*\]""", text, re.S):  # a list that a table keeps as text
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError):
+            return _union(ast.literal_eval(text), free_text)
     found = extract(text, methods=MARKED) or extract(text, methods=("phrase",))
     if found is None and (free_text or _is_plain(text)):
         found = text

@@ -4,6 +4,8 @@ Every reader returns a `Log`: for each column its steps and values. Nothing is i
 be chosen or left out stands in the log's notes.
 """
 
+import ast
+import contextlib
 import csv
 import json
 import math
@@ -23,6 +25,8 @@ ENTROPY_COLUMNS = (
     r"(train/|rollout/)?entropy",
     r"actor/entropy(_loss)?",  # verl, new and old
     r"entropy/(all/)?mean",  # prime-rl, ms-swift
+    r"policy/policy_entropy",  # SkyRL
+    r"(ppo_)?actor/entropy/avg",  # AReaL
     r"(train|policy|actor)/(policy_)?entropy_loss",  # slime, OpenRLHF: the mean entropy, not a loss
 )
 """What engines call the entropy of the policy, in nats a token; whole names, in the order of preference."""
@@ -45,6 +49,8 @@ TRAINING_COLUMNS = (
     r"(train/|rollout/)?(raw_)?reward",
     r"critic/score/mean",
     r"critic/rewards/mean",
+    r"reward/avg_(raw_)?reward",  # SkyRL
+    r"(ppo_actor/task_)?reward/avg",  # AReaL
     r"(train/)?accuracy",
     r"rewards/.*accuracy.*/mean",
 )
@@ -73,6 +79,7 @@ STEP_COLUMNS = (
 )
 LOG_FILES = ("metrics.jsonl", "trainer_state.json", "logging.jsonl", "trainer_log.jsonl")
 """Logs in a run folder: ours, transformers', ms-swift's, LLaMA-Factory's."""
+_PRINTED = re.compile(r"\{'[^{}]*\}")
 _CONSOLE = re.compile(r"\bstep:(\d+(?:\.\d+)?)((?: - [^\s:]+:\S+)+)")
 
 
@@ -152,12 +159,12 @@ def unwrapped(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_trainer_state(path: Path, step_column: str | None = None) -> Log:
-    """Read the `log_history` of transformers' `trainer_state.json`."""
+    """Read the `log_history` of transformers' `trainer_state.json`, or a list of rows."""
     try:
         state = json.loads(path.read_bytes())
     except ValueError:
         raise UserError(f"{path} is not JSON; a trainer_state.json of transformers was expected") from None
-    history = state.get("log_history") if isinstance(state, dict) else None
+    history = state.get("log_history") if isinstance(state, dict) else state
     if not isinstance(history, list):
         raise UserError(f"{path} has no log_history; a trainer_state.json of transformers was expected")
     return log_from_rows(path, [row for row in history if isinstance(row, dict)], step_column)
@@ -167,7 +174,10 @@ def read_csv(path: Path, *, step_column: str | None = None) -> Log:
     """Read a CSV or TSV with a header; W&B's `run - metric` columns lose the run's name where that stays unique."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         try:
-            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+            header = file.readline()
+            file.seek(0)
+            delimiter = "\t" if path.suffix == ".tsv" else ";" if ";" in header and "," not in header else ","
+            rows = list(csv.DictReader(file, delimiter=delimiter))
         except csv.Error as error:
             raise UserError(f"{path} is not a CSV file: {error}") from None
     if not rows:
@@ -179,18 +189,21 @@ def read_csv(path: Path, *, step_column: str | None = None) -> Log:
 
 
 def read_console(path: Path) -> Log:
-    """Read what verl prints: `step:4 - actor/entropy:0.67 - critic/score/mean:0.4 - ...`, whatever stands before it."""
-    rows = []
+    """Read what verl prints, `step:4 - actor/entropy:0.67 - ...`, or transformers, `{'loss': 0.1, 'entropy': 0.67}`."""
+    rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             found = _CONSOLE.search(line)
             if found:
                 pairs = [pair.rsplit(":", 1) for pair in found.group(2).split(" - ") if ":" in pair]
                 rows.append({"step": found.group(1)} | {name: number_in(value) for name, value in pairs})
+            elif (printed := _PRINTED.search(line)) is not None:
+                with contextlib.suppress(ValueError, SyntaxError, RecursionError):
+                    rows.append(ast.literal_eval(printed.group()))
     if not rows:
         raise UserError(
-            f"{path} is not a log that can be read: it has no line such as 'step:4 - actor/entropy:0.6 - ...'; "
-            "give .jsonl, .json, .csv, .tsv or a TensorBoard folder"
+            f"{path} is not a log that can be read: it has no line such as 'step:4 - actor/entropy:0.6 - ...' or "
+            "a printed dict; give .jsonl, .json, .csv, .tsv or a TensorBoard folder"
         )
     return log_from_rows(path, rows, None)
 

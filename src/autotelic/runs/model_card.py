@@ -97,8 +97,10 @@ def data(run: dict[str, Any]) -> str:
 
 def labels(run: dict[str, Any]) -> str:
     """Say whether labels trained the model, or measured it."""
-    reward = run["reward"]["name"] if isinstance(run["reward"], dict) else str(run["reward"])
-    if reward == "verifier":
+    several = run["reward"] if isinstance(run["reward"], list) else [run["reward"]]
+    names = [one["name"] if isinstance(one, dict) else str(one) for one in several]
+    reward = " + ".join(names)
+    if "verifier" in names:
         text = f"**Labels were used**: the reward compares answers with the column {code(run['answer_column'])}."
     elif "." in reward:
         text = f"The reward is {code(reward)}, from outside: whether it used labels is for its author to say."

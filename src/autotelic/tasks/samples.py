@@ -7,7 +7,7 @@
 | lm-evaluation-harness, `samples_*.jsonl` (`--log_samples`) | `resps` |
 | OpenAI batch outputs, and those of `vllm run-batch` | `response.body.choices` |
 | vLLM's `RequestOutput`, as JSON | `outputs` |
-| Open-R1: `{"problem", "generations", "answer"}` | `generations` |
+| Open-R1: `{"problem", "generations", "answer"}`, and others' `completions`, `outputs` | these lists |
 | one response a row: verl (`input`, `output`, `gts`), TRL (`prompt`, `completion`) | rows of a prompt are joined |
 
 Columns with other names are named by `columns`.
@@ -23,7 +23,8 @@ from autotelic.tasks.conversations import final_text, is_conversation
 from autotelic.tasks.sources import nested, read_parquet
 
 ROLES = ("prompt", "responses", "answer", "id")
-SINGLE = (("prompt", "completion"), ("input", "output"), ("prompt", "generated_text"))
+SINGLE = (("prompt", "completion"), ("input", "output"), ("prompt", "generated_text"), ("prompt", "response"),
+          ("prompt", "output"), ("question", "response"), ("problem", "response"))  # fmt: skip
 """Columns of files with one response a row."""
 ANSWERS = ("answer", "gts", "ground_truth", "solution")
 
@@ -106,10 +107,10 @@ def _in_our_columns(row: dict[str, Any], where: str) -> dict[str, Any]:
         return _harness(row, where)
     if isinstance(row.get("response"), Mapping) or isinstance(row.get("choices"), list):
         return _openai(row, where)
-    if isinstance(row.get("outputs"), list) and "prompt" in row:
-        return row | {"responses": [_field(output, "text") for output in row["outputs"]]}
-    if isinstance(row.get("generations"), list):
-        return row | {"prompt": row.get("prompt", row.get("problem")), "responses": row["generations"]}
+    for name in ("outputs", "generations", "completions"):
+        if isinstance(row.get(name), list):
+            texts = [_field(one, "text") if isinstance(one, Mapping) else one for one in row[name]]
+            return row | {"prompt": row.get("prompt", row.get("problem", row.get("question"))), "responses": texts}
     return row
 
 

@@ -39,8 +39,10 @@ class CommonArguments:
     chat: str = option(
         "auto", "data", "auto | on | off: plain questions go through the model's chat template; off for base models"
     )
-    reward: Spec | None = option(
-        None, "reward", "NAME,key=value of `autotelic list rewards`, or package.module.function"
+    reward: Spec | list[Spec] | None = option(
+        None,
+        "reward",
+        "NAME,key=value of `autotelic list rewards`, or package.module.function; several: --reward_weights",
     )
     fused_head: str = option("auto", "control", "auto | on | off: log-probabilities and entropies without logits")
     shared_prefix: str = option("auto", "control", "auto | on | off: the prompt of a group is computed once")

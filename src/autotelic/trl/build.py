@@ -46,7 +46,7 @@ def build_trainer(
         model: the policy.
         tokenizer: its tokenizer.
         rows: prompts, and labels where the reward is the verifier.
-        reward: a function of TRL's reward protocol.
+        reward: a function of TRL's reward protocol, or a list of them.
         evaluate: model -> metrics, for validation.
         follow: model -> rollouts of followed prompts.
         stop_rules: metrics file -> callback that ends a run.
@@ -286,14 +286,21 @@ def run_settings(run: Any) -> dict[str, Any]:
 
     values = asdict(run)
     for key, table in (("entropy_control", controls()), ("reward", rewards())):
-        name = name_of(values.get(key))
-        if name in table:
-            made = make(key, values[key], table)
-            settings = {each.name: getattr(made, each.name) for each in settings_of(table[name])}
-            values[key] = {"name": name} | {n: v for n, v in settings.items() if v is not None and n != "seed"}
+        if isinstance(values.get(key), list):
+            values[key] = [_described(key, spec, table) for spec in values[key]]
         elif key in values:
-            values[key] = name
+            values[key] = _described(key, values[key], table)
     return values
+
+
+def _described(key: str, spec: Any, table: Any) -> Any:
+    """Return a method as a mapping with every setting, or the name of one that is not ours."""
+    name = name_of(spec)
+    if name not in table:
+        return name
+    made = make(key, spec, table)
+    settings = {each.name: getattr(made, each.name) for each in settings_of(table[name])}
+    return {"name": name} | {n: v for n, v in settings.items() if v is not None and n != "seed"}
 
 
 def fit(trainer: Any, checkpoint: str | None) -> bool:
