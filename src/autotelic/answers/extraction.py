@@ -37,14 +37,14 @@ _IS = r"(?:\s+(?:is|are|was|(?:would|should|must|will)\s+be|becomes|comes\s+out\
 _PHRASE = re.compile(
     rf"(?:\b(?:final|correct|right)?\s*answers?[*_]*{_IS}|\b(?:final|correct)\s+answer[*_:]*\s*\n"
     rf"|\b(?:result|correct\s+(?:choice|option)|best\s+(?:choice|option)|solutions?)[*_]*{_IS}"
-    r"|答案(?:是|为|：|:)|故选|应选|\brespuesta(?:\s+final)?(?:\s+es\b|\s*:)|\bAntwort(?:\s+ist\b|\s*:)|\bréponse(?:\s+est\b|\s*:)"
+    r"|答案(?:是|为|选|：|:)|正确选项(?:是|为|：|:)|(?:故|应|因此|所以)选|\brespuesta(?:\s+final)?(?:\s+es\b|\s*:)|\bAntwort(?:\s+ist\b|\s*:)|\bréponse(?:\s+est\b|\s*:)"
     r"|\bОтвет\s*:|\bresposta(?:\s+é\b|\s*:)|\brisposta(?:\s+è\b|\s*:))[*_]*\s*[:：=→]?",
     re.I,
 )
 _RUN_ON = re.compile(r"\n\s*(?:Question|Q|Problem|User|Human|Instruction)\s*\d*\s*:")
 _LEAD = re.compile(
     r"\s*(?:(?:thus|hence|then|therefore|so|indeed|simply|just|clearly|now|approximately|approx\.|about|around|roughly"
-    r"|exactly|given\s+by|equal\s+to|as\s+follows|the\s+following|found\s+to\s+be|known\s+to\s+be|that|option|choice"
+    r"|exactly|given\s+by|equal\s+to|as\s+follows|the\s+following|found\s+to\s+be|known\s+to\s+be|that|both|either|option|choice"
     r"|answer\s+choice|letter)\b\s*[:,]?|[:=→>*_`\"'\s]+)",
     re.I,
 )
@@ -60,16 +60,17 @@ _TAIL = re.compile(
     r"\n|[.!?](?=\s|$)|;|</|,?\s+(?:because|since|which|where|not|as|so|but|hence|therefore|i\.e\.)\b|,\s+(?:not|which|so)\b"
     r"|\s+\((?=[A-Za-z])(?![A-Z]\))"
 )
+_STOPS = ".,;:。，；：\n"
 _CHOICE = re.compile(
     r"\b(?:option|choice)(?:\s+is)?\s*[:=]?\s*\(?([A-Ja-j])\)?(?![A-Za-z0-9])|\bI\s+(?:choose|pick|select)\s+\(?([A-J])\b"
     r"|(?<![A-Za-z])\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:(?:correct|right|best)(?:\s+(?:answer|choice|option|one))?|answer)\b"
-    r"|\((?=[A-J]\)[.*\s]*$)([A-J])\)",
+    r"|\((?=[A-J]\)[.*\s]*$)([A-J])\)|\b(?:therefore|thus|hence|so),?\s+([A-J])[.\s]*$",
     re.I,
 )
-_BARE_CHOICE = re.compile(r"(?:^|\n)\s*\**\(?([A-J])\)?[.)]?\**\s*$|\A\s*\**\(?([A-J])\)?\**\s*[:.)][^\n]*\Z")
+_BARE_CHOICE = re.compile(r"(?:^|\n)\s*\**\(?([A-J])\)?[.)]?\**\s*$|\A\s*\**\(?(?!A\s*:)([A-J])\)?\**\s*[:.)][^\n]*\Z")
 _NUMBER = re.compile(
     r"(?<![\d.])(?:\d+ \d+/\d+"
-    r"|(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:[eE][+-]?\d+|\^\{?-?\d+\}?|/\d+(?![\d.])|:\d+)?)"
+    r"|(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:[eE][+-]?\d+|\^\{?-?\d+\}?|/\d+(?!\d|\.\d)|:\d+)?)"
     r"(?: ?\\?%)?|(?<![\d.])\.\d+"
 )
 _LATEX = re.compile(
@@ -231,7 +232,7 @@ def _phrase(text: str) -> str | None:
 
 def _tidy(text: str) -> str:
     """Drop marks of emphasis and punctuation around an answer."""
-    return text.strip().strip("*_`\"'").strip().rstrip(".,;:").strip()
+    return text.strip().rstrip(_STOPS).strip("*_`\"' ").rstrip(_STOPS).strip()
 
 
 def _choice(text: str) -> str | None:

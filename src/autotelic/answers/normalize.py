@@ -34,7 +34,8 @@ _SYMBOLS = {letter: f"\\{name} " for letter, name in zip(_LETTERS, _GREEK, stric
     "✓": "", "✔": "", "✅": "", "…": r"\ldots ", "ℝ": r"\mathbb{R}",
     "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "∧": r" \land ", "∨": r" \lor ", "⟨": r"\langle ", "⟩": r"\rangle ",
     "∖": r" \setminus ", "→": r" \to ", "⇒": r" \Rightarrow ", "元": r"\text{yuan}", "平方厘米": r"\text{cm}^2",
-    "см": r"\text{cm}", "ϕ": r"\phi ", "≡": r"\equiv ", "△": r"\triangle ", "∠": r"\angle ",
+    "см": r"\text{cm}", "ϕ": r"\phi ", "≡": r"\equiv ", "△": r"\triangle ", "≦": r" \leq ", "≧": r" \geq ", "∶": ":",
+    "∥": r"\parallel ", "⊥": r"\perp ", "∠": r"\angle ",
 }  # fmt: skip
 FUNCTIONS = words(
     """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt max min gcd lcm det"""
@@ -54,12 +55,13 @@ _DROPPED = words(
     """left right mleft mright middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle hfill
     scriptstyle limits nolimits rm bf it sf tt large Large LARGE huge small tiny normalsize thinspace medspace
     nobreak newline bfseries itshape boldmath par noindent centering allowbreak protect relax hline enspace enskip
-    square Box blacksquare qed checkmark"""
+    square Box blacksquare qed checkmark
+    mathstrut dotfill hrulefill"""
 )
 _DROPPED_ARGUMENT = words("""hspace vspace phantom hphantom vphantom label tag color""")
 _INLINE = words(
     """mathbf mathit boldsymbol bm underline fbox boxed framebox mathord mathop ensuremath textcolor colorbox
-    mathnormal pmb bold cancel"""
+    mathnormal pmb bold cancel mathcal mathscr"""
 )
 _WORDS = words(
     """text mbox textbf textit textrm textnormal textsf texttt textup hbox emph mathrm mathsf mathtt operatorname
@@ -129,6 +131,7 @@ def _plain(text: str) -> str:
     text = "".join(c if c >= " " and c != "\x7f" else " " for c in text)
     for name, (left, right) in _PLAIN_FUNCTIONS.items():
         text = re.sub(rf"(?<![A-Za-z\\]){name}\(([^()]*)\)", rf"{left}\1{right}", text)
+    text = re.sub(r"\\m?kern\s*-?[\d.]+\s*(?:mu|pt|em)", " ", text)
     text = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]", r"\\\\", text)
     text = re.sub(r"(?<![\d.])(\d{1,3})((?:\.\d{3}){2,}|(?:'\d{3})+)(?![\d.])", lambda m: re.sub(r"\D", "", m[0]), text)
     text = re.sub(
@@ -156,7 +159,7 @@ def _ascii(text: str) -> str:
     text = re.sub("(\\d)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", r"\1 \2", text)
     for symbol, latex in _SYMBOLS.items():
         text = text.replace(symbol, latex)
-    text = re.sub("(?<=[0-9０-９)}])\\s*[\u4e00-\u9fff]{1,3}\\s*$", _without_count, text)
+    text = re.sub("(?<=[0-9０-９)}])\\s*[\u4e00-\u9fff]{1,4}\\s*$", _without_count, text)
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
     for symbol in "−–°":  # compatibility forms of these
         text = text.replace(symbol, _SYMBOLS[symbol])
@@ -165,7 +168,7 @@ def _ascii(text: str) -> str:
 
 def _without_count(match: re.Match[str]) -> str:
     """Drop a measure word after a number ("12个"), unless it multiplies."""
-    return match.group() if re.search("[百千万亿分成折]", match.group()) else ""
+    return match.group() if re.search("[百千万亿分成折](?![克米瓦伏帕焦钟])", match.group()) else ""
 
 
 def closing(text: str, start: int) -> int:

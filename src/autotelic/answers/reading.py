@@ -87,7 +87,7 @@ _LINES = re.compile(_BEGIN + r"(cases|array|matrix|aligned|align\*?|gathered|spl
 _MATRIX = re.compile(_BEGIN + r"([pbBvV]?matrix|smallmatrix|array)" + _END, re.S)
 _BARE_ROWS = re.compile(r"\[\s*(\[[^\[\]()]*\](?:\s*,\s*\[[^\[\]()]*\])*)\s*\]")
 _ABOUT = r"either|approx(?:imately)?|about|exactly|around|roughly|answer|the answer is|nearly"
-_PREFIX = re.compile(rf"^(?:\\text\{{(?:{_ABOUT})\.?\}}\s*\.?|\\approx)\s*(?=\S)", re.I)
+_PREFIX = re.compile(rf"^(?:\\text\{{(?:{_ABOUT})\.?\}}\s*\.?|\\approx)\s*(?=\S)|^(?:[lL]|\\ell)\s*:(?=.*=)", re.I)
 _FOR = r"for (?:all|any|every|each|some)|for|where|with|such that|provided(?: that)?|whenever"
 _QUALIFIER = re.compile(
     rf"\s*,?\s*\\text\{{(?:{_FOR})\b[^{{}}]*\}}.*$|\s*\(\s*(?:\\text\{{(?!or\b)[^{{}}]{{2,}}\}}[^()]*|\\or\b[^()]*)\)$"
@@ -118,7 +118,7 @@ _BASED = re.compile(
 )
 _CHOICE = re.compile(
     r"(?:\\text\{(?i:option|choice|answer)\}\s*)?\(\s*(?:\\text\{)?([A-Za-z])\}?\s*\)\s*(.*)|([A-Z])\s*[):]\s*(.*)"
-    r"|\\text\{(?i:option|choice) ?\}?\s*([A-Za-z])\}?|([A-Z])\s*\.\s*\\text.*",
+    r"|\\text\{(?i:option|choice) ?\}?\s*([A-Za-z])\}?|([A-Z])\s*\.\s*\\text.*|([A-J])\.\s+\S.*",
     re.S,
 )
 _CONTINUES = re.compile(r"[A-Z]\s*[=:]|[\^_!+\-*/=<>,(]|\\(?:cdot|and|or|cup|leq|geq|in)(?![A-Za-z])")
@@ -138,7 +138,7 @@ def _words(text: str, depth: int) -> Node | None:
     if clock := re.fullmatch(r"(\d{1,2}\s*(?::\s*\d\d)?)\s*\\text\{([ap])m\}", text, re.I):
         return Node("words", text=re.sub(r"\s", "", clock.group(1) + clock.group(2)).lower())
     if (choice := _CHOICE.fullmatch(text)) and not _CONTINUES.match(choice.group(2) or choice.group(4) or ""):
-        return Node("choice", text=next(choice.group(k) for k in (1, 3, 5, 6) if choice.group(k)).upper())
+        return Node("choice", text=next(choice.group(k) for k in (1, 3, 5, 6, 7) if choice.group(k)).upper())
     if re.fullmatch(r"\\text\{[A-Za-z]\}|[A-Za-z]", text):
         return Node("letter", text=text[-2] if text.startswith("\\") else text)
     rest = _PREFIX.sub("", text)
@@ -228,6 +228,8 @@ def _list(text: str, depth: int) -> Node | None:
         if len(bars) > 1 and all("=" in bar and not re.search(r"[(\[{]", bar) for bar in bars):
             text = " , ".join(bars)
     alternatives, found = split(text, _OR)
+    if set(found) == {";"} and all(re.fullmatch(r"[^=,]+=[^=,]+", piece) for piece in alternatives):
+        alternatives, found = [" , ".join(alternatives)], []
     alternatives = [piece for piece in alternatives if piece]
     if len(alternatives) > 1:
         inequalities = any(re.search(r"[<>]|\\(?:leq|geq)\b", piece) for piece in alternatives)
@@ -373,6 +375,8 @@ def _brackets(text: str, depth: int) -> Node | None:
         if len(condition) == 2 and all(condition) and re.search(r"[<>=]|\\(?:leq|geq|neq|in)\b", condition[1]):
             if re.fullmatch(r"[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{R\})?", condition[0]):
                 return _read(condition[1], depth)
+            return Node("opaque", text=squeezed(text))
+        if inner.strip() == "\\emptyset":
             return Node("opaque", text=squeezed(text))
         pieces = [piece for piece in split(inner, {",", ";"})[0] if piece]
         return Node("set", tuple(_read(piece, depth) for piece in pieces))

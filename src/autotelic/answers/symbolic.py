@@ -72,8 +72,9 @@ def parse(answer: str) -> Parsed | None:
     return None if node is None else _parsed(node)
 
 
-def _parsed(node: Node) -> Parsed:
-    parts = [_parsed(part) for part in node.parts]
+def _parsed(node: Node, integers: bool = True) -> Parsed:
+    integers = integers and node.kind != "relation"
+    parts = [_parsed(part, integers) for part in node.parts]
     if node.kind == "set":
         for k in range(len(parts) - 1, 0, -1):  # repetitions add nothing
             if any(same(parts[k], other) for other in parts[:k]):
@@ -85,7 +86,7 @@ def _parsed(node: Node) -> Parsed:
     key = f"{node.kind}[{text}]{node.remark or ''}{sorted(keys) if node.kind in ('set', 'union') else keys}"
     parsed = Parsed(node, parts, key)
     if node.kind in ("value", "letter"):
-        parsed.expression = expression_of(node.text)
+        parsed.expression = expression_of(node.text, integers)
         parsed.values = None if parsed.expression is None else values_at(parsed.expression)
     if node.kind == "matrix" and None not in (cells := [part.expression for part in parts]):
         widths = node.text.removeprefix("det ").split("x")
@@ -105,7 +106,7 @@ _RULES_OF_REPAIR: tuple[tuple[str, Any], ...] = (
     (r"(\d)\((?=\\frac)", r"\1\\cdot("),  # 2(1/2) is no mixed number
     (r"(?<![\d.^{/])(\d+)/(\d+)(?=\\(?!cdot)|[A-Za-z(])", r"\\frac{\1}{\2}"),  # 1/2 ln 3
     (rf"({_FUNCTION}) ?(\d*(?:[A-Za-z]|\\[a-z]+))\\cdot", r"(\1{\2})\\cdot "),  # sin x \cdot x
-    (rf"({_FUNCTION}) ?(\d+)/", r"(\1{\2})/"),
+    (rf"({_FUNCTION}) ?(\d+)/|(\\(?:ln|log)) ?([A-Za-z])/", lambda m: f"({m[1] or m[3]}{{{m[2] or m[4]}}})/"),
     (r"(\d+!|(?<![A-Za-z])[A-Za-z]!)\^", r"{\1}^"),
     (r"(\d+)\\bmod (\d+)", lambda m: str(int(m[1]) % int(m[2])) if int(m[1]) >= int(m[2]) > 0 else m[0]),
     (r"\\(max|min|gcd|lcm)\\\{([^{}]*)\\\}", r"\\\1(\2)"),
@@ -117,8 +118,13 @@ _REPAIRS = [(re.compile(pattern), better) for pattern, better in _RULES_OF_REPAI
 """What latex2sympy reads otherwise than it is meant."""
 
 
-def expression_of(latex: str) -> Any:
-    """Return the sympy expression of normalised LaTeX, evaluated; ``None`` where it cannot be read."""
+def expression_of(latex: str, integers: bool = True) -> Any:
+    """Return the sympy expression of normalised LaTeX, evaluated; ``None`` where it cannot be read.
+
+    Args:
+        latex: normalised.
+        integers: n, m and k are positive integers; otherwise they are real, as in an inequality.
+    """
     text, hundred = (latex[:-1].strip(), 100) if latex.endswith("%") else (latex, 1)
     if not text or re.search(r"!!|\\text|\\ldots|\\and|\\or|[=<>?]", re.sub(r"_\{[^{}]*\}", "", text)):
         return None
@@ -138,7 +144,7 @@ def expression_of(latex: str) -> Any:
         return None
     try:
         found = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=_CONFIG)
-        return None if too_large(found) else _evaluated(found) / hundred
+        return None if too_large(found) else _evaluated(found, integers) / hundred
     except Exception:  # the parser raises whatever its grammar, sympy or the memory limit raise: all mean "unreadable"
         return None
 
@@ -148,14 +154,14 @@ def _as_symbol(match: re.Match[str]) -> str:
     return "q_{" + "".join(f"{ord(c):03d}" for c in match.group(1) + "(" + match.group(2)) + "}"
 
 
-def _evaluated(found: Any) -> Any:
+def _evaluated(found: Any, integers: bool) -> Any:
     """Return an expression with its sums done, its variables real, and i and e as the constants."""
     if not isinstance(found, sympy.Basic):
         return found.doit()
     constants = {"i": sympy.I, "e": sympy.E}
     free = found.free_symbols
     rename = {
-        s: constants.get(s.name) if s in free and s.name in constants else _symbol(s.name)
+        s: constants.get(s.name) if s in free and s.name in constants else _symbol(s.name, integers)
         for s in found.atoms(sympy.Symbol)
     }
     found = found.xreplace(rename).doit()
@@ -164,8 +170,12 @@ def _evaluated(found: Any) -> Any:
     return found.replace(_odd_root, lambda e: (-1) ** e.exp.p * (-e.base) ** e.exp)
 
 
-def _symbol(name: str) -> Any:
-    return sympy.Symbol(name, integer=True, positive=True) if name in INTEGERS else sympy.Symbol(name, real=True)
+def _symbol(name: str, integers: bool = True) -> Any:
+    return (
+        sympy.Symbol(name, integer=True, positive=True)
+        if integers and name in INTEGERS
+        else sympy.Symbol(name, real=True)
+    )
 
 
 def _odd_root(e: Any) -> bool:
@@ -275,7 +285,7 @@ _SETS = ("interval", "union", "intersection", "without", "numbers", "relation")
 
 def _reals(a: Parsed, b: Parsed) -> Any:
     """Sets of real numbers, however they are written."""
-    if b.kind not in (*_SETS, "set", "tuple"):
+    if b.kind not in (*_SETS, "set", "tuple", *(["value"] if a.kind == "intersection" else [])):
         return NotImplemented
     one, two = _real_set(a), _real_set(b)
     if one is None or two is None:
@@ -309,6 +319,8 @@ def _set_of(p: Parsed) -> Any:
         sets = [_real_set(part) for part in p.parts]
         join = {"union": sympy.Union, "intersection": sympy.Intersection, "without": sympy.Complement}[p.kind]
         return None if None in sets else join(*sets)
+    if p.kind == "set" and not p.parts:
+        return sympy.EmptySet
     if any(e is None or e.free_symbols for e in expressions):
         return None
     if p.kind in ("set", "value", "letter"):
