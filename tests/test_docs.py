@@ -320,11 +320,16 @@ FAST_NOTEBOOKS = ("entropy_by_hand",)
     ids=name_of,
 )
 def test_notebooks_run(path, tmp_path, monkeypatch, capsys):
-    """Every code cell, in order, in one namespace; a notebook is kept without outputs."""
+    """Every code cell, in order, in one namespace; a notebook is kept without outputs.
+
+    The first installs the package into an empty Colab; here the package is the one that is tested.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STEPS", "2")
     namespace = {"__name__": "notebook"}
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    install = "".join(cells.pop(0)["source"])
+    assert re.fullmatch(r'%pip install -q "autotelic(\[\w+\])? @ git\+https://\S+"', install), install
     assert cells
     for number, cell in enumerate(cells):
         assert not cell["outputs"], f"{path.name}: clear the outputs"

@@ -276,7 +276,13 @@ def evaluate_model(
     return summarize(samples, settings=settings, seed=seed, warnings=warnings, interrupted=interrupted)
 
 
-def evaluate_samples(rows: Iterable[Mapping[str, Any]], *, seed: int = 0, equivalence: Any = None) -> Evaluation:
+def evaluate_samples(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    equivalence: Any = None,
+    progress: Callable[[float, int], None] = lambda done, total: None,
+) -> Evaluation:
     """Score recorded responses: rows `{prompt, responses: [...], answer}`, optionally `id` and `greedy`.
 
     Rows with unequal numbers of responses are cut to the smallest, their first ones are kept, and a warning says so.
@@ -290,10 +296,11 @@ def evaluate_samples(rows: Iterable[Mapping[str, Any]], *, seed: int = 0, equiva
     k = min(len(row["responses"]) for row in rows)
     most = max(len(row["responses"]) for row in rows)
     warnings += [f"rows hold {k} to {most} responses: the first {k} of each are scored"] if most > k else []
-    samples = [
-        score_prompt(row, list(row["responses"][:k]), index=p, greedy=row.get("greedy"), equivalence=equivalence)
-        for p, row in enumerate(rows)
-    ]
+    samples = []
+    for p, row in enumerate(rows):
+        own = list(row["responses"][:k])
+        samples.append(score_prompt(row, own, index=p, greedy=row.get("greedy"), equivalence=equivalence))
+        progress(p + 1, len(rows))
     return summarize(samples, settings={"k": k}, seed=seed, warnings=warnings)
 
 

@@ -123,16 +123,19 @@ def test_progress_says_entropy_reward_and_time_left(monkeypatch, capsys):
     args, control = TrainingArguments(output_dir="unused", use_cpu=True), TrainerControl()
     state = TrainerState(max_steps=20, is_world_process_zero=True)
     for quiet in (False, True):
-        progress = callbacks.Progress("grpo mine", quiet=quiet)
+        progress = callbacks.Progress("grpo mine", quiet=quiet, begins_with="sampling")
         state.global_step = 0
         if quiet:
             clock = iter([100.0] * 9)
         progress.on_train_begin(args, state, control)
         progress.on_step_begin(args, state, control)
+        for _ in range(2):
+            progress.phase("updating")
         progress.on_log(args, state, control, logs={"entropy": 0.3125, "reward": 0.5})
         state.global_step = 10
         progress.on_step_end(args, state, control)
         printed = capsys.readouterr().err
-        lines = [] if quiet else ["grpo mine: first of 20 updates: sampling, then training"]
-        lines += [] if quiet else ["grpo mine: step 10/20  entropy 0.312  reward 0.500  30 s left"]
+        lines = ["grpo mine: sampling", "grpo mine: updating"]  # each phase is named once
+        lines += ["grpo mine: step 10/20  entropy 0.312  reward 0.500  30 s left"]
+        lines = [] if quiet else lines
         assert printed.splitlines() == lines

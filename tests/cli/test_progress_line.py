@@ -3,7 +3,9 @@
 import io
 
 from autotelic.cli import progress_line
-from autotelic.cli.progress_line import ProgressLine, duration
+from autotelic.cli.progress_line import ProgressLine
+from autotelic.runs import time_left
+from autotelic.runs.time_left import TimeLeft, duration
 
 
 class Terminal(io.StringIO):
@@ -35,6 +37,17 @@ def test_quiet_says_nothing():
     line(1, 2)
     line.close()
     assert file.getvalue() == ""
+
+
+def test_time_left_by_the_pace_so_far(monkeypatch):
+    """Two of six cells in 30 s: the other four take 60 s; at the end nothing is left."""
+    now = [0.0]
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: now[0])
+    clock = TimeLeft(6)
+    assert clock.after(0) == ""
+    now[0] = 30.0
+    assert clock.after(2) == ", 60 s left"
+    assert clock.after(4) == ""
 
 
 def test_durations():

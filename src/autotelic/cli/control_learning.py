@@ -86,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     with bias_said_once(args):
         result, text = {"data": _data, "train": _train, "online": _online}[args.what](args, sections)
     print(json.dumps(result) if args.json else text)
+    follow = f"train ppl --data {args.output} --output runs/ppl" if args.what == "data" else ""
+    say(args, f"next: autotelic {'control ' + follow if follow else f'report {args.output}'}")
     return 0
 
 

@@ -29,6 +29,7 @@ from autotelic.cli.options import (
     open_model,
     say,
     say_chat,
+    say_watched,
     say_written,
 )
 from autotelic.errors import UserError
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         parts = {str(t): result.as_dict() for t, result in results.items()}
         print(json.dumps(next(iter(parts.values())) if len(parts) == 1 else parts))
     say_written(args, args.out)
+    if args.out and args.out.resolve().parent == Path(args.source).resolve():
+        say(args, f"next: autotelic report {args.source}")
     return 130 if any(result.interrupted for result in results.values()) else 0
 
 
@@ -94,8 +97,12 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
         if args.problems:
             raise UserError("--problems is for a model: a file of samples brings its own prompts and answers")
         rows = read_samples(path, answers=True, least=1, columns=columns_of(args), say=lambda text: say(args, text))
-        return {"samples": evaluate_samples(rows, seed=args.seed, equivalence=same)}
+        progress = ProgressLine("prompts", quiet=args.quiet)
+        result = evaluate_samples(rows, seed=args.seed, equivalence=same, progress=progress)
+        progress.close()
+        return {"samples": result}
     problems = read_problems(args)
+    say_watched(args, f"loading {args.source}")
     model, tokenizer = open_model(args, args.source)
     say(args, f"{len(problems)} problems x {args.k} samples ...")
     say_chat(args, [row["prompt"] for row in problems], tokenizer)

@@ -28,6 +28,7 @@ from autotelic.cli.options import (
     say_chat,
     say_written,
 )
+from autotelic.cli.progress_line import ProgressLine
 from autotelic.errors import UserError
 from autotelic.tasks.samples import read_samples
 
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
             plot.write(picture(result))
     print(json.dumps(result) if args.json else table(result))
     say_written(args, args.out, args.plot)
+    if args.out and args.out.name == "logits.json":
+        say(args, f"next: autotelic report {args.out.parent}")
     return 130 if getattr(args, "interrupted", False) else 0
 
 
@@ -113,6 +116,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if official:
         for name in args.models[1:]:
             sequences[name] = sample(load_model(name, device="auto")[0], tokenizer, prompts, args)
+    progress = ProgressLine("sequences", quiet=args.quiet)
     results = logit_shift(
         loaders,
         sequences,
@@ -120,7 +124,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         bin_width=args.bin_width,
         seed=args.seed,
         pad_id=tokenizer.pad_token_id or 0,
+        progress=progress,
     )
+    progress.close()
     if len(results) < len(args.models):
         args.interrupted = True
         print(f"interrupted: {len(results)} of {len(args.models)} models were measured", file=sys.stderr)
@@ -160,7 +166,6 @@ def given_sequences(
 
 def sample(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namespace) -> list:
     """Return the text that a model writes, as token ids; an interruption ends it early."""
-    from autotelic.cli.progress_line import ProgressLine
     from autotelic.lm import sampling
 
     k = args.k if args.temperature > 0 else 1

@@ -107,6 +107,12 @@ def say(args: argparse.Namespace, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def say_watched(args: argparse.Namespace, text: str) -> None:
+    """Print to stderr what only somebody who waits wants to know, such as what is being loaded."""
+    if sys.stderr.isatty():
+        say(args, text)
+
+
 def say_chat(args: argparse.Namespace, prompts: Sequence[Any], tokenizer: Any) -> None:
     """Say once whether the prompts go through the chat template."""
     from autotelic.lm.chat import chat_note

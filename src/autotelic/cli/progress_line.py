@@ -4,6 +4,8 @@ import sys
 import time
 from typing import Any
 
+from autotelic.runs.time_left import duration
+
 EVERY = 30.0
 """Seconds between two lines where nobody watches a terminal."""
 
@@ -42,13 +44,3 @@ class ProgressLine:
             self.file.write("\r" + " " * self.width + "\r")
             self.file.flush()
         self.width = 0
-
-
-def duration(seconds: float | int) -> str:
-    """Return seconds as people say them: `40 s`, `3 min`, `1 h 20 min`."""
-    if seconds != seconds:
-        return "?"
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{round(seconds)} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.cli.options import add_columns, add_equivalence, add_output, columns_of, say, say_written
+from autotelic.cli.progress_line import ProgressLine
 from autotelic.errors import UserError, closest
 from autotelic.tasks.samples import read_samples
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(replacing(args.out)) if args.out else None
         started = time.perf_counter()
-        groups, result = _score(samples, reward, watched=sys.stderr.isatty() and not args.quiet)
+        groups, result = _score(samples, reward, ProgressLine("prompts", quiet=args.quiet))
         rows = _rows(samples, groups, result, args)
         if out is not None:
             for row in rows:
@@ -87,21 +88,18 @@ def _reward(args: argparse.Namespace) -> Any:
     return dataclasses.replace(getattr(rewards, args.reward), **grouping)
 
 
-def _score(samples: Sequence[dict[str, Any]], reward: Any, *, watched: bool) -> tuple[list[Any], Any]:
-    """Return the groups and their rewards, with a progress line where somebody watches."""
+def _score(samples: Sequence[dict[str, Any]], reward: Any, progress: ProgressLine) -> tuple[list[Any], Any]:
+    """Return the groups and their rewards."""
     from autotelic.answers import extract
     from autotelic.rewards import Group
     from autotelic.rewards.groups import prompt_key
 
     groups = []
-    for number, sample in enumerate(samples, start=1):
+    for sample in samples:
         texts = sample["responses"]
         groups.append(Group.of(prompt_key(sample["prompt"]), texts, [extract(text) for text in texts]))
-        if watched:
-            print(f"\r{number}/{len(samples)} prompts", end="", file=sys.stderr)
-    result = reward.score(groups)
-    if watched:
-        print(file=sys.stderr)
+    result = reward.score(groups, progress=progress)
+    progress.close()
     return groups, result
 
 

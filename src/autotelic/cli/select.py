@@ -32,6 +32,7 @@ from autotelic.cli.options import (
     open_model,
     say,
     say_chat,
+    say_watched,
     say_written,
 )
 from autotelic.errors import UserError
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
     from autotelic.answers import equivalence
+    from autotelic.cli.progress_line import ProgressLine
     from autotelic.diagnostics.prompt_selection import compare_scores, rank
     from autotelic.runs.files import replacing
 
@@ -83,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         out = stack.enter_context(replacing(args.out)) if args.out else None
         plot = stack.enter_context(replacing(args.plot)) if args.plot else None
-        rows = score(sampled(args) if args.model else read(args), equivalence(args.equivalence))
+        samples, progress = sampled(args) if args.model else read(args), ProgressLine("prompts", quiet=args.quiet)
+        rows = score(samples, equivalence(args.equivalence), progress)
+        progress.close()
         labelled = all(row.get("variance") is not None for row in rows)
         by = args.by or ("variance" if labelled else "majority_variance")
         ranked = rank(rows, by, reverse=args.reverse)
@@ -99,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         print(table(ranked[: args.top], by, len(ranked)))
         print(comparison_table(comparison, args.top), end="")
     say_written(args, args.out, args.plot)
+    if args.out:
+        say(args, f"next: autotelic train empo --model_name_or_path MODEL --dataset {args.out}")
     return 130 if getattr(args, "interrupted", None) else 0
 
 
@@ -127,6 +133,7 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
         config=args.dataset_config,
         say=lambda text: say(args, text),
     )
+    say_watched(args, f"loading {args.model}")
     model, tokenizer = open_model(args, args.model)
     asked = [row["prompt"] for row in problems]
     say_chat(args, asked, tokenizer)
@@ -175,12 +182,13 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def score(samples: Sequence[Mapping[str, Any]], same: Any = None) -> list[dict[str, Any]]:
+def score(samples: Sequence[Mapping[str, Any]], same: Any = None, progress: Any = None) -> list[dict[str, Any]]:
     """Return one row of scores per prompt; the labelled ones only where there is an answer.
 
     Args:
         samples: with `id`, `prompt`, `responses`, and optionally `answer`, `temperatures`, `entropy`.
         same: equivalence of answers; None is mathematics.
+        progress: called with the prompts that are scored, and how many there are.
     """
     from autotelic.answers import cluster, extract
     from autotelic.diagnostics.prompt_selection import label_free_scores, labelled_scores
@@ -219,6 +227,8 @@ def score(samples: Sequence[Mapping[str, Any]], same: Any = None) -> list[dict[s
             scored = score_prompt(sample, responses, index=0, equivalence=same)
             row |= labelled_scores(scored.correct) | {"answer": sample["answer"]}
         rows.append(row)
+        if progress is not None:
+            progress(len(rows), len(samples))
     return rows
 
 

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
     # TRL asks transformers for a property by its former name: nothing that a user could change
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    if sys.stderr.isatty() and not any(word.lstrip("-").startswith("quiet") for word in args.options):
+        say("loading TRL")
     summary = train(args.method, args.options)
     return 0 if summary["finished"] else 130
 
@@ -164,6 +166,8 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
     from autotelic.preferences.run import build_preference_trainer, check_settings
 
     check_settings(run_args)
+    if not run_args.quiet:
+        say(f"loading {model_args.model_name_or_path}")
     model, tokenizer = load_model(model_args, training_args)
 
     def load(name: str | None) -> Any:

@@ -28,6 +28,7 @@ from autotelic.control.settings import DataSettings, JudgeSettings
 from autotelic.control.soft_optimum import SoftOptimum, train_soft_optimum
 from autotelic.errors import UserError
 from autotelic.runs.files import write_atomically
+from autotelic.runs.time_left import TimeLeft
 
 Progress = Callable[[str], None]
 RELABEL = (
@@ -92,11 +93,12 @@ def _collect(settings: DataSettings, output: Path, progress: Progress) -> dict[s
         progress=progress,
     )
     episodes: list[Episode] = []
-    rates = []
+    rates, clock = [], TimeLeft(len(behaviors))
     for number, behavior in enumerate(behaviors):
         rows = collect(environment, behavior, settings.episodes, 10 * settings.seed + number, squash, number)
         rates.append(success_rate(rows))
-        progress(f"policy {number} ({settings.policies[number]}): {len(rows)} episodes, {rates[-1]:.0%} success")
+        share = f"{len(rows)} episodes, {rates[-1]:.0%} success"
+        progress(f"policy {number} ({settings.policies[number]}): {share}{clock.after()}")
         episodes += rows
     meta = {"environment": settings.env, "seed": settings.seed, "random_hand": settings.random_hand}
     write_minari(output / "episodes", episodes, squash, meta)

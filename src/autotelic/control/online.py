@@ -33,6 +33,7 @@ from autotelic.control.segments import Preferences, answer, cut_segments, merge_
 from autotelic.control.settings import ONLINE_METHODS, OnlineSettings, PebbleSettings, TrainSettings
 from autotelic.control.training import Row, RunFolder, evaluate, labelled_pairs
 from autotelic.errors import UserError, closest
+from autotelic.runs.time_left import TimeLeft
 
 Number = float | int
 Progress = Callable[[str], None]
@@ -150,6 +151,7 @@ def run_online(
         return row
 
     rows: list[Row] = []
+    clock = TimeLeft(online.rounds)
     for number in range(online.rounds):
         fresh = rounds.collect_and_ask(number)
         before: Row = {"step": 0, "feedback/labels": 0, "feedback/env_steps": rounds.env_steps}
@@ -161,7 +163,7 @@ def run_online(
         budget: Row = {"step": student.updates, "feedback/labels": answers, "feedback/env_steps": rounds.env_steps}
         rows.append(log(student.policy, budget, **more))
         shown = {name: round(value, 3) for name, value in rows[-1].items()}
-        progress(f"round {number + 1}/{online.rounds}: {json.dumps(shown)}")
+        progress(f"round {number + 1}/{online.rounds}: {json.dumps(shown)}{clock.after()}")
     return rows
 
 

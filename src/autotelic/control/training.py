@@ -32,6 +32,7 @@ from autotelic.control.settings import METHODS, TrainSettings
 from autotelic.errors import UserError
 from autotelic.runs.files import check_writable, write_atomically
 from autotelic.runs.glossary import check_declared
+from autotelic.runs.time_left import TimeLeft
 
 Number = float | int
 Progress = Callable[[str], None]
@@ -218,6 +219,7 @@ def _loop(
 ) -> float:
     """Update until the end, with a row after the cloning, every `eval_every` updates, and at the end."""
     started, losses, spent, total = time.perf_counter(), [], 0.0, settings.bc_steps + settings.steps
+    first, clock = learner.updates, TimeLeft(total - learner.updates)
     while True:
         done = learner.updates
         known = bool(run.rows) and run.rows[-1]["step"] == done
@@ -229,7 +231,7 @@ def _loop(
             row |= preference_figures(learner, prepared)
             row |= evaluate(learner.policy, environment, settings.eval_episodes, settings.seed, prepared.squash)
             run.log(row, learner.policy, learner.state_dict())
-            progress(describe(settings.method, row, total))
+            progress(describe(settings.method, row, total) + clock.after(done - first - clock.done))
             losses, spent = [], 0.0
         if done >= total:
             return time.perf_counter() - started

@@ -184,6 +184,7 @@ def logit_shift(
     bin_width: float = 0.25,
     seed: int = 0,
     pad_id: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Return each model's statistics; the first model is the base that the others are compared with.
 
@@ -196,7 +197,9 @@ def logit_shift(
         bin_width: of the histograms, in units of logits.
         seed: of the bootstrap.
         pad_id: see `response_logits`.
+        progress: called with the sequences that are measured, over all models, and how many there are.
     """
+    measured, total = 0, sum(len(sequences[name]) for name in load)
     results: dict[str, Any] = {}
     base: LogitStatistics | None = None
     base_sequences: Any = None
@@ -205,6 +208,8 @@ def logit_shift(
         try:
             for logits in response_logits(loader(), sequences[name], pad_id=pad_id):
                 statistics.add(logits)
+                measured += 1
+                progress(measured, total)
         except KeyboardInterrupt:
             if not results:
                 raise

@@ -155,11 +155,12 @@ def build_callbacks(
     from autotelic.runs.callbacks import MetricsFile, Progress, Validation
 
     metrics_file = MetricsFile(folder / "metrics.jsonl")
-    callbacks: list[Any] = [metrics_file, Progress(f"{name_of(run.objective)} {folder.name}", quiet=run.quiet)]
+    progress = Progress(f"{name_of(run.objective)} {folder.name}", quiet=run.quiet)
+    callbacks: list[Any] = [metrics_file, progress]
     if heldout:
         callbacks.append(HeldOut())
     if evaluate is not None and run.validation_steps:
-        callbacks.append(Validation(evaluate, run.validation_steps, metrics_file))
+        callbacks.append(Validation(evaluate, run.validation_steps, metrics_file, progress.phase))
     if stop_rules is not None:
         callbacks.append(stop_rules(metrics_file))
     return callbacks

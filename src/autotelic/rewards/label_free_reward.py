@@ -205,8 +205,16 @@ class LabelFreeReward(ABC):
         masked = result.masked_rewards()
         return [float(masked[g, i]) for g, i in places]
 
-    def score(self, groups: Sequence[Group], *, step: int = 0) -> RewardResult:
-        """Return the rewards of complete groups; their sizes may differ."""
+    def score(
+        self, groups: Sequence[Group], *, step: int = 0, progress: Callable[[int, int], None] | None = None
+    ) -> RewardResult:
+        """Return the rewards of complete groups; their sizes may differ.
+
+        Args:
+            groups: all responses of each prompt.
+            step: of the run.
+            progress: called with the groups that are clustered, and how many there are.
+        """
         width = max((len(group.rows) for group in groups), default=0)
         rewards = torch.zeros(len(groups), width, dtype=torch.float64)
         clusters = torch.full((len(groups), width), -1, dtype=torch.int64)
@@ -228,6 +236,8 @@ class LabelFreeReward(ABC):
             clusters[p, valid[p]] = torch.tensor(partition.clusters, dtype=torch.int64)
             for key in counts:
                 counts[key] += getattr(partition, f"num_{key}")
+            if progress is not None:
+                progress(p + 1, len(groups))
         sizes = valid.sum(-1)
         for size in sorted({int(s) for s in sizes} - {0}):
             chosen = [p for p in range(len(groups)) if int(sizes[p]) == size]

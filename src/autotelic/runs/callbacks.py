@@ -18,6 +18,7 @@ from autotelic.runs.files import write_atomically
 from autotelic.runs.glossary import METRICS, TRL_PREFIX, check_declared
 from autotelic.runs.logs import read_jsonl
 from autotelic.runs.processes import preserved_rng
+from autotelic.runs.time_left import duration
 
 TRL_NAMES = {
     "entropy": "policy/entropy",
@@ -101,16 +102,22 @@ WATCHED = (
 
 
 class Progress(TrainerCallback):
-    """One line that says step, entropy, reward and time left: a bar on a terminal, a line now and then elsewhere.
+    """One line with step, phase, entropy, reward and time left: a bar on a terminal, a line now and then elsewhere.
 
-    Time left is that of the updates still to come; what is done between updates, such as validation, does not count.
+    Time left is by the pace since the first update began, with what lies between updates, such as validation.
+
+    Args:
+        label: what runs.
+        quiet: say nothing.
+        begins_with: the phase in which an update begins.
     """
 
-    def __init__(self, label: str, quiet: bool = False):
-        self.label, self.quiet = label, quiet
+    def __init__(self, label: str, quiet: bool = False, begins_with: str = "updating"):
+        self.label, self.quiet, self.begins_with = label, quiet, begins_with
         self.bar: Any = None
-        self.begun = self.shown = self.trained = 0.0
+        self.begun = self.shown = 0.0
         self.first_step = 0
+        self.named: set[str] = set()
         self.latest: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
@@ -126,19 +133,18 @@ class Progress(TrainerCallback):
             self.bar = tqdm(**total, desc=self.label, leave=False, bar_format=form)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        """Start the clock of one update; announce the first, which may take long."""
+        """Start the clock with the first update, and name its first phase."""
         if state.global_step == self.first_step:
-            self.phase(f"first of {state.max_steps - self.first_step} updates: sampling, then training")
-        elif self.bar is not None:
-            self.bar.set_description_str(self.label)
-        self.begun = time.monotonic()
+            self.begun = time.monotonic()
+        self.phase(self.begins_with)
 
     def phase(self, text: str) -> None:
-        """Say what the run does now."""
+        """Say what the run does now; where no bar shows it, the first time only, since every update has its phases."""
         if self.bar is not None:
             self.bar.set_description_str(f"{self.label}: {text}")
-        elif not self.quiet:
+        elif not self.quiet and text not in self.named:
             print(f"{self.label}: {text}", file=sys.stderr, flush=True)
+        self.named.add(text)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Remember the newest entropy and reward."""
@@ -147,15 +153,14 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Advance the bar, or print a line every ten seconds."""
         now = time.monotonic()
-        self.trained += now - self.begun
         done = state.global_step - self.first_step
-        left = self.trained / max(done, 1) * (state.max_steps - state.global_step)
+        left = duration((now - self.begun) / max(done, 1) * (state.max_steps - state.global_step))
         if self.bar is not None:
-            self.bar.set_postfix_str(f"{self.status()}  {left:.0f} s left", refresh=False)
+            self.bar.set_postfix_str(f"{self.status()}  {left} left", refresh=False)
             self.bar.update(state.global_step - self.bar.n)
         elif not self.quiet and now - self.shown >= 10:
             self.shown = now
-            line = f"{self.label}: step {state.global_step}/{state.max_steps}  {self.status()}  {left:.0f} s left"
+            line = f"{self.label}: step {state.global_step}/{state.max_steps}  {self.status()}  {left} left"
             print(line, file=sys.stderr, flush=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
@@ -210,8 +215,8 @@ class Validation(TrainerCallback):
     def measure(self, state: TrainerState, model: Any) -> None:
         """Evaluate without disturbing training: mode and random state are put back."""
         self.last = state.global_step
-        if self.announce is not None and state.global_step == 0:
-            self.announce("validating the model before training")
+        if self.announce is not None:
+            self.announce("validating")
         training = model.training
         model.eval()
         with preserved_rng(), torch.no_grad():

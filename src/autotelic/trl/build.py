@@ -54,8 +54,9 @@ def build_trainer(
     """
     from trl import GRPOTrainer
 
-    from autotelic.runs.callbacks import MetricsFile
+    from autotelic.runs.callbacks import MetricsFile, Progress
     from autotelic.tasks import to_dataset
+    from autotelic.trl.phases import Phases
     from autotelic.trl.run_folder import with_run_folder
     from autotelic.trl.seam import updates_per_rollout, with_parts
     from autotelic.trl.tool_functions import read_tools
@@ -64,7 +65,8 @@ def build_trainer(
     tools = read_tools(run.tools, rows)
     check_rollout(len(rows), training_args)
     metrics_file = MetricsFile(Path(training_args.output_dir) / "metrics.jsonl")
-    callbacks = build_callbacks(method, run, training_args, metrics_file, evaluate, follow)
+    progress = Progress(f"{method} {Path(training_args.output_dir).name}", quiet=run.quiet, begins_with="sampling")
+    callbacks = build_callbacks(method, run, training_args, metrics_file, progress, evaluate, follow)
     if stop_rules is not None:
         callbacks.append(stop_rules(metrics_file))
     trainer_class: Any = with_run_folder(with_parts(GRPOTrainer))
@@ -77,7 +79,7 @@ def build_trainer(
         peft_config=peft_config,
         tools=tools or None,
         callbacks=callbacks,
-        parts=build_parts(method, run, training_args),
+        parts=[*build_parts(method, run, training_args), Phases(progress.phase)],
     )
     settle(trainer, max(int(updates_per_rollout(trainer.args)), 1))
     return trainer
@@ -133,16 +135,21 @@ def build_control(run: RunArguments, training_args: Any) -> Any:
 
 
 def build_callbacks(
-    method: str, run: RunArguments, training_args: Any, metrics_file: Any, evaluate: Evaluate | None, follow: Any
+    method: str,
+    run: RunArguments,
+    training_args: Any,
+    metrics_file: Any,
+    progress: Any,
+    evaluate: Evaluate | None,
+    follow: Any,
 ) -> list[Any]:
     """Return what watches a run: its metrics file, progress, validation, the entropy law, followed prompts."""
     from autotelic.controls.table import intervention
-    from autotelic.runs.callbacks import Progress, Validation
+    from autotelic.runs.callbacks import Validation
     from autotelic.runs.followed import FollowedPrompts
     from autotelic.runs.law_callback import EntropyLawCallback
 
     folder = Path(training_args.output_dir)
-    progress = Progress(f"{method} {folder.name}", quiet=run.quiet)
     callbacks: list[Any] = [metrics_file, progress]
     if evaluate is not None and run.validation_steps:
         callbacks.append(Validation(evaluate, run.validation_steps, metrics_file, progress.phase))

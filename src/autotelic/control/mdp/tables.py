@@ -14,9 +14,11 @@ from autotelic.control.mdp.tree import METHODS, Judge, build_tree, population_fi
 from autotelic.control.plot import line_chart
 from autotelic.errors import UserError, closest
 from autotelic.functional.lookahead import Lookahead
+from autotelic.runs.time_left import TimeLeft
 
 Number = float | int
 Row = dict[str, Any]
+
 Progress = Callable[[str], None]
 
 
@@ -43,7 +45,7 @@ def tree_table(
     `right_low`, `right_high` (share of seeds whose most likely action at s0 is the true one).
     """
     check_methods(names, tuple(METHODS))
-    rows = []
+    rows, clock = [], TimeLeft(len(p_bad))
     for share in p_bad:
         tree = build_tree(share, slip, judge, temperature)
         for name in names:
@@ -55,7 +57,7 @@ def tree_table(
                 hits = int(((fits > 0.5) == (tree.truth > 0.5)).sum())
                 row["right"], row["right_low"], row["right_high"] = share_interval(hits, num_seeds)
             rows.append(row)
-        progress(f"p_bad {share}: {len(names)} methods x {num_seeds} seeds")
+        progress(f"p_bad {share}: {len(names)} methods x {num_seeds} seeds{clock.after()}")
     return rows
 
 
@@ -77,6 +79,7 @@ def mdp_table(
     check_methods(chosen, valid)
     chosen = chosen if "cpl" in chosen else ["cpl", *chosen]
     rows: list[Row] = []
+    clock = TimeLeft(len(judges) * sum(pairs))  # a fit takes as long as it has pairs
     for judge in judges:
         for count in pairs:
             seeds = [random_mdps.run_seed(count, judge, seed, chosen, setup) for seed in range(num_seeds)]
@@ -90,7 +93,7 @@ def mdp_table(
                 if name == "auto":
                     row["auto_is_ppl"] = float(results["auto_is_ppl"].mean())
                 rows.append(row)
-            progress(f"{judge}, {count} pairs: {len(chosen)} methods x {num_seeds} seeds")
+            progress(f"{judge}, {count} pairs: {len(chosen)} methods x {num_seeds} seeds{clock.after(count)}")
     return rows
 
 
@@ -113,12 +116,13 @@ def lqr_table(
     chosen = list(names or lqr_fits.ARMS)
     check_methods(chosen, lqr_fits.ARMS)
     rows: list[Row] = []
+    clock = TimeLeft(len(sets) * len(segments) * num_seeds)
     for behaviors in sets:
         for length in segments:
             cells = []
             for seed in range(num_seeds):
                 cells.append(lqr_fits.run_cell(behaviors, length, judges, num_pairs, temperature, slip, seed, chosen))
-                progress(f"{behaviors}, segments of {length}: seed {seed + 1}/{num_seeds}")
+                progress(f"{behaviors}, segments of {length}: seed {seed + 1}/{num_seeds}{clock.after()}")
             for judge in judges:
                 results = {name: np.array([cell[judge][name] for cell in cells]) for name in cells[0][judge]}
                 entropy = float(results.pop("label_entropy").mean())
