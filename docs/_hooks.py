@@ -4,8 +4,8 @@ A page links to `../src/autotelic/functional/token_covariance.py#token_covarianc
 follow. For the site, every file that is linked so becomes a page of highlighted source, with a heading per top-level
 name, so that the anchor leads to the function without a line number.
 
-Two marks are filled in: `<!-- modules of PACKAGE -->` with a table of the public modules of a package, each with an API
-page of its own, and `<!-- recipes -->` with a table of the recipes. Equations between dollar signs become MathML, which
+The mark `<!-- modules of PACKAGE -->` becomes a table of the public modules of a package, each with an API page of its
+own. Equations between dollar signs become MathML, which
 browsers draw without a script. The page on performance is written by `benchmarks/page.py`.
 """
 
@@ -31,7 +31,7 @@ def on_files(files, config):
     wanted = set()
     for file in files.documentation_pages():
         text = Path(file.abs_src_path).read_text(encoding="utf-8")
-        for target in LINK.findall(text.replace("<!-- recipes -->", recipes(root / "recipes"))):
+        for target in LINK.findall(text):
             place = outside(file.src_uri, target)
             if place is not None:
                 wanted.add(place[0])
@@ -66,26 +66,7 @@ def on_page_markdown(markdown, page, config, files):
 
     root = Path(config.config_file_path).parent
     markdown = MODULES.sub(lambda match: entries(root / "src", match[1]), markdown)
-    if "<!-- recipes -->" in markdown:
-        markdown = markdown.replace("<!-- recipes -->", recipes(root / "recipes"))
     return LINK.sub(moved, markdown)
-
-
-COMMAND = re.compile(r"(?:accelerate launch|python benchmarks|autotelic [a-z]+) .*$")
-
-
-def recipes(folder):
-    """Return a table of the recipes, each a link, from the comments at their heads; commands become code."""
-    rows = ["| recipe | what its head says |", "| --- | --- |"]
-    for path in sorted(folder.rglob("*.yaml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        head = [
-            line.lstrip("# ") for line in lines[: next((i for i, x in enumerate(lines) if not x.startswith("#")), 99)]
-        ]
-        text = " ".join(COMMAND.sub(lambda match: f"`{match[0].strip()}`", line) for line in head)
-        name = path.relative_to(folder)
-        rows.append(f"| [`{name}`](../recipes/{name}) | {text.replace('|', chr(92) + '|')} |")
-    return "\n".join(rows)
 
 
 def modules(source, package):
