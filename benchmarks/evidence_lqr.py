@@ -37,7 +37,7 @@ SETS, LENGTHS, SLIPS, SEEDS = ("anti", "same"), (1, 8), (0.0, 1.0), range(10)
 TUNING = (("anti", 8, 0.0), ("same", 1, 0.0), ("same", 8, 0.0))
 TUNING_SEEDS, GRID = (100,), ((1.0, 1.0), (1.0, 0.3), (0.5, 1.0))  # lambda, alpha
 WRONG_SEEDS = 5  # of the control arm
-LONGER, LONGER_SEEDS = {"steps": 2400}, 5  # four times the updates, in one cell
+LONGER, LONGER_SEEDS = {"steps": 2400}, 3  # four times the updates, in one cell
 PAIRS, STARTS, STEPS = 1000, 512, 150
 BASE = TrainSettings(
     hidden=(32, 32), dropout=0.0, lr=1e-3, decay=True, gamma=0.95, bc_steps=300, steps=600, batch_pairs=64,

@@ -270,7 +270,7 @@ def test_the_reward_learns_to_predict_answers(tmp_path):
     [
         ({"queries": "disagreemnt"}, "did you mean 'disagreement'"),
         ({"members": 0}, "members is 0"),
-        ({"critic_updates": -1}, "cannot be negative"),
+        ({"critic_updates": -1}, "critic_updates is -1: give 0 or more"),
         ({"queries": "disagreement", "members": 1}, "cannot disagree with itself"),
         ({"from_clone": True, "explore_episodes": 4}, "does not explore"),
     ],
