@@ -37,13 +37,56 @@ def single_threaded(*given: Any) -> None:
 def run(recipe: Path, output: Path, only: list[str], max_seeds: int | None) -> None:
     experiment = yaml.safe_load(recipe.read_text())
     output.mkdir(parents=True, exist_ok=True)
-    (output / "experiment.json").write_text(json.dumps(experiment, indent=2))
+    write_atomically(output / "experiment.json", json.dumps(experiment, indent=2))
+    pretrain_models(experiment.get("models", {}), output)
     first = experiment.get("first_seed", 0)
     for place in range(max_seeds or experiment["seeds"]):
+        write_problems(experiment.get("problems", {}), output, first + place)
         for name, settings in experiment["runs"].items():
             settings = dict(settings or {})
             if place < settings.pop("seeds", place + 1) and (not only or name in only):
                 run_one(experiment, name, settings, first + place, output)
+
+
+def write_problems(sets: dict[str, Any], output: Path, seed: int) -> None:
+    """Write the recipe's own problem sets, OUTPUT/problems/NAME-seedN.jsonl.
+
+    A set has a split, a count, and where it needs them: rows to skip, settings of the world, and `per_seed: true` for
+    other problems at every seed.
+    """
+    from autotelic.tasks.chain_sums import ChainSums, problems
+
+    for name, given in sets.items():
+        world, count = ChainSums(**given.get("world", {})), given["count"]
+        skip = given.get("skip", 0) + (seed * count if given.get("per_seed") else 0)
+        rows = problems(world, given["split"], skip + count)[skip:]
+        (output / "problems").mkdir(exist_ok=True)
+        target = output / "problems" / f"{name}-seed{seed}.jsonl"
+        write_atomically(target, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def pretrain_models(models: dict[str, Any], output: Path) -> None:
+    """Pretrain the recipe's own models that are missing, OUTPUT/models/NAME, with the settings given over the recipe's.
+
+    Another process that is at one of them is waited for.
+    """
+    from autotelic.tasks import pretraining
+
+    for name, settings in models.items():
+        (output / "models").mkdir(exist_ok=True)
+        with FileLock(output / "models" / f"{name}.lock"):
+            if not (output / "models" / name / "model.safetensors").exists():
+                given = yaml.safe_load(Path("recipes/pretrain_tiny.yaml").read_text()) | {"name": name} | settings
+                recipe = pretraining.parse_recipe(given)
+                model, losses = pretraining.pretrain(recipe, progress=False)
+                pretraining.save(model, recipe, losses, output / "models" / name)
+
+
+def located(value: Any, output: Path, seed: int) -> Any:
+    """Return an option's value; `problems/NAME` is one of the recipe's own sets, `models/NAME` a model of its own."""
+    if isinstance(value, str) and value.startswith("problems/"):
+        return str(output / f"{value}-seed{seed}.jsonl")
+    return str(output / value) if isinstance(value, str) and value.startswith("models/") else value
 
 
 def run_one(experiment: dict[str, Any], name: str, settings: dict[str, Any], seed: int, output: Path) -> None:
@@ -60,7 +103,9 @@ def run_one(experiment: dict[str, Any], name: str, settings: dict[str, Any], see
 
 def measure(experiment: dict[str, Any], name: str, settings: dict[str, Any], seed: int, folder: Path) -> None:
     started, cpu = time.monotonic(), time.process_time()
-    options = dict(experiment.get("common", {})) | settings
+    options = {
+        key: located(value, folder.parent, seed) for key, value in (experiment.get("common", {}) | settings).items()
+    }
     method, temperature = options.pop("method", "grpo"), options.pop("evaluation_temperature", 1.0)
     trained = folder / "run"
     if method != "base" and not (trained / "model.safetensors").exists():
@@ -73,7 +118,13 @@ def measure(experiment: dict[str, Any], name: str, settings: dict[str, Any], see
         train(method, to_options(options))
         gc.collect()  # a trainer refers to itself, and its optimizer is twice as large as the model
     source = options["model_name_or_path"] if method == "base" else str(trained)
-    evaluation, details = evaluate(experiment["evaluation"], source, temperature, seed, folder)
+    asked = dict(experiment["evaluation"])
+    evaluation, details = {}, {}
+    for title, problems in {"": asked.get("source", "chain_sums:test"), **asked.pop("also", {})}.items():
+        place = asked | {"source": located(problems, folder.parent, seed)}
+        values, found = evaluate(place, source, temperature, seed, folder)
+        evaluation |= {f"{title}/{key}" if title else key: value for key, value in values.items()}
+        details = details or found
     record = {"name": name, "seed": seed, "evaluation": evaluation, "details": details}
     record |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
     write_atomically(folder / "result.json", json.dumps(record))
@@ -178,6 +229,80 @@ def table(output: Path, names: list[str]) -> str:
     return "\n".join(lines)
 
 
+def paired(output: Path, names: list[str], against: str) -> str:
+    """Each run's difference from another one, paired by seed: its mean over seeds and the interval's half-width."""
+    found = records(output)
+    base = {row["seed"]: row["evaluation"] for row in found[against]}
+    lines = [f"| minus {against} | seeds | " + " | ".join(names) + " |", "| --- " * (len(names) + 2) + "|"]
+    for name, rows in found.items():
+        both = [(row["evaluation"], base[row["seed"]]) for row in rows if row["seed"] in base]
+        if name == against or not both:
+            continue
+        cells = [signed([own[metric]["value"] - other[metric]["value"] for own, other in both]) for metric in names]
+        lines.append(f"| {name} | {len(both)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def signed(values: list[float]) -> str:
+    mean, half = interval(values)
+    return f"{mean:+.3f}" if math.isnan(half) else f"{mean:+.3f} ± {half:.3f}"
+
+
+def best(output: Path, metric: str = "eval/mean_at_k") -> str:
+    """The best of each run's validation points, its update, and what the last point has lost since, over seeds."""
+    lines = ["| run | seeds | best | at update | last | lost |", "| --- | --- | --- | --- | --- | --- |"]
+    for name in json.loads((output / "experiment.json").read_text())["runs"]:
+        columns: list[list[float]] = [[] for _ in range(4)]
+        for path in sorted(output.glob(f"{name}-seed*/run/metrics.jsonl")):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            points = {row["step"]: row[metric] for row in rows if metric in row}
+            if points:
+                top, last = max(points, key=lambda step: points[step]), points[max(points)]
+                values = (points[top], float(top), last, points[top] - last)
+                for column, value in zip(columns, values, strict=True):
+                    column.append(value)
+        if columns[0]:
+            value, step, last, lost = columns
+            cells = f"{cell(value)} | {sum(step) / len(step):.0f} | {cell(last)} | {cell(lost)}"
+            lines.append(f"| {name} | {len(value)} | {cells} |")
+    return "\n".join(lines)
+
+
+def by_kind(output: Path, first: int = 10) -> str:
+    """Covariance by rank and by difficulty: mean over the first updates of each run, and over runs."""
+    heads = [*(f"top_{name}" for name in ("0_2", "2", "20", "50")), "mean"]
+    heads += [f"accuracy_{name}" for name in ("low", "mid", "high")]
+    lines = ["| run | seeds | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 2) + "|"]
+    for name in json.loads((output / "experiment.json").read_text())["runs"]:
+        columns: list[list[float]] = [[] for _ in heads]
+        for path in sorted(output.glob(f"{name}-seed*/run/metrics.jsonl")):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            for column, head in zip(columns, heads, strict=True):
+                values = [row[f"covariance/{head}"] for row in rows if f"covariance/{head}" in row][:first]
+                column.append(sum(values) / len(values))
+        lines.append(f"| {name} | {len(columns[0])} | " + " | ".join(cell(column) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def sizes(output: Path) -> str:
+    """The law across the recipe's own models: what `autotelic forecast ... --across size` prints for plain runs."""
+    from autotelic.cli.forecast_across import across_sizes, across_text, size_of
+    from autotelic.functional import fit_entropy_law
+    from autotelic.runs.logs import pick_curve, read_log
+
+    experiment = json.loads((output / "experiment.json").read_text())
+    results, known, lines = [], [], ["| model | parameters | seeds | a | b | ceiling |", "| --- " * 6 + "|"]
+    for name in sorted(experiment["models"], key=lambda name: size_of(output / "models" / name) or 0):
+        curves = [pick_curve(read_log(path)) for path in sorted(output.glob(f"{name}-seed*/run/metrics.jsonl"))]
+        fits = [fit_entropy_law(curve.entropy, curve.reward) for curve in curves]
+        size = size_of(output / "models" / name) or 0
+        results += [{"a": fit.a, "b": fit.b, "ceiling": fit.ceiling} for fit in fits]
+        known += [float(size)] * len(fits)
+        cells = " | ".join(cell([getattr(fit, key) for fit in fits]) for key in ("a", "b", "ceiling"))
+        lines.append(f"| {name} | {size:,} | {len(fits)} | {cells} |")
+    return "\n".join(lines) + "\n\n" + across_text(across_sizes(results, known, []))
+
+
 def curves(output: Path, metric: str, steps: list[int]) -> str:
     """Mean over seeds of a logged metric at some updates, with the interval's half-width."""
     experiment = json.loads((output / "experiment.json").read_text())
@@ -198,10 +323,12 @@ def curves(output: Path, metric: str, steps: list[int]) -> str:
 
 def dynamics(output: Path) -> str:
     """Predicted against realised change of entropy: correlation and slope per seed, summarised over seeds."""
-    lines = ["| prediction | seeds | correlation | slope of realised on predicted |", "| --- | --- | --- | --- |"]
-    for name in ("predicted_covariance", "predicted_sampled"):
-        correlations, slopes = [], []
-        for path in sorted(output.glob("*/run/metrics.jsonl")):
+    lines = ["| run | prediction | seeds | correlation | same sign | slope of realised on predicted |"]
+    lines.append("| --- " * 6 + "|")
+    runs = list(json.loads((output / "experiment.json").read_text())["runs"])
+    for run_name, name in [(r, p) for r in runs for p in ("predicted_covariance", "predicted_sampled")]:
+        correlations, slopes, signs = [], [], []
+        for path in sorted(output.glob(f"{run_name}-seed*/run/metrics.jsonl")):
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             pairs = [
                 (row[f"dynamics/{name}"], row["dynamics/realised"])
@@ -211,8 +338,10 @@ def dynamics(output: Path) -> str:
             predicted, realised = np.asarray(pairs).T
             correlations.append(float(np.corrcoef(predicted, realised)[0, 1]))
             slopes.append(float(np.polyfit(predicted, realised, 1)[0]))
-        (r, r_half), (slope, slope_half) = interval(correlations), interval(slopes)
-        lines.append(f"| {name} | {len(slopes)} | {r:.2f} ± {r_half:.2f} | {slope:.3f} ± {slope_half:.3f} |")
+            signs.append(float(np.mean(np.sign(predicted) == np.sign(realised))))
+        if slopes:
+            cells = f"{cell(correlations)} | {cell(signs)} | {cell(slopes)}"
+            lines.append(f"| {run_name} | {name} | {len(slopes)} | {cells} |")
     return "\n".join(lines)
 
 
@@ -253,8 +382,9 @@ def main() -> None:
     shower.add_argument("--metrics", nargs="*", default=["mean@8", "greedy", "pass@8", "maj@8", "entropy"])
     shower.add_argument("--curve", default=None)
     shower.add_argument("--steps", type=int, nargs="*", default=[0, 40, 80, 120, 160, 200])
-    changes = commands.add_parser("dynamics")
-    changes.add_argument("output", type=Path)
+    shower.add_argument("--against", help="differences from this run, paired by seed")
+    for name in ("dynamics", "best", "covariance", "sizes"):
+        commands.add_parser(name).add_argument("output", type=Path)
     fits = commands.add_parser("law")
     fits.add_argument("output", type=Path)
     fits.add_argument("--runs", nargs="*", default=["grpo"])
@@ -270,12 +400,15 @@ def main() -> None:
             worker.start()
         for worker in workers:
             worker.join()
-    elif args.command == "dynamics":
-        print(dynamics(args.output))
+    elif args.command in ("dynamics", "best", "covariance", "sizes"):
+        shown = {"dynamics": dynamics, "best": best, "covariance": by_kind, "sizes": sizes}
+        print(shown[args.command](args.output))
     elif args.command == "collect":
         collect(args.output, args.target)
     elif args.command == "law":
         print(law(args.output, args.runs))
+    elif args.against:
+        print(paired(args.output, args.metrics, args.against))
     elif args.curve:
         print(curves(args.output, args.curve, args.steps))
     else:

@@ -119,3 +119,65 @@ def test_fractional_steps_are_kept(tmp_path, capsys):
     path.write_text("epoch,entropy,reward\n" + "\n".join(rows) + "\n")
     assert main(["forecast", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["last_step"] == pytest.approx(11 / 400)
+
+
+def write_sizes(folder, sizes, *, slope=0.1):
+    """One run folder per size, whose law has a = .2 + slope (ln N - ln 1e6), run.json with the size."""
+    logs = []
+    for index, size in enumerate(sizes):
+        place = folder / f"run{index}"
+        place.mkdir()
+        a = 0.2 + slope * (math.log(size) - math.log(1e6))
+        write_log(place / "trainer_state.json", a=a, b=1.0 + a, noise=0.002)
+        (place / "run.json").write_text(json.dumps({"method": "grpo", "parameters": size}))
+        logs.append(str(place))
+    return logs
+
+
+def test_across_sizes_recovers_the_slope_and_predicts_the_largest(tmp_path, capsys):
+    logs = write_sizes(tmp_path, [1_000_000, 2_000_000, 4_000_000, 16_000_000])
+    assert main(["forecast", *logs, "--across", "size", "--at-size", "7e9", "--json"]) == 0
+    across = json.loads(capsys.readouterr().out)["across"]
+    assert across["sizes"] == [1e6, 2e6, 4e6, 16e6]
+    assert across["a"]["slope"] == pytest.approx(0.1, abs=0.01)
+    assert across["b"]["slope"] == pytest.approx(0.1, abs=0.01)
+    assert across["ceiling"]["slope"] == pytest.approx(0.0, abs=0.01)
+    largest = across["a"]["largest"]
+    assert largest["size"] == 16e6 and largest["predicted"] == pytest.approx(largest["fitted"], abs=0.05)
+    assert across["a"]["predictions"][0]["value"] == pytest.approx(0.2 + 0.1 * math.log(7e3), abs=0.1)
+    assert main(["forecast", *logs, "--across", "size", "--at-size", "7e9"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "across 4 sizes, 4 runs" in out and "largest, from the smaller" in out and "at 7,000,000,000 parameters" in out
+    )
+
+
+def test_sizes_can_be_given_and_are_asked_for(tmp_path, capsys):
+    logs = write_sizes(tmp_path, [1_000_000, 2_000_000, 4_000_000])
+    for log in logs:
+        (tmp_path / log / "run.json").unlink()
+    assert main(["forecast", *logs, "--across", "size", "--sizes", "1e6", "2e6", "4e6"]) == 0
+    assert "warning: the smaller models are too few" in capsys.readouterr().out
+    for arguments, message in (
+        ([*logs, "--across", "size"], "give --sizes"),
+        ([*logs, "--across", "size", "--sizes", "1e6"], "give one each"),
+        ([*logs, "--across", "size", "--sizes", "1", "2", "-3"], "above zero"),
+        ([*logs, "--sizes", "1", "2", "3"], "belong to --across size"),
+        ([*logs[:2], "--across", "size"], "three at least"),
+    ):
+        assert main(["forecast", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_the_size_is_counted_from_the_weights_where_run_json_has_none(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    from autotelic.cli.forecast_across import size_of
+
+    assert size_of(tmp_path) is None
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, tmp_path / "model.safetensors")
+    assert size_of(tmp_path) == 22 == size_of(tmp_path / "metrics.jsonl")
+    (tmp_path / "run.json").write_text(json.dumps({"parameters": 7}))
+    assert size_of(tmp_path) == 7

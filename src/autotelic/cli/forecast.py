@@ -6,6 +6,7 @@ reward R is the mean validation accuracy where the log has it. Several logs give
 
     autotelic forecast runs/demo/grpo
     autotelic forecast runs/demo/grpo runs/demo/empo runs/demo/grpo_kl_cov
+    autotelic forecast runs/small runs/medium runs/large --across size
     autotelic forecast export.csv --entropy-column actor/entropy --reward-column val/accuracy --plot law.html
 """
 
@@ -15,6 +16,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from autotelic.cli.forecast_across import across_sizes, across_text, sizes_of
 from autotelic.cli.options import add_output, say_written
 from autotelic.errors import UserError
 
@@ -28,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward-column", help="name of the reward or accuracy")
     parser.add_argument("--step-column", help="name of the step")
     parser.add_argument("--at", type=float, nargs="+", default=[], metavar="H", help="predict R at these entropies")
+    parser.add_argument("--across", choices=("size",), help="of several logs: a and b as lines in ln N, N parameters")
+    parser.add_argument(
+        "--sizes", type=float, nargs="+", metavar="N", help="parameters of each log's model (known for our run folders)"
+    )
+    parser.add_argument("--at-size", type=float, nargs="+", default=[], metavar="N", help="predict a and b at these")
     parser.add_argument("--share", type=float, default=0.15, help="share of training that is fitted (default: 0.15)")
     parser.add_argument(
         "--intervention", help="what acts on the entropy in this run, if anything (detected in our run folders)"
@@ -43,11 +50,16 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--share must be between 0 and 1, got {args.share}: it is the part of training that is fitted")
     if any(not h >= 0 for h in args.at):
         raise UserError("--at takes entropies in nats, none of them negative")
+    sizes = checked_sizes(args)
     if len(args.logs) > 1:
         if args.plot:
             raise UserError("--plot draws one log: give one")
         results = compared(args)
-        print(json.dumps({"logs": results}) if args.json else comparison(results))
+        across = across_sizes(results, sizes, args.at_size) if args.across else None
+        if args.json:
+            print(json.dumps({"logs": results} | ({"across": across} if across else {})))
+        else:
+            print(comparison(results) + (f"\n\n{across_text(across)}" if across else ""))
         return 0
     curve, result, fit = forecast(args.logs[0], args)
     if args.plot:
@@ -56,6 +68,19 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(result) if args.json else text(result))
     say_written(args, args.plot)
     return 0
+
+
+def checked_sizes(args: argparse.Namespace) -> list[float]:
+    """Return the size of each log's model where lines across sizes are asked for; refuse options that miss it."""
+    if not args.across:
+        if args.sizes or args.at_size:
+            raise UserError("--sizes and --at-size belong to --across size")
+        return []
+    if len(args.logs) < 3:
+        raise UserError(f"--across size draws a line through several logs: give three at least, got {len(args.logs)}")
+    if any(not size > 0 for size in (*(args.sizes or ()), *args.at_size)):
+        raise UserError("a model's size is its number of parameters, above zero")
+    return sizes_of(args.logs, args.sizes)
 
 
 def forecast(log: Path, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:

@@ -103,7 +103,7 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
     if name_of(getattr(run_args, "objective", None)) == "auto":
         return train_and_choose(method, options, run_args, folder)
     checkpoint = prepare_folder(folder, run_args)
-    from autotelic.trl.build import fit, passes_of, write_run_file
+    from autotelic.trl.build import fit, num_parameters, passes_of, write_run_file
 
     try:
         trainer = (build_preferences if method == "ppl" else build)(method, run_args, training_args, model_args)
@@ -117,7 +117,7 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
     passes = passes_of(trainer)
     if passes and not run_args.quiet and trainer.is_world_process_zero():
         say("; ".join(f"{part}: {how}" for part, how in passes.items()))
-    write_run_file(folder, name, run_args, training_args, passes)
+    write_run_file(folder, name, run_args, training_args, passes, num_parameters(trainer.model))
     try:
         finished = fit(trainer, checkpoint)
     except FloatingPointError as error:

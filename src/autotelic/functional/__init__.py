@@ -34,6 +34,7 @@ from autotelic.functional.entropy_law import (
     rolling_forecasts,
 )
 from autotelic.functional.entropy_terms import PIController, doubling_coef, entropic, repo, steer
+from autotelic.functional.law_across_sizes import LargestModel, SizeLine, fit_sizes, predict_largest
 from autotelic.functional.logprobs import surprisal, token_logprobs
 from autotelic.functional.lookahead import (
     BiasedLookaheadWarning,
@@ -89,9 +90,11 @@ __all__ = [
     "Discriminator",
     "EntropyLaw",
     "Forecast",
+    "LargestModel",
     "Lookahead",
     "PIController",
     "Schedule",
+    "SizeLine",
     "TokenMoments",
     "action_covariance",
     "aem_weights",
@@ -126,6 +129,7 @@ __all__ = [
     "estr_mask",
     "exact_lookahead",
     "fit_entropy_law",
+    "fit_sizes",
     "forecast",
     "full_kl",
     "gaussian_kl",
@@ -152,6 +156,7 @@ __all__ = [
     "outcome_variance",
     "ppl_loss",
     "ppl_score",
+    "predict_largest",
     "preference_accuracy",
     "proxy_logprobs",
     "quota",

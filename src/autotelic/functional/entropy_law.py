@@ -32,7 +32,8 @@ MAX_REBOUND = 0.3
 """Largest rise of entropy above its running minimum, as a share of its range, that is not flagged."""
 
 
-def _series(values: Series, name: str) -> np.ndarray:
+def as_series(values: Series, name: str) -> np.ndarray:
+    """Return one finite number per evaluation as float64, or refuse."""
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     array = array.astype(np.float64)
     if array.ndim != 1:
@@ -122,7 +123,7 @@ def regime_warnings(entropy: Series, reward: Series, *, intervention: str | None
         reward: mean validation accuracy at the same steps.
         intervention: what acts on entropy in this run (a bonus, Clip-Cov, ...), if anything.
     """
-    h, r = _series(entropy, "entropy"), _series(reward, "reward")
+    h, r = as_series(entropy, "entropy"), as_series(reward, "reward")
     found = []
     if intervention:
         found.append(f"intervention: {intervention} acts on entropy; the law was found without, and not under one")
@@ -149,7 +150,7 @@ def fit_entropy_law(entropy: Series, reward: Series, *, intervention: str | None
         reward: mean validation accuracy at the same evaluations.
         intervention: what acts on entropy in this run, if anything; it becomes a warning.
     """
-    h, r = _series(entropy, "entropy"), _series(reward, "reward")
+    h, r = as_series(entropy, "entropy"), as_series(reward, "reward")
     if len(h) != len(r):
         raise UserError(f"entropy has {len(h)} values and reward {len(r)}; pass one of each per evaluation")
     if len(h) < 3:
@@ -211,7 +212,7 @@ def forecast(step: Series, entropy: Series, reward: Series, *, share: float | in
         reward: mean validation accuracy, at the same steps.
         share: share of the steps that is fitted on; three evaluations at least.
     """
-    s, h, r = _series(step, "step"), _series(entropy, "entropy"), _series(reward, "reward")
+    s, h, r = as_series(step, "step"), as_series(entropy, "entropy"), as_series(reward, "reward")
     if not len(s) == len(h) == len(r):
         raise UserError(f"step, entropy and reward have {len(s)}, {len(h)} and {len(r)} values; pass one of each")
     if len(s) < 4:

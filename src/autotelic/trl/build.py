@@ -245,8 +245,10 @@ def _prepare_folder(folder: Path, run: CommonArguments) -> str | None:
     return None
 
 
-def write_run_file(folder: Path, method: str, run: Any, training_args: Any, passes: dict[str, str]) -> None:
-    """Write run.json: what was asked for, how the model is passed, which versions. Only the main process writes."""
+def write_run_file(
+    folder: Path, method: str, run: Any, training_args: Any, passes: dict[str, str], parameters: int
+) -> None:
+    """Write run.json: what was asked for, the model's size, how it is passed, versions. The main process writes it."""
     import torch
     import transformers
     import trl
@@ -259,6 +261,7 @@ def write_run_file(folder: Path, method: str, run: Any, training_args: Any, pass
     record = {
         "method": method if control in ("none", "observe") else f"{method}+{control}",
         "seed": training_args.seed,
+        "parameters": parameters,
         "config": {"run": run_settings(run), "training": training_args.to_dict()},
         "passes": passes,
         "versions": {
@@ -271,6 +274,11 @@ def write_run_file(folder: Path, method: str, run: Any, training_args: Any, pass
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_atomically(folder / "run.json", json.dumps(record, indent=2, default=str) + "\n")
+
+
+def num_parameters(model: Any) -> int:
+    """Return how many numbers a model has, adapters included, however ZeRO-3 has shared them out."""
+    return sum(getattr(parameter, "ds_numel", None) or parameter.numel() for parameter in model.parameters())
 
 
 def passes_of(trainer: Any) -> dict[str, str]:
