@@ -268,6 +268,38 @@ def best(output: Path, metric: str = "eval/mean_at_k") -> str:
     return "\n".join(lines)
 
 
+def stops(output: Path, metric: str = "eval/mean_at_k") -> str:
+    """Where each stop rule would have ended each run, and what was lost: against the peak, and against going on."""
+    from autotelic.diagnostics.probe_statistics import ProbeStatistics
+    from autotelic.diagnostics.stopping import RULES
+
+    heads = "| run | rule | trips in | at update | below the peak | above the end |"
+    lines = [heads, "| --- " * 6 + "|"]
+    for name in json.loads((output / "experiment.json").read_text())["runs"]:
+        folders = [path.parent for path in sorted(output.glob(f"{name}-seed*/run/probes.jsonl"))]
+        for rule_name, rule_class in RULES.items():
+            rule, columns = rule_class(), [[], [], []]  # pyright: ignore[reportCallIssue]
+            for folder in folders:
+                rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+                curve = {row["step"]: row[metric] for row in rows if metric in row}
+                steps, history = [], []
+                for line in (folder / "probes.jsonl").read_text().splitlines():
+                    row = json.loads(line)
+                    steps.append(row.pop("step"))
+                    history.append(ProbeStatistics(**row | {"majority": tuple(row["majority"])}))
+                    if rule.reason(history) is not None:
+                        kept = curve[steps[-2] if len(steps) > 1 else steps[0]]  # the weights that rollback ends with
+                        for column, value in zip(
+                            columns, (steps[-1], max(curve.values()) - kept, kept - curve[max(curve)]), strict=True
+                        ):
+                            column.append(float(value))
+                        break
+            if columns[0]:
+                cells = f"{sum(columns[0]) / len(columns[0]):.0f} | {cell(columns[1])} | {signed(columns[2])}"
+                lines.append(f"| {name} | {rule_name} | {len(columns[0])} of {len(folders)} | {cells} |")
+    return "\n".join(lines)
+
+
 def by_kind(output: Path, first: int = 10) -> str:
     """Covariance by rank and by difficulty: mean over the first updates of each run, and over runs."""
     heads = [*(f"top_{name}" for name in ("0_2", "2", "20", "50")), "mean"]
@@ -383,7 +415,7 @@ def main() -> None:
     shower.add_argument("--curve", default=None)
     shower.add_argument("--steps", type=int, nargs="*", default=[0, 40, 80, 120, 160, 200])
     shower.add_argument("--against", help="differences from this run, paired by seed")
-    for name in ("dynamics", "best", "covariance", "sizes"):
+    for name in ("dynamics", "best", "covariance", "sizes", "stops"):
         commands.add_parser(name).add_argument("output", type=Path)
     fits = commands.add_parser("law")
     fits.add_argument("output", type=Path)
@@ -400,8 +432,8 @@ def main() -> None:
             worker.start()
         for worker in workers:
             worker.join()
-    elif args.command in ("dynamics", "best", "covariance", "sizes"):
-        shown = {"dynamics": dynamics, "best": best, "covariance": by_kind, "sizes": sizes}
+    elif args.command in ("dynamics", "best", "covariance", "sizes", "stops"):
+        shown = {"dynamics": dynamics, "best": best, "covariance": by_kind, "sizes": sizes, "stops": stops}
         print(shown[args.command](args.output))
     elif args.command == "collect":
         collect(args.output, args.target)

@@ -1,0 +1,71 @@
+"""The driver of the experiments: own problem sets, differences paired by seed, peaks, where a stop rule would act."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    """Import the driver as running it from its folder does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        yield importlib.import_module("evidence")
+
+
+def test_problem_sets_differ_between_seeds_and_share_nothing(evidence, tmp_path):
+    sets = {"train": {"split": "train", "count": 8, "per_seed": True}, "test": {"split": "ood", "skip": 5, "count": 3}}
+    for seed in (0, 1):
+        evidence.write_problems(sets, tmp_path, seed)
+
+    def prompts(name):
+        return {json.loads(line)["prompt"] for line in (tmp_path / "problems" / name).read_text().splitlines()}
+
+    first, second = prompts("train-seed0.jsonl"), prompts("train-seed1.jsonl")
+    assert len(first) == len(second) == 8 and not first & second
+    assert prompts("test-seed0.jsonl") == prompts("test-seed1.jsonl") and len(prompts("test-seed0.jsonl")) == 3
+    assert evidence.located("problems/train", tmp_path, 1) == str(tmp_path / "problems/train-seed1.jsonl")
+    assert evidence.located("models/w64", tmp_path, 1) == str(tmp_path / "models/w64")
+    assert evidence.located("chain_sums:test", tmp_path, 1) == "chain_sums:test"
+
+
+def write_result(output, name, seed, value, curve=(), probes=()):
+    folder = output / f"{name}-seed{seed}"
+    (folder / "run").mkdir(parents=True)
+    result = {"name": name, "seed": seed, "evaluation": {"mean@8": {"value": value}}}
+    (folder / "result.json").write_text(json.dumps(result))
+    rows = [{"step": 10 * i, "eval/mean_at_k": point} for i, point in enumerate(curve)]
+    (folder / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run/probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in probes))
+
+
+def probe(step, diversity):
+    names = ("parse_rate", "majority_share", "unanimous_share", "semantic_entropy", "modal_answer_share")
+    values = dict.fromkeys((*names, "mean_length", "repetition"), 0.1)
+    return {"step": step, "majority": ["1"], "diversity": diversity} | values
+
+
+@pytest.fixture
+def output(tmp_path):
+    (tmp_path / "experiment.json").write_text(json.dumps({"runs": {"grpo": {}, "kl_cov": {}}}))
+    probes = [probe(0, 0.8), probe(10, 0.6), probe(20, 0.3), probe(30, 0.2)]
+    for seed, (plain, held) in enumerate([(0.2, 0.3), (0.3, 0.4), (0.1, 0.2)]):
+        write_result(tmp_path, "grpo", seed, plain, (0.2, 0.5, 0.4, 0.1), probes)
+        write_result(tmp_path, "kl_cov", seed, held)
+    return tmp_path
+
+
+def test_differences_are_paired_by_seed(evidence, output):
+    """The arms differ by .1 at every seed, so the paired interval is empty though the seeds differ."""
+    assert "| kl_cov | 3 | +0.100 ± 0.000 |" in evidence.paired(output, ["mean@8"], "grpo")
+
+
+def test_the_peak_and_what_was_lost_since(evidence, output):
+    assert "| grpo | 3 | 0.500 ± 0.000 | 10 | 0.100 ± 0.000 | 0.400 ± 0.000 |" in evidence.best(output)
+
+
+def test_a_stop_rule_is_judged_by_the_weights_of_the_probe_before(evidence, output):
+    """Diversity halves at update 20: the weights of update 10 are kept, which are the peak, .4 above the end."""
+    assert "| grpo | diversity | 3 of 3 | 20 | 0.000 ± 0.000 | +0.400 ± 0.000 |" in evidence.stops(output)
