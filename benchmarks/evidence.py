@@ -70,6 +70,7 @@ def pretrain_models(models: dict[str, Any], output: Path) -> None:
 
     Another process that is at one of them is waited for.
     """
+    from autotelic.cli.config import from_mapping
     from autotelic.tasks import pretraining
 
     for name, settings in models.items():
@@ -77,7 +78,7 @@ def pretrain_models(models: dict[str, Any], output: Path) -> None:
         with FileLock(output / "models" / f"{name}.lock"):
             if not (output / "models" / name / "model.safetensors").exists():
                 given = yaml.safe_load(Path("recipes/pretrain_tiny.yaml").read_text()) | {"name": name} | settings
-                recipe = pretraining.parse_recipe(given)
+                recipe = from_mapping(pretraining.PretrainRecipe, given, f"the model {name}")
                 model, losses = pretraining.pretrain(recipe, progress=False)
                 pretraining.save(model, recipe, losses, output / "models" / name)
 
