@@ -1,6 +1,6 @@
 """Evaluate a model, train it several ways on a CPU, and write one page.
 
-    autotelic demo                    the small world's model, six ways: about three minutes on two cores
+    autotelic demo                    the small world's model, seven ways: about three minutes on two cores
     autotelic demo --model smollm2    SmolLM2-135M-Instruct on word problems, four ways: about a quarter of an hour
 
 Writes DIR/results.json, DIR/report.html and DIR/runs/ (one folder per method). Two worker processes share the runs.
@@ -49,6 +49,7 @@ class Demo:
         num_problems: how many.
         max_tokens: longest response.
         jobs: the runs.
+        story: what to look at in the table, one sentence; it was checked on several seeds (`docs/log/`).
         bfloat16: pass the model in bfloat16 where the CPU is quick at it.
         temperatures: further temperatures at which the model is measured before training.
         memory: gigabytes that one process needs at most.
@@ -59,6 +60,7 @@ class Demo:
     num_problems: int
     max_tokens: int
     jobs: tuple[Job, ...]
+    story: str
     bfloat16: bool = False
     temperatures: tuple[float, ...] = ()
     memory: float = 1.0
@@ -83,6 +85,8 @@ class Demo:
 
 
 EMPO = {"importance_sampling_level": "token", "epsilon": 0.2, "epsilon_high": 0.2}
+SMALL_EMPO = EMPO | {"loss_type": "dapo"}
+"""After 80 updates here greedy accuracy is .67 with it, and .46 with the `grpo` of EMPO's authors; the base has .74."""
 SMALL_ROLLOUT = {  # 16 prompts x 8 responses, two updates a rollout
     "dataset": "chain_sums:train",
     "dataset_limit": 4000,
@@ -90,12 +94,12 @@ SMALL_ROLLOUT = {  # 16 prompts x 8 responses, two updates a rollout
     "per_device_train_batch_size": 64,
     "steps_per_generation": 2,
     "learning_rate": 2e-4,
-    "max_steps": 80,
-    "log_rollouts": "4,steps=10",
-    "follow_prompts": "4,steps=10",
+    "max_steps": 64,
+    "log_rollouts": "4,steps=8",
+    "follow_prompts": "4,steps=8",
 }
 SMALL_LOOKS = {"validation_dataset": "chain_sums:test", "validation_limit": 60, "validation_k": 4}
-SMALL_RUN = SMALL_ROLLOUT | SMALL_LOOKS | {"validation_steps": 10}
+SMALL_RUN = SMALL_ROLLOUT | SMALL_LOOKS | {"validation_steps": 8}
 SMALL_EM = {"prompt": "3+9-10=?", "learning_rate": 2e-4, "log_rollouts": "1,steps=1"}
 """The base model is right half of the time on this prompt: see docs/world.md."""
 
@@ -132,10 +136,14 @@ DEMOS = {
             Job("grpo", "grpo", SMALL_RUN),
             Job("clip_cov", "grpo", SMALL_RUN | {"entropy_control": "clip_cov,fraction=0.15,low=0.3,high=9"}),
             Job("kl_cov", "grpo", SMALL_RUN | {"entropy_control": "kl_cov,fraction=0.2,coef=1"}),
-            Job("empo", "empo", SMALL_RUN | EMPO),
+            Job("empo", "empo", SMALL_RUN | SMALL_EMPO),
+            Job("empo_kl_cov", "empo", SMALL_RUN | SMALL_EMPO | {"entropy_control": "kl_cov,fraction=0.2,coef=1"}),
             Job("random_reward", "grpo", SMALL_RUN | {"reward": "random"}),
             Job("one_shot_em", "one_shot_em", SMALL_EM | SMALL_LOOKS | {"validation_steps": 2}),
         ),
+        story="With labels GRPO gains most and spends most entropy; Clip-Cov and KL-Cov trade some of the gain for "
+        "entropy. Without labels EMPO raises sampled accuracy, and with KL-Cov beside it keeps greedy accuracy too. "
+        "A random reward only harms.",
     ),
     "smollm2": Demo(
         model="smollm2",
@@ -148,6 +156,8 @@ DEMOS = {
             Job("kl_cov", "grpo", CHAT_ROLLOUT | {"entropy_control": "kl_cov,fraction=0.02,coef=1"}),
             Job("one_shot_em", "one_shot_em", CHAT_EM),
         ),
+        story="GRPO with labels gains most. EMPO and one-shot EM gain without a label, mostly by sharpening: compare "
+        "them with the base at T = 0.6.",
         bfloat16=True,
         temperatures=(0.6,),  # the sharpening control: what a lower temperature alone gives
         memory=6.0,  # weights, gradients and two moments in float32: 2.2 GB; the rest are activations and logits
@@ -166,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; print the table and where the page is."""
     output = args.output or Path("runs/demo" if args.model == "any_pair" else f"runs/demo-{args.model}")
     results = run_demo(output, DEMOS[args.model], quiet=args.quiet)
-    print(json.dumps(results) if args.json else table(results))
+    print(json.dumps(results) if args.json else f"{table(results)}\n\n{DEMOS[args.model].story}")
     say(args, f"page: {(output / 'report.html').resolve().as_uri()}")
     return 0
 

@@ -15,7 +15,7 @@ from autotelic import __version__
 from autotelic.errors import UserError, closest
 
 COMMANDS = {
-    "demo": "evaluate the carried model, train it six ways, write one page (about three minutes)",
+    "demo": "evaluate the carried model, train it seven ways, write one page (about three minutes)",
     "train": "train with grpo, empo, one_shot_em, ... on TRL's trainer",
     "list": "every method, reward, control and guard: needs, purpose, settings, paper",
     "score": "cluster sampled answers by meaning: semantic entropy and label-free rewards",
