@@ -66,9 +66,10 @@ class RolloutLog(Part):
                 response["cluster"] = number
 
     def _prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        text = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], default=str)
+        text = json.dumps(row["prompt"], default=str)  # of an image, what it calls itself
+        name = row["prompt"] if isinstance(row["prompt"], str) else text
         step = self.trainer.state.global_step
-        return {"step": step, "prompt_id": str(row.get("id", text)), "prompt": text, "responses": []}
+        return {"step": step, "prompt_id": str(row.get("id", name)), "prompt": json.loads(text), "responses": []}
 
     def _response(
         self, sample: Micro, row: int, logprobs: torch.Tensor, entropies: torch.Tensor, kept: torch.Tensor
