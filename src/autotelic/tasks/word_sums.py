@@ -60,8 +60,7 @@ class WordSums:
         max_number: largest number of a sum or a difference.
         max_factor: largest number of a product.
         ood_factor: the numbers of the split "ood" go up to so many times these bounds, and one of the two lies above.
-        examples: worked examples in a prompt, the first of `EXAMPLES`. They teach a small model the form of an answer:
-            SmolLM2-135M is right about .2 of the time with three, half as often with the first two.
+        examples: worked examples in a prompt, the first of `EXAMPLES`. They teach a small model the form of an answer.
     """
 
     operators: tuple[str, ...] = OPERATORS
