@@ -57,6 +57,11 @@ def by_judge(recipe: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name != "judges"} | {"tasks": tasks}
 
 
+def data_settings(recipe: dict[str, Any], task: str, seed: int) -> DataSettings:
+    changes = {name: value for name, value in recipe["tasks"][task].items() if name != "like"}
+    return build_settings(DataSettings, recipe.get("data", {}) | changes, {"seed": seed})
+
+
 def collect(settings: DataSettings, data: Path, like: Path) -> None:
     """Write the data, labelled anew from the episodes in `like` if that is another folder; or wait for who does."""
     if claim(data):
@@ -75,11 +80,10 @@ def run(recipe: dict[str, Any], output: Path, tasks: list[str], arms: list[str],
     for seed in seeds or range(recipe["seeds"]):
         for task in tasks or recipe["tasks"]:
             like = recipe["tasks"][task].get("like", task)
-            for name in dict.fromkeys((like, task)):
-                changes = {key: value for key, value in recipe["tasks"][name].items() if key != "like"}
-                settings = build_settings(DataSettings, recipe.get("data", {}) | changes, {"seed": seed})
-                data = output / f"{name}-seed{seed}" / "data"
-                collect(settings, data, output / f"{like}-seed{seed}" / "data")
+            place = output / f"{like}-seed{seed}" / "data"
+            collect(data_settings(recipe, like, seed), place, place)
+            settings, data = data_settings(recipe, task, seed), output / f"{task}-seed{seed}" / "data"
+            collect(settings, data, place)
             environment = None
             for arm in arms or recipe["arms"]:
                 folder = data.parent / arm

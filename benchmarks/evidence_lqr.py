@@ -1,7 +1,7 @@
 """Small networks on linear-Gaussian control: does the look-ahead that networks can learn beat CPL there?
 
     python benchmarks/evidence_lqr.py tune --output runs/evidence/lqr      # settings, on seeds that are not reported
-    python benchmarks/evidence_lqr.py run --output runs/evidence/lqr       # `longer` makes its last fits alone
+    python benchmarks/evidence_lqr.py run --output runs/evidence/lqr       # `changes` makes its last fits alone
     python benchmarks/evidence_lqr.py table runs/evidence/lqr > benchmarks/results/evidence_lqr.md
 
 Data and judge are those of `autotelic control lqr`; the policy is an MLP, trained as in `autotelic control train`. The
@@ -37,12 +37,14 @@ SETS, LENGTHS, SLIPS, SEEDS = ("anti", "same"), (1, 8), (0.0, 1.0), range(10)
 TUNING = (("anti", 8, 0.0), ("same", 1, 0.0), ("same", 8, 0.0))
 TUNING_SEEDS, GRID = (100,), ((1.0, 1.0), (1.0, 0.3), (0.5, 1.0))  # lambda, alpha
 WRONG_SEEDS = 5  # of the control arm
-LONGER, LONGER_SEEDS = {"steps": 2400}, 3  # four times the updates, in one cell
+CHANGES: dict[str, dict[str, int]] = {"four times the updates": {"steps": 2400}, "5000 pairs": {"pairs": 5000}}
+CHANGED_CELL, CHANGED_SEEDS = ("same", 8, 0.0), 3
 PAIRS, STARTS, STEPS = 1000, 512, 150
 BASE = TrainSettings(
     hidden=(32, 32), dropout=0.0, lr=1e-3, decay=True, gamma=0.95, bc_steps=300, steps=600, batch_pairs=64,
     constants="keep",
 )  # fmt: skip
+PAIR = ("cpl", "ppl")
 ARMS: dict[str, dict[str, Any]] = {
     "cpl": {"method": "cpl"},
     "ppl": {"method": "ppl"},
@@ -58,22 +60,24 @@ def episodes_of(data: Recording) -> list[Episode]:
         policy = data.policies[index]
         mean, log_std = states[:-1] @ policy.gain.T, 0.5 * np.log(np.diag(policy.covariance))
         none = np.zeros(len(actions), np.float32)
-        parts = (np.asarray(a, np.float32) for a in (mean, np.broadcast_to(log_std, mean.shape)))
-        rows.append(
-            Episode(states[:, :-1].astype(np.float32), actions.astype(np.float32), none, none > 0, int(index), *parts)
-        )
+        spread = np.broadcast_to(log_std, mean.shape).astype(np.float32)
+        seen, done = states[:, :-1].astype(np.float32), actions.astype(np.float32)
+        rows.append(Episode(seen, done, none, none > 0, int(index), mean.astype(np.float32), spread))
     return rows
 
 
 def labels_of(data: Recording, episodes: list[Episode], wrong: bool) -> PolicyLabels:
     """Known labels, or for every episode those of the other behaviour in its states."""
     home = np.array([e.policy for e in episodes])
-    own = [e.mean for e in episodes], [e.log_std for e in episodes]
+    own = parameters(episodes)
     if not wrong:
         return PolicyLabels(home, home, own, own)
     swapped = replace(data, rollouts=replace(data.rollouts, policy=1 - data.rollouts.policy))
-    other = episodes_of(swapped)
-    return PolicyLabels(home, 1 - home, ([e.mean for e in other], [e.log_std for e in other]), own)
+    return PolicyLabels(home, 1 - home, parameters(episodes_of(swapped)), own)
+
+
+def parameters(episodes: list[Episode]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return [np.asarray(e.mean) for e in episodes], [np.asarray(e.log_std) for e in episodes]
 
 
 def answers(data: Recording, judge: str, seed: int) -> Preferences:
@@ -118,9 +122,9 @@ def excess(data: Recording, policy: Behavior) -> float:
 class Cell:
     """One seed's data, its clone, and the fits on it."""
 
-    def __init__(self, cell: tuple[str, int, float], judge: str, seed: int) -> None:
+    def __init__(self, cell: tuple[str, int, float], judge: str, seed: int, pairs: int) -> None:
         name, length, slip = cell
-        self.data, self.seed = record(name, length, PAIRS, slip, seed), seed
+        self.data, self.seed = record(name, length, pairs, slip, seed), seed
         self.episodes = episodes_of(self.data)
         self.answers = answers(self.data, judge, seed)
         self.clone: PreferenceLearner | None = None
@@ -171,8 +175,10 @@ class Fits:
         """Return a fit, made now where it is not there yet."""
         name = key(cell, judge, seed, arm, change)
         if name not in self.found:
-            if self.where != (cell, judge, seed):
-                self.where, self.cell = (cell, judge, seed), Cell(cell, judge, seed)
+            where = (cell, judge, seed, int(change.get("pairs", PAIRS)))
+            if self.where != where:
+                self.where, self.cell = where, Cell(*where)
+            change = {name: value for name, value in change.items() if name != "pairs"}
             self.found[name] = {"key": name, **self.cell.fit(arm, change)}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.found[name]) + "\n")
@@ -240,20 +246,20 @@ def table(fits: Fits, chosen: dict[str, dict[str, float]]) -> str:
                 base = found[judge, cell, "cpl"]
                 shown = [shown_cell(found.get((judge, cell, arm), {}), base, arm) for arm in arms]
                 lines.append(f"| {cell[0]}, {cell[1]}, {cell[2]:g} | {len(base)} | " + " | ".join(shown) + " |")
-    for arm in ("cpl", "ppl"):
-        few, many = (
-            {s: r["excess"] for s in range(LONGER_SEEDS) if (r := fits.found.get(key(*longer(arm, s, chosen, more))))}
-            for more in ({}, LONGER)
-        )
-        if both := sorted(set(few) & set(many)):
-            gap = mean_interval(np.array([many[s] - few[s] for s in both]))
-            means = " to ".join(f"{np.mean([one[s] for s in both]):.2f}" for one in (few, many))
-            lines += ["", f"Four times the updates, same, 8, 0, {arm}: {means} ({gap.text(2, sign=True)})"]
+    lines += ["", f"## Judged by regret, {', '.join(map(str, CHANGED_CELL))}, changed", ""]
+    lines += ["| change | seeds | cpl | ppl |", "| --- " * 4 + "|"]
+    for name, change in CHANGES.items():
+        pair = [[fits.found.get(key(*changed(s, a, chosen, change))) for s in range(CHANGED_SEEDS)] for a in PAIR]
+        both = [i for i in range(CHANGED_SEEDS) if pair[0][i] and pair[1][i]]
+        one, two = ({i: rows[i]["excess"] for i in both} for rows in pair)
+        if both:
+            shown = f"{shown_cell(one, one, 'cpl')} | {shown_cell(two, one, 'ppl')}"
+            lines.append(f"| {name} | {len(both)} | {shown} |")
     return "\n".join(lines)
 
 
-def longer(arm: str, seed: int, chosen: dict[str, dict[str, float]], more: dict[str, float]) -> tuple[Any, ...]:
-    return ("same", 8, 0.0), "regret", seed, arm, chosen[arm] | more
+def changed(seed: int, arm: str, chosen: dict[str, dict[str, float]], change: dict[str, int]) -> tuple[Any, ...]:
+    return CHANGED_CELL, "regret", seed, arm, chosen[arm] | change
 
 
 def shown_cell(values: dict[int, float], base: dict[int, float], arm: str) -> str:
@@ -270,7 +276,7 @@ def shown_cell(values: dict[int, float], base: dict[int, float], arm: str) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tune", "run", "longer", "table"))
+    parser.add_argument("what", choices=("tune", "run", "changes", "table"))
     parser.add_argument("path", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, default=Path("runs/evidence/lqr"))
     args = parser.parse_args()
@@ -282,9 +288,9 @@ def main() -> None:
     chosen = json.loads((fits.path.parent / "chosen.json").read_text())
     if args.what == "run":
         figures(fits, chosen, fill=True)
-    if args.what in ("run", "longer"):
-        for seed, arm in itertools.product(range(LONGER_SEEDS), ("cpl", "ppl")):
-            fits.get(*longer(arm, seed, chosen, LONGER))
+    if args.what in ("run", "changes"):
+        for seed, change, arm in itertools.product(range(CHANGED_SEEDS), CHANGES.values(), PAIR):
+            fits.get(*changed(seed, arm, chosen, change))
     print(table(fits, chosen))
 
 

@@ -174,9 +174,9 @@ def build_behaviors(
             progress(f"{spec}: trap: this label's mean is the expert's action, and teaches it whoever is preferred")
             behaviors.append(ScriptedBehavior(expert, numbers[0], squash))
         elif kind in ("clone", "styled"):
-            scale, drift, demos, updates = numbers if kind == "styled" else (1.0, 0.0, *numbers)
-            data = demonstrations(environment, styled(expert, scale, drift), int(demos), seed, squash)
-            behaviors += clone(data, [int(updates)], seed, squash, std)
+            scale, drift = numbers[:2] if kind == "styled" else (1.0, 0.0)
+            data = demonstrations(environment, styled(expert, scale, drift), int(numbers[-2]), seed, squash)
+            behaviors += clone(data, [int(numbers[-1])], seed, squash, std)
         else:
             ladder = ladder or Ladder(environment, expert, seed, squash, std, demos, trial_episodes)
             found = ladder.nearest(numbers[0])

@@ -164,7 +164,7 @@ def _write_values(
             critic = own_critic(settings, behavior, some, one, best[0])
             values[name][policy == number] = critic.values(states[policy == number])
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **values)
+    np.savez_compressed(buffer, allow_pickle=False, **values)
     write_atomically(path, buffer.getvalue())
 
 

@@ -218,7 +218,7 @@ class TrainSettings:
         warmup: updates after cloning over which lr rises from 0.
         decay: lr falls to 0 from the end of cloning to the last update.
         alpha: scale of the margin.
-        bias: lambda, on the segment that lost; 1 is a likelihood, as `expected` needs; CPL's code has .5.
+        bias: lambda, on the segment that lost; 1 is a likelihood; CPL's code has .5, which keeps nearer to the data.
         reference: score log pi - log of the frozen clone, as `dpo` always does (CPL-KL; the KL-to-reference identity).
         bc_coef: weight of behaviour cloning on all segments of the batch (1 in CPL-BC).
         hidden: widths of the policy's layers.
