@@ -41,7 +41,7 @@ RIDGE = 1e-4  # of A, in units of the features' mean square
 QUADRATIC_UP_TO = 12  # dimensions of (state, action) whose products are all taken; beyond, random ReLU features
 RANDOM_FEATURES = 256
 STORED = 50_000  # recorded states of a behaviour that stand for all of them
-SAMPLED, SAMPLED_IN_ALL = 2048, 4096  # recorded states per update: 256 gave noise of the size of the signal
+SAMPLED, SAMPLED_IN_ALL = 2048, 4096  # recorded states per update; with 256 noise stayed in what was learned
 RATE = 0.05  # of the running mean
 Divergence = Callable[[Int[Tensor, " J"]], Float[Tensor, " J"]]
 
