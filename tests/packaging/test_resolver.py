@@ -15,7 +15,8 @@ SETS = {
     "core": [".", TORCH],
     "trl": [".[trl]", TORCH],
     "verl": [".[verl]", TORCH],
-    "verl with FSDP": [".[verl]", "verl[fsdp]>=0.9.1"],  # pins a torch of its own
+    # What verl[fsdp] pins, but for flash-attn: a source archive, which cannot tell what it needs before torch is there.
+    "verl with FSDP": [".[verl]", "verl==0.9.1", "torch==2.11.0", "trl==0.27.0", "liger-kernel>=0.8.2"],
     "vllm": [".[vllm]"],
     "trl and vllm": [".[trl,vllm]"],
     "sweep": [".[sweep]", TORCH],

@@ -184,7 +184,8 @@ SETS = {
     "set: verl": ((("autotelic", "verl"),), "pip install 'autotelic[verl]'   # an environment without the set TRL"),
     "set: verl, FSDP": (
         (("autotelic", "verl"), ("verl", "fsdp")),
-        "pip install 'autotelic[verl]' 'verl[fsdp]>=0.9.1'   # an environment of its own: it pins trl==0.27.0",
+        "pip install torch==2.11.0 && pip install --no-build-isolation 'autotelic[verl]' 'verl[fsdp]>=0.9.1'   "
+        "# an environment of its own: it pins trl==0.27.0, and builds flash-attn against the torch that is there",
     ),
     "set: control": ((("autotelic", "control"),), "pip install 'autotelic[control]'"),
 }

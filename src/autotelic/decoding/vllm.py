@@ -5,8 +5,7 @@
 
 Settings belong to the engine, not to a request. vLLM calls processors that keep the arg max, as these do, after its
 temperature and for sampled requests only: the entropy that they see is that of the sampling distribution.
-
-Tested against a stand-in of the interface; it has not been run on vLLM itself.
+`make test-vllm` runs them inside vLLM.
 """
 
 from typing import Any
