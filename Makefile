@@ -56,7 +56,7 @@ test-all: setup
 
 # Asks pip for a solution of every extra; needs the package registry.
 test-resolver: setup
-	$(BIN)/python -m pytest -q tests/packaging/test_resolver.py -m slow --timeout 900
+	$(BIN)/python -m pytest -q tests/packaging/test_resolver.py -m slow --timeout 1800
 
 # verl pins an older transformers: its tests have an environment of their own.
 test-verl: $(VERL)/.ready

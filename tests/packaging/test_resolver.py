@@ -34,7 +34,7 @@ def empty_python(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", SETS)
 def test_pip_finds_a_solution_that_its_user_can_run(name, empty_python, tmp_path):
     """No solution is a failure; so is one in which pip fell back to a version that is too old to start."""

@@ -355,16 +355,16 @@ def test_smollm2(tmp_path, monkeypatch, capsys):
         rows.write_text(json.dumps({"prompt": "What is the capital of France?", "responses": texts}) + "\n")
         judge = f"judge,url={url}/v1,model={model},cache={tmp_path / 'verdicts.jsonl'},retries=0,timeout=300"
         assert main(["score", str(rows), "--equivalence", judge, "--json"]) == 0
-        print("judge:", capsys.readouterr().out[-400:])
-        verdicts = (
-            (tmp_path / "verdicts.jsonl").read_text().splitlines() if (tmp_path / "verdicts.jsonl").exists() else []
-        )
-        print(f"judge: {len(verdicts)} of 3 pairs decided")
+        scored, kept = json.loads(capsys.readouterr().out), tmp_path / "verdicts.jsonl"
+        decided = len(kept.read_text().splitlines()) if kept.exists() else 0
         sampling = ["--problems", "word_sums:train", "--limit", "2", "--k", "4", "--max-new-tokens", "48", "--json"]
         assert main(["eval", model, "--engine", url, *sampling]) == 0
         assert json.loads(capsys.readouterr().out)["length"]["value"] > 1
         cpu.send_through_the_store(monkeypatch)
         more = {"dataset": "word_sums:train", "num_generations": 4, "per_device_train_batch_size": 4}
         more |= {"learning_rate": 1e-5, "max_steps": 4, "max_completion_length": 32, "optim": "sgd"}
-        found = said("smollm2", run(tmp_path / "run", "clip_cov", "server", url, model, **more))
+        rows = run(tmp_path / "run", "clip_cov", "server", url, model, **more)
+        with capsys.disabled():
+            print(f"judge: {decided} of 3 pairs decided; {scored}")
+            found = said("smollm2", rows)
         assert len(found) == 2 and all(0 < row["sampler/k3"] < 0.05 for row in found)

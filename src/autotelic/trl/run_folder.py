@@ -23,7 +23,7 @@ class RunFolder(Base):
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         """Resume, with the prompts of the epoch that the checkpoint is in."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        draw_past_orders(self._train_sampler, self.state.epoch)
+        draw_past_orders(self._train_sampler, self.state.epoch or 0.0)  # None at the start, in transformers 5.0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as the base class does, except for deleting: that comes last."""
