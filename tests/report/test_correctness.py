@@ -54,3 +54,12 @@ def test_without_labels_nothing_is_judged_and_the_page_says_how(tmp_path):
     payload = build_payload(runs, None, "t")
     assert any("--labels" in note for note in payload["absent"])
     assert not any("Followed prompts" in note for note in payload["absent"])
+
+
+def test_the_command_knows_problems_beyond_the_first_thousand():
+    """Recipes of the small world draw from four thousand."""
+    from autotelic.cli.report import read_labels
+    from autotelic.tasks import load_problems
+
+    last = load_problems("chain_sums:train", limit=4000)[-1]
+    assert Labels(read_labels("chain_sums:train")).of(last["prompt"]) == (last["answer"],)

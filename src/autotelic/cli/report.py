@@ -22,6 +22,8 @@ from typing import Any
 from autotelic.cli.options import add_output, say
 from autotelic.errors import UserError
 
+MAX_LABELS = 20_000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -89,10 +91,10 @@ def write(args: argparse.Namespace, refresh: int | None = None) -> Path:
 
 @cache
 def read_labels(source: str) -> list[dict[str, Any]]:
-    """Return the problems of a source; every one needs an answer."""
+    """Return the problems of a source, of a generated one as many as a run may have drawn; each needs an answer."""
     from autotelic.tasks import load_problems
 
-    return load_problems(source, require_answer=True)
+    return load_problems(source, limit=MAX_LABELS, require_answer=True)
 
 
 def serve(args: argparse.Namespace) -> int:

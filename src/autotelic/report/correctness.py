@@ -19,26 +19,24 @@ class Labels:
     """
 
     def __init__(self, problems: Sequence[Mapping[str, Any]]):
-        from autotelic.rewards.label_reader import read_label
         from autotelic.tasks.conversations import question_text
 
-        self.accepted: dict[str, tuple[str, ...]] = {}
+        self.labels: dict[str, Any] = {}
         for row in problems:
-            answers = read_label(row["answer"])
             for text in (as_text(row["prompt"]), json.dumps(row["prompt"], default=str), question_text(row["prompt"])):
-                self.accepted.setdefault(text, answers)
+                self.labels.setdefault(text, row["answer"])
         self.known: dict[str, tuple[str, ...]] = {}
         self.verdicts: dict[tuple[str, str | None], bool] = {}
 
     def of(self, prompt: str) -> tuple[str, ...]:
         """Return the accepted answers of a recorded prompt; none where no problem has it."""
+        from autotelic.rewards.label_reader import read_label
+
         if prompt not in self.known:
-            whole = (
-                prompt
-                if prompt in self.accepted
-                else max((t for t in self.accepted if held(t, prompt)), key=len, default="")
-            )
-            self.known[prompt] = self.accepted.get(whole, ())
+            whole = prompt
+            if prompt not in self.labels:
+                whole = max((text for text in self.labels if held(text, prompt)), key=len, default="")
+            self.known[prompt] = read_label(self.labels.get(whole))
         return self.known[prompt]
 
     def judge(self, record: Mapping[str, Any]) -> list[bool] | None:
