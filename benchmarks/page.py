@@ -159,8 +159,9 @@ def section(result: dict[str, Any]) -> str:
     parts += [text for table in tables if (text := table(cases, result["versions"]))]
     parts += [f"{side} did not take part: {why}.\n" for side, why in result["missing"].items()]
     machine, versions = result["machine"], ", ".join(f"{key} {value}" for key, value in result["versions"].items())
+    loaded = " (a loaded machine)" if machine["load_average"] > machine["cores"] else ""
     parts.append(
-        f"{result['date']}; {machine['cpu']}, {machine['cores']} cores, load {machine['load_average']:g}; "
+        f"{result['date']}; {machine['cpu']}, {machine['cores']} cores, load {machine['load_average']:g}{loaded}; "
         f"{result['clock']}; {result['repeats']} turns; {versions}.\n"
     )
     return "\n".join(parts)

@@ -1,7 +1,8 @@
 """How long until something happens: `python benchmarks/startup.py`. Wall seconds of fresh processes.
 
-`import autotelic` and `autotelic --help` are to take less than a second, the help of a command less than two,
-`autotelic train` less than twenty seconds to its first update. `import trl`, which every training run needs, is beside them: it is what no adapter can do without.
+`import autotelic` and `autotelic --help` are to take less than a second, the help of a command less than two, and
+`autotelic train` less than twenty to its first update. `import trl`, which every training run needs, is beside them: it
+is what no adapter can do without.
 """
 
 import os
