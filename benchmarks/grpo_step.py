@@ -121,8 +121,9 @@ def scored(trainer: Any, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             ids = torch.cat([part["prompt_ids"], part["completion_ids"]], 1)
             attention = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)
             width = part["completion_ids"].shape[1]
-            now = trainer._get_per_token_logps_and_entropies(trainer.model, ids, attention, width)[0]
-            part["old_per_token_logps"] = now + 0.1 * torch.randn(now.shape, generator=generator)
+            with trainer.accelerator.autocast():
+                now = trainer._get_per_token_logps_and_entropies(trainer.model, ids, attention, width)[0]
+            part["old_per_token_logps"] = now + 0.1 * torch.randn(now.shape, generator=generator).to(now)
     return parts
 
 
@@ -131,7 +132,9 @@ def update(trainer: Any) -> None:
     count = trainer.args.steps_per_generation
     for step in range(count):
         trainer._step = count + step  # the second pass over the rollout: nothing is generated
-        trainer._compute_loss(trainer.model, trainer._prepare_inputs(None)).backward()
+        with trainer.accelerator.autocast():
+            loss = trainer._compute_loss(trainer.model, trainer._prepare_inputs(None))
+        loss.backward()
     trainer.model.zero_grad(set_to_none=True)
 
 

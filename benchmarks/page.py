@@ -232,7 +232,8 @@ def seconds(cases: list[dict[str, Any]], versions: dict[str, str]) -> str:
 
 def shares(cases: list[dict[str, Any]], versions: dict[str, str]) -> str:
     rows = [case for case in cases if "shares" in case]
-    lines = [[case["name"], key, f"{share:.2%}"] for case in rows for key, share in case["shares"].items()]
+    names = [case["name"] + (f" ({case['note']})" if "note" in case else "") for case in rows]
+    lines = [[name, k, f"{x:.2%}"] for name, case in zip(names, rows, strict=True) for k, x in case["shares"].items()]
     return table(["what", "part", "share"], lines)
 
 
