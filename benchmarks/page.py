@@ -171,7 +171,10 @@ def with_version(side: str, versions: dict[str, str]) -> str:
     """Return a side with the version of the package that it is."""
     name, *rest = side.split(", ")
     package = PEERS.get(name)
-    return ", ".join([f"{name} {versions[package]}", *rest]) if package in versions else side
+    if package not in versions:
+        return side
+    version = versions[package]
+    return ", ".join([f"{name} (torch {version})" if package == "torch" else f"{name} {version}", *rest])
 
 
 def compared(cases: list[dict[str, Any]], versions: dict[str, str]) -> str:
