@@ -46,7 +46,10 @@ def test_pip_finds_a_solution_that_its_user_can_run(name, empty_python, tmp_path
         entry["metadata"]["name"].lower(): Version(entry["metadata"]["version"]).release
         for entry in json.loads(report.read_text())["install"]
     }
+    pinned = {requirement.partition("==")[0] for requirement in SETS[name]}  # by verl[fsdp]: not pip's choice
     too_old = {
-        package: versions[package] for package in LEAST if package in versions and versions[package] < LEAST[package]
+        package: versions[package]
+        for package in LEAST.keys() - pinned
+        if package in versions and versions[package] < LEAST[package]
     }
     assert not too_old
