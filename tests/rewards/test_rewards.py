@@ -225,6 +225,18 @@ def test_co_rewarding():
         rewards.CoRewardingII()
 
 
+def test_co_rewarding_asks_its_equivalence_with_the_question():
+    asked = []
+
+    def same(question, first, second):
+        asked.append(question)
+        return first == second
+
+    one = rewards.CoRewardingI(rephrased={"q": "r"}, equivalence=same)
+    one.score([group(["1", "2", "1"], prompt="q"), group(["1", "1", "3"], prompt="r")])
+    assert set(asked) == {"q", "r"}
+
+
 def test_ema():
     teacher, student = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     before = teacher.weight.item()

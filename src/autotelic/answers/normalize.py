@@ -9,6 +9,7 @@ import html
 import itertools
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 
 from autotelic.answers.units import UNIT_LETTERS, UNITS, words
@@ -56,7 +57,7 @@ _DROPPED = words(
     scriptstyle limits nolimits rm bf it sf tt large Large LARGE huge small tiny normalsize thinspace medspace
     nobreak newline bfseries itshape boldmath par noindent centering allowbreak protect relax hline enspace enskip
     square Box blacksquare qed checkmark
-    mathstrut dotfill hrulefill"""
+    mathstrut dotfill hrulefill therefore because"""
 )
 _DROPPED_ARGUMENT = words("""hspace vspace phantom hphantom vphantom label tag color""")
 _INLINE = words(
@@ -94,6 +95,61 @@ _LEAD = re.compile(
 _SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\d.A-Za-z])")
 
 
+_Rules = tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
+
+
+def _rules(*table: tuple[str, str, str | Callable[[re.Match[str]], str]]) -> _Rules:
+    return tuple((sign, re.compile(pattern), better) for sign, pattern, better in table)
+
+
+def _rewritten(text: str, rules: _Rules) -> str:
+    """Apply each rule whose sign the text holds."""
+    for sign, pattern, better in rules:
+        if sign in text:
+            text = pattern.sub(better, text)
+    return text
+
+
+_FIRST = _rules(
+    ("abs(", r"(?<![A-Za-z\\])abs\(([^()]*)\)", r"|\1|"),
+    ("floor(", r"(?<![A-Za-z\\])floor\(([^()]*)\)", r"\\lfloor \1\\rfloor "),
+    ("ceil(", r"(?<![A-Za-z\\])ceil\(([^()]*)\)", r"\\lceil \1\\rceil "),
+    ("cbrt(", r"(?<![A-Za-z\\])cbrt\(([^()]*)\)", r"\\sqrt[3]{\1}"),
+    ("kern", r"\\m?kern\s*-?[\d.]+\s*(?:mu|pt|em)", " "),
+    ("\\\\", r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]", r"\\\\"),
+    (".", r"(?<![\d.])\d{1,3}(?:\.\d{3}){2,}(?![\d.])", lambda m: m[0].replace(".", "")),
+    ("'", r"(?<![\d.])\d{1,3}(?:'\d{3})+(?![\d.])", lambda m: m[0].replace("'", "")),
+    ("\\not", r"\\not\s*(=|\\in(?![A-Za-z]))", lambda m: "\\neq " if m[1] == "=" else "\\notin "),
+    ("^", r"\^\{?\\text\{(?:st|nd|rd|th)\}\}?", ""),
+    ("\\", r"(?<!\\)\\[()\[\]]", " "),
+    ("$", r"(?<!\\)\$", " "),
+    ("~", "~", " "),
+    ("\\%", r"\\%", "%"),
+    ("\\$", r"\\\$", r"\\dollar "),
+    ("\\\\%", r"\\\\%", "%"),
+    ("...", r"\.\.\.", r"\\ldots "),
+    ("", r"(?<=\d)(?:\{,\}|,?\\!\s?|,?\\,)(?=\d{3}(?!\d))", ""),
+    ("{,}", r"\{,\}", ","),
+    (".", r"(?<![A-Za-z])([aApP])\.\s?[mM](?:\.|(?![A-Za-z]))", r"\1m "),
+    ("/", r"^\s*(?:\\text\{)?[nN]/[aA]\}?\s*$", r"\\text{n/a}"),
+    ("\\|", r"\\\|", "|"),
+    ("+", r"\+/-|(?:(?<=[=,])|^)\s*\+-", r"\\pm "),
+    ("per", r"\bper[ -]cent\b", "percent"),
+    ("答案", r"^\s*答案\s*(?:是|为|[:：])", ""),
+)
+_LAST = _rules(
+    ("\\frac{", r"\\frac\{\s*(\\text\{[^{}]*\}[^{}]*)\}\{\s*(\\text\{[^{}]*\}[^{}]*)\}", r"\1/\2"),  # units
+    ("\\mu", r"\\mu\s*\\text\{(?=[A-Za-z]\})", r"\\text{u"),
+    ("\\Omega", r"(?<=\d) *(?:\\text\{)?([kM])\}? *\\Omega", r" \\text{\1ohm}"),
+    ("}\\text", r"(_\{\d+\}\s*)\\text\{([A-Z][A-Za-z]{0,3})\}", r"\1\2"),  # chemical elements
+    ("} \\text", r"(_\{\d+\}\s*)\\text\{([A-Z][A-Za-z]{0,3})\}", r"\1\2"),
+    ("\\text", r"\\text\{([A-Z][A-Za-z]*)\}\s*(?=_\{|\^\{\d*[+-]\})", r"\1"),
+    ("\\text{mod}", r"\(\s*\\text\{mod\}\s*([^()]*)\)", r"\\pmod{\1}"),
+    ("\\text{mod}", r"\\text\{mod\}", r"\\bmod "),
+    ("^", r"\^\s*\{\s*(?:\\circ|\\degree|o(?=\s*\}$))\s*\}", r"\\degree "),
+)
+
+
 @lru_cache(maxsize=65536)
 def normalize(answer: str) -> str:
     r"""Return the answer in one LaTeX style, with its words in ``\text{...}``."""
@@ -104,13 +160,7 @@ def normalize(answer: str) -> str:
     text = text.replace("**", "^").replace("*", r" \cdot ").replace("<=", r" \leq ").replace(">=", r" \geq ")
     text = re.sub(r"(?<![\d)}])!=", r" \\neq ", text)
     text = _braced(text)
-    text = re.sub(r"\\frac\{\s*(\\text\{[^{}]*\}[^{}]*)\}\{\s*(\\text\{[^{}]*\}[^{}]*)\}", r"\1/\2", text)  # units
-    text = re.sub(r"\\mu\s*\\text\{(?=[A-Za-z]\})", r"\\text{u", text)
-    text = re.sub(r"(?<=\d) *(?:\\text\{)?([kM])\}? *\\Omega", r" \\text{\1ohm}", text)
-    text = re.sub(r"(_\{\d+\}\s*)\\text\{([A-Z][A-Za-z]{0,3})\}", r"\1\2", text)
-    text = re.sub(r"\\text\{([A-Z][A-Za-z]*)\}\s*(?=_\{|\^\{\d*[+-]\})", r"\1", text)  # chemical elements
-    text = re.sub(r"\(\s*\\text\{mod\}\s*([^()]*)\)", r"\\pmod{\1}", text).replace("\\text{mod}", "\\bmod ")
-    text = re.sub(r"\^\s*\{\s*(?:\\circ|\\degree|o(?=\s*\}$))\s*\}", r"\\degree ", text)
+    text = _rewritten(text, _LAST)
     text = _TEXTS.sub(lambda m: r"\text{" + " ".join(re.findall(r"\{([^{}]*)\}", m.group())) + "}", text)
     text = _ends(_LEAD.sub(r"\1", re.sub(r"^\\text\{(?:negative|minus)\}\s*(?=\d)", "-", " ".join(text.split()))))
     return text if re.search(r"\w|[\[({]", text.replace("\\ldots", "")) else ""
@@ -129,23 +179,7 @@ def _plain(text: str) -> str:
     if not text.isascii():
         text = _ascii(text)
     text = "".join(c if c >= " " and c != "\x7f" else " " for c in text)
-    for name, (left, right) in _PLAIN_FUNCTIONS.items():
-        text = re.sub(rf"(?<![A-Za-z\\]){name}\(([^()]*)\)", rf"{left}\1{right}", text)
-    text = re.sub(r"\\m?kern\s*-?[\d.]+\s*(?:mu|pt|em)", " ", text)
-    text = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]", r"\\\\", text)
-    text = re.sub(r"(?<![\d.])(\d{1,3})((?:\.\d{3}){2,}|(?:'\d{3})+)(?![\d.])", lambda m: re.sub(r"\D", "", m[0]), text)
-    text = re.sub(
-        r"\^\{?\\text\{(?:st|nd|rd|th)\}\}?", "", text.replace("\\not=", "\\neq ").replace("\\not\\in", "\\notin ")
-    )
-    text = re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " ", text).replace("~", " ").replace("\\%", "%")
-    text = text.replace("\\$", r"\dollar ").replace("\\\\%", "%").replace("...", r"\ldots ")
-    text = re.sub(r"(?<=\d)(?:\{,\}|,?\\!\s?|,?\\,)(?=\d{3}(?!\d))", "", text).replace("{,}", ",")
-    text = re.sub(r"(?<![A-Za-z])([aApP])\.\s?[mM](?:\.|(?![A-Za-z]))", r"\1m ", text)
-    text = re.sub(r"^\s*(?:\\text\{)?n/a\}?\s*$", r"\\text{n/a}", text, flags=re.I)
-    text = re.sub(
-        r"\bper[ -]cent\b", "percent", re.sub(r"\+/-|(?:(?<=[=,])|^)\s*\+-", r"\\pm ", re.sub(r"\\\|", "|", text))
-    )
-    text = re.sub(r"^\s*答案\s*(?:是|为|[:：])", "", text).strip().rstrip(".?").strip()
+    text = _rewritten(text, _FIRST).strip().rstrip(".?").strip()
     while len(text) > 1 and text[0] == text[-1] and text[0] in "*_`\"'":
         text = text[1:-1].strip()
     return text
@@ -391,8 +425,6 @@ def _repeating(match: re.Match[str]) -> str:
     return f"\\frac{{{top}}}{{{bottom}}}"
 
 
-_PLAIN_FUNCTIONS = {"abs": ("|", "|"), "floor": (r"\\lfloor ", r"\\rfloor "), "ceil": (r"\\lceil ", r"\\rceil "),
-                    "cbrt": (r"\\sqrt[3]{", "}")}  # fmt: skip
 _TAKES = dict.fromkeys(("sqrt", "pmod", "mathbb", "overline", "vec", "hat", "bar", "dot"), 1) | {"frac": 2, "binom": 2}
 
 

@@ -274,22 +274,24 @@ def _joined(nodes: list[Node], either: bool) -> Node:
     return Node("set", tuple(flat))
 
 
-_SUB = r"(?:_\{[^{}]*\}|'|\^\{-1\}|\^\{\\text\{\w+\}\})*"
+_SUB = r"(?:_\{(?:[^{}]|\{[^{}]*\})*\}|'|\^\{-1\}|\^\{\\text\{\w+\}\})*"
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma|tau|psi|xi|eta|epsilon|Delta|Omega|Phi|Theta|ell"
 _ATOM = rf"(?:\\(?:{_GREEK})\s?|[A-Za-z]){_SUB}"
 _SUM = rf"{_ATOM}(?:\s*(?:\+|\\cdot)?\s*{_ATOM}){{1,4}}"  # m+n, abc
 _CONSTANTS = re.compile(rf"\\text\{{[^{{}}]*\}}|\\(?!(?:{_GREEK})(?![A-Za-z]))[A-Za-z]+|(?<![A-Za-z])[ei](?![A-Za-z])")
 _NAMES = (
-    rf"{_ATOM}(?:\s*\(\s*[^()=]{{1,30}}\))?",  # x, f(x), P(X>3)
-    rf"\\text\{{[^{{}}]*\}}\s*[A-Z]{{0,4}}{_SUB}(?:\s*\(\s*[^()=]{{1,30}}\))?",  # Area, Var(X)
+    rf"{_ATOM}|(?:[fghFGHPE]|\(\s*[fgh]\s*\\circ\s*[fgh]\s*\)){_SUB}\s*\((?:[^()]|\([^()]*\)){{1,40}}\)",  # x, P(X>3)
+    rf"({_ATOM})\s*\((?!.*\1)[A-Z\d,.\\ a-z]{{1,30}}\)",  # s(t), but not x(x-1)
+    r"[CAP]_\{\d+\}\^\{\d+\}|\\(?:max|min)(?![A-Za-z]).*",
+    rf"\\text\{{[^{{}}]*\}}\s*(?:[a-z]|[A-Z]{{0,4}}){_SUB}(?:\s*\(\s*[^()=]{{1,30}}\))?",  # Area, Var(X)
     r"\\(?:lim|int|sum|prod|det|dim|arg|deg|ker)(?![A-Za-z]).*|\\text\{(?:tr|rank|Re|Im)\}.*",
     r"[A-Z](?:\s*\\(?:cup|cap|setminus)\s*[A-Z])+|\|\s*[A-Z](?:\s*\\(?:cup|cap)\s*[A-Z])*\s*\|",  # A \cup B, |A|
     r"\[\s*[A-Z]{3,5}\s*\]",  # the area [ABC]
-    r"\|\s*(?:[abuvwz]|\\vec\{[^{}]*\})\s*\|",
+    r"\|\s*(?:[abuvwz]|\\(?:vec|overrightarrow)\{[^{}]*\})\s*\|",
     rf"\\frac\{{(?:{_ATOM}|[A-Z]{{2}})\}}\{{(?:{_ATOM}|[A-Z]{{2}})\}}",
     rf"\\(?:overline|vec|overrightarrow|overarc|widearc|arc|hat|bar|mathcal|widehat|tilde|dot)\s*\{{[^{{}}]*\}}{_SUB}",
     r"(?:m\s*)?\\(?:angle|triangle)\s*[A-Z\\a-z ]{1,10}",
-    r"\\(?:sin|cos|tan)\s*(?:\\angle\s*)?(?:[A-Z]{1,3}|\\alpha|\\beta|\\theta)\s*",
+    rf"\\(?:sin|cos|tan|cot)(?:\^\{{\d\}})?\s*(?:\\angle|\\frac|\\(?:{_GREEK})(?![A-Za-z])|[A-Z\d\s(){{}}+\-/])+",
     r"\|?\s*[A-Z](?:\s*'?[A-Z]'?){0,3}\s*\|?",  # AB, |AB|
     rf"(?:[A-Z]{{1,2}}|[a-z]){_SUB}(?:\s*:\s*(?:[A-Z]{{1,2}}|[a-z]){_SUB})+",  # A:B
     r"(?:\\mathbb\s*\{)?E\}?\s*\[[^\[\]=]{1,20}\]",  # E[X]
@@ -472,7 +474,9 @@ def split_unit(text: str) -> tuple[str, Remark | None]:
         if remark is not None:
             return head.removesuffix("\\cdot").strip(), remark
         return text, None
-    letter = re.fullmatch(r"(.*[\d}]) ([A-Za-z]{1,2})(\^\{[23]\})?(?:\s*/\s*([A-Za-z]{1,2})(\^\{[23]\})?)?", text)
+    letter = re.fullmatch(
+        r"(.*(?:[\d}]|\\pi)) ([A-Za-z]{1,2})(\^\{[23]\})?(?:\s*/\s*([A-Za-z]{1,2})(\^\{[23]\})?)?", text
+    )
     if letter and re.fullmatch(r"-?[\d./]+(?: \\cdot 10\^\{-?\d+\})?|.*\\pi|-?\\frac\{\d+\}\{\d+\}", letter.group(1)):
         units = [u for u in (letter.group(2), letter.group(4)) if u]
         if all((len(u) == 1 and u in PLAIN_LETTERS) or (len(u) == 2 and u in UNITS) for u in units):

@@ -135,8 +135,10 @@ def expression_of(latex: str, integers: bool = True) -> Any:
     text = re.sub(r"(?<![\d\\A-Za-z])0+(?=\d)", "", text).replace("%", "\\%")
     for pattern, better in _REPAIRS:
         text = pattern.sub(better, text)
-    if "\\int" not in text and "\\frac{d}{d" not in text:  # latex2sympy takes d and what follows for a differential
-        text = re.sub(r"\\[A-Za-z]+|_\{[^{}]*\}|d", lambda m: " q_{d} " if m.group() == "d" else m.group(), text)
+    if re.search(r"\\frac\{(?:d|\\partial) ?[A-Za-z]|\\partial(?!\}\{)(?! ?[A-Za-z]\})", text):
+        return None  # the derivative of an unknown function
+    taken = "IE" if "\\int" in text or "\\frac{d}{d" in text else "dIE"  # for latex2sympy dx, i and e
+    text = re.sub(rf"\\[A-Za-z]+|([e{taken}])_\{{(\w+)\}}|_\{{[^{{}}]*\}}|([{taken}])", _own_symbol, text)
     index = re.search(r"\\(?:lim|sum|prod)_\{([a-z])(?![A-Za-z])", text)
     if index and re.search(rf"_\{{[^{{}}]*(?<![A-Za-z]){index[1]}(?![A-Za-z])", text[index.end() :]):
         return None  # the terms of a sequence
@@ -147,6 +149,12 @@ def expression_of(latex: str, integers: bool = True) -> Any:
         return None if too_large(found) else _evaluated(found, integers) / hundred
     except Exception:  # the parser raises whatever its grammar, sympy or the memory limit raise: all mean "unreadable"
         return None
+
+
+def _own_symbol(match: re.Match[str]) -> str:
+    """Return a letter that latex2sympy takes for something else as a symbol."""
+    letter = match[1] or match[3]
+    return f" q_{{{letter}{match[2] or ''}}} " if letter else match[0]
 
 
 def _as_symbol(match: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ _PREFIXES = {"": "", "n": "nano", "u": "micro", "m": "milli", "k": "kilo", "M": 
 _TABLE = """cm centimeter centimetre; dm decimeter decimetre; cL cl; dL dl; pF; TB; THz; hPa; h hour hr; in inch inche;
     ft foot feet; yd yard; mi mile; min minute; day; week wk; month; year yr; kg kilo; t
     ton tonne; lb lbs; u; M; oz ounce; gal gallon; qt quart; pt pint; cup; tsp
-    teaspoon; tbsp; atm; K kelvin; kohm; Mohm;
+    teaspoon; tbsp; atm; K kelvin; kohm; Mohm; kcal;
     celsius;
     fahrenheit; mmHg; dB; ohm; degree deg; rad radian; rev revolution; unit; dollar usd USD buck; euro eur EUR; pound
     gbp GBP; yen jpy; ppm; amu; rupee rs Rs inr; cent; acre; hectare ha; mph; kmh kph; rpm; knot; person people; yuan

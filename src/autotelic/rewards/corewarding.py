@@ -11,7 +11,7 @@ be an accident of order there.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,9 +23,9 @@ from autotelic.rewards.groups import Group
 from autotelic.rewards.label_free_reward import Batch, LabelFreeReward
 
 
-def majority_answer(answers: Sequence[str | None], equivalence: object = None) -> str | None:
+def majority_answer(answers: Sequence[str | None], equivalence: Any = None, question: str = "") -> str | None:
     """Return an answer of the one largest cluster; ``None`` where there is none, or several are as large."""
-    clusters = cluster_group(list(answers), equivalence=equivalence).clusters  # pyright: ignore[reportArgumentType]
+    clusters = cluster_group(list(answers), equivalence=equivalence, question=question).clusters
     sizes = Counter(c for c in clusters if c >= 0).most_common(2)
     if not sizes or (len(sizes) == 2 and sizes[0][1] == sizes[1][1]):
         return None
@@ -46,7 +46,8 @@ class _OtherView(LabelFreeReward):
         for p, (group, vote) in enumerate(zip(batch.groups, self.votes(batch), strict=True)):
             if vote is None:
                 continue
-            labels = cluster_group([vote, *(row.answer for row in group.rows)], equivalence=self.equivalence).clusters
+            answers = [vote, *(row.answer for row in group.rows)]
+            labels = cluster_group(answers, equivalence=self.equivalence, question=group.question).clusters
             out[p] = torch.tensor([float(label == labels[0]) for label in labels[1:]], dtype=torch.float64)
         return out
 
@@ -78,7 +79,9 @@ class CoRewardingI(_OtherView):
 
     def score(self, groups: Sequence[Group], *, step: int = 0):
         """Vote in every group first, then let the partners judge."""
-        self._votes = {g.prompt: majority_answer([r.answer for r in g.rows], self.equivalence) for g in groups}
+        self._votes = {
+            g.prompt: majority_answer([r.answer for r in g.rows], self.equivalence, g.question) for g in groups
+        }
         return super().score(groups, step=step)
 
     def votes(self, batch: Batch) -> list[str | None]:
@@ -120,7 +123,10 @@ class CoRewardingII(_OtherView):
         assert self.teacher is not None
         samples = self.teacher(prompts) if prompts else []
         answers = [[extract(text) for text in texts] for texts in samples]
-        self._votes = {q: majority_answer(a, self.equivalence) for q, a in zip(prompts, answers, strict=True)}
+        questions = {group.prompt: group.question for group in groups}
+        self._votes = {
+            q: majority_answer(a, self.equivalence, questions[q]) for q, a in zip(prompts, answers, strict=True)
+        }
         return super().score(groups, step=step)
 
     def votes(self, batch: Batch) -> list[str | None]:
