@@ -1,7 +1,7 @@
 """Answers clustered by meaning, against math-verify on pairs: `python benchmarks/answers.py`.
 
 First a table of pairs by kind: how many each grader gets right, and how many it wrongly calls equal. The pairs, from
-public bug reports, are in `tests/answers/cases.jsonl`; `--cases FILE ...` reads others, `--only-cases` stops there.
+public bug reports and variants of ours, are in `tests/answers/cases.jsonl`; `--cases FILE ...` reads others.
 Then time: groups of 16 answers, other ones in every turn, so that no cache helps ours; math-verify is used as reward
 functions for label-free training usually use it: parse both, verify, the first member of each cluster represents it.
 Import and worker start-up are outside the clock for both. CPU seconds, those of the workers included.

@@ -66,6 +66,22 @@ def test_every_format_gives_the_same_curve(tmp_path, write):
     assert curve.notes == ()
 
 
+def test_other_shapes_of_the_same_log(tmp_path):
+    rows = [{"step": s, "entropy": h, "reward": r} for s, h, r in zip(STEPS, ENTROPY, REWARD, strict=True)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "semicolons.csv").write_text(
+        "step;entropy;reward\n" + "".join(";".join(map(str, row.values())) + "\n" for row in rows)
+    )
+    (tmp_path / "console.log").write_text("".join(f" 5%|# | 1/9\n{row}\n" for row in rows) + "{'torn': [\n")
+    names = {"step": "step", "entropy": "policy/policy_entropy", "reward": "reward/avg_raw_reward"}
+    (tmp_path / "skyrl.jsonl").write_text(
+        "".join(json.dumps({names[key]: value for key, value in row.items()}) + "\n" for row in rows)
+    )
+    for name in ("rows.json", "semicolons.csv", "console.log", "skyrl.jsonl"):
+        curve = pick_curve(read_log(tmp_path / name))
+        assert np.allclose(curve.entropy, ENTROPY) and np.allclose(curve.reward, REWARD), name
+
+
 def test_two_runs_in_one_export_keep_their_names(tmp_path):
     path = tmp_path / "export.csv"
     path.write_text("Step,a - entropy,b - entropy,a - reward\n1,.5,.6,.1\n2,.4,.5,.2\n")

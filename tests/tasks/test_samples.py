@@ -38,6 +38,9 @@ SHAPES = {
         }
     ],
     "verl": [{"input": "1+1", "output": text, "gts": "2", "score": 1, "step": 1} for text in "23"],
+    "completions": [{"question": "1+1", "completions": ["2", "3"], "answer": "2"}],
+    "outputs": [{"prompt": "1+1", "outputs": ["2", "3"], "answer": "2"}],
+    "one response a row": [{"prompt": "1+1", "response": text, "answer": "2"} for text in "23"],
     "trl": [{"step": 1, "prompt": "1+1", "completion": text, "answer": "2"} for text in "23"],
     "messages": [OURS | {"responses": [[{"role": "tool", "content": "9"}, choice(t)["message"]] for t in "23"]}],
     "eval --out": [{"1.0": {"mean@2": {}, "samples": [OURS | {"id": "0", "correct": [True, False]}]}}],

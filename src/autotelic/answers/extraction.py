@@ -249,6 +249,7 @@ def last_number(text: str) -> str | None:
 
 def _sign(text: str, start: int) -> str:
     """Return the sign before a number: "is -4" has one; "x-4", "5 -4" and "(3)-4" have an operator."""
+    start -= text[max(start - 1, 0) : start] in ("$", "€", "£")
     if start == 0 or text[start - 1] not in "-−":
         return ""
     before = text[max(start - 100, 0) : start - 1]
