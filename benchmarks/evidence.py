@@ -208,9 +208,22 @@ def cell(values: list[float]) -> str:
     return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
 
 
-def collect(output: Path, target: Path) -> None:
-    """Write every run's evaluation and the experiment's settings to one file."""
+def collect(output: Path, target: Path, curves: list[str]) -> None:
+    """Write every run's evaluation and the experiment's settings to one file.
+
+    With `curves`, prefixes of metrics such as `eval/`, the logged points of these take the place of each prompt's own
+    details.
+    """
     runs = [record for rows in records(output).values() for record in rows]
+    for record in runs if curves else ():
+        del record["details"]
+        log = output / f"{record['name']}-seed{record['seed']}/run/metrics.jsonl"
+        rows = log.read_text().splitlines() if log.exists() else []  # the base has none
+        points = [
+            {key: float(f"{value:.5g}") for key, value in row.items() if key == "step" or key.startswith(tuple(curves))}
+            for row in map(json.loads, rows)
+        ]
+        record["curve"] = [point for point in points if len(point) > 1]
     experiment = json.loads((output / "experiment.json").read_text())
     target.write_text(json.dumps({"experiment": experiment, "runs": runs}, separators=(",", ":")) + "\n")
 
@@ -424,6 +437,7 @@ def main() -> None:
     collector = commands.add_parser("collect")
     collector.add_argument("output", type=Path)
     collector.add_argument("target", type=Path)
+    collector.add_argument("--curves", nargs="*", default=[], metavar="PREFIX", help="logged points, not each prompt")
     args = parser.parse_args()
     if args.command == "run":
         context = multiprocessing.get_context("spawn")
@@ -437,7 +451,7 @@ def main() -> None:
         shown = {"dynamics": dynamics, "best": best, "covariance": by_kind, "sizes": sizes, "stops": stops}
         print(shown[args.command](args.output))
     elif args.command == "collect":
-        collect(args.output, args.target)
+        collect(args.output, args.target, args.curves)
     elif args.command == "law":
         print(law(args.output, args.runs))
     elif args.against:

@@ -62,6 +62,15 @@ def test_differences_are_paired_by_seed(evidence, output):
     assert "| kl_cov | 3 | +0.100 ± 0.000 |" in evidence.paired(output, ["mean@8"], "grpo")
 
 
+def test_collected_curves_take_the_place_of_the_details(evidence, output):
+    for path in output.glob("*/result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"details": {"correct": [1] * 1000}}))
+    evidence.collect(output, output / "all.json", ["eval/"])
+    run = json.loads((output / "all.json").read_text())["runs"][0]
+    assert run["name"] == "grpo" and "details" not in run
+    assert run["curve"][1] == {"step": 10, "eval/mean_at_k": 0.5}
+
+
 def test_the_peak_and_what_was_lost_since(evidence, output):
     assert "| grpo | 3 | 0.500 ± 0.000 | 10 | 0.100 ± 0.000 | 0.400 ± 0.000 |" in evidence.best(output)
 
