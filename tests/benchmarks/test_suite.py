@@ -78,7 +78,8 @@ def test_scaling_fits_an_exponent_for_every_sweep(smoke, load):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["grpo", pytest.param("em", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "em"])
 def test_both_sides_of_the_memory_benchmark_measure_something(method, load):
     memory = load("memory")
     for side in ("autotelic", "TRL"):

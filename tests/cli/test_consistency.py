@@ -77,6 +77,7 @@ def test_json_is_one_value_and_quiet_is_silent(name, place, monkeypatch, capsys)
         assert captured.out.strip() and captured.err == ""
 
 
+@pytest.mark.slow
 def test_no_colour_where_no_terminal_watches(place):
     """The whole process, whose output goes into pipes: neither colours nor lines that rewrite themselves."""
     done = subprocess.run([sys.executable, "-m", "autotelic", *QUICK["score"]], cwd=place, capture_output=True)

@@ -96,7 +96,7 @@ def test_labels_are_read_from_text():
         read_labels("konwn")
 
 
-@pytest.mark.parametrize("weights", ["regret", "tail"])
+@pytest.mark.parametrize("weights", ["regret", pytest.param("tail", marks=pytest.mark.slow)])
 def test_continuations_are_the_policys_own(weights, build, model_dir, tokenizer):
     """Each continues a prefix of the judged tokens, is drawn as the policy samples, and has its labels there."""
     policies = {name: BehaviorPolicy(str(model_dir), 0.7, top_k=4) for name in "ab"}

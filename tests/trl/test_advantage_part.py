@@ -36,6 +36,7 @@ def test_advantages_are_those_of_the_equation(make_trainer, estimator):
     torch.testing.assert_close(part.output["advantages"], expected.to(torch.float32))
 
 
+@pytest.mark.slow
 def test_an_estimator_beside_a_control(make_trainer):
     trainer = make_trainer(
         lambda cls: with_advantages(with_entropy_control(cls)),

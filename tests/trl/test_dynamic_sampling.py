@@ -79,6 +79,7 @@ def test_the_bound(make_trainer):
     assert metrics == {"sampling/extra_share": 2.0, "sampling/refilled": 0.0, "sampling/without_signal": 1.0}
 
 
+@pytest.mark.slow
 def test_with_thresholds_a_control_and_votes(make_trainer):
     """EMPO's masked prompts are replaced too; the control chooses over what remains; half of the votes train."""
     with pytest.warns(EntropyControlWarning, match="not a percentage"):

@@ -49,6 +49,7 @@ def test_a_run_ends_with_the_weights_before_the_update_that_took_its_entropy(mak
     assert "learning_rate 1 is too large for this model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_healthy_run_goes_on(make_em):
     trainer = make_em(learning_rate=1e-3)
     before = weights(trainer.model)
