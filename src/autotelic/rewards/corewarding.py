@@ -20,7 +20,7 @@ from torch import Tensor
 from autotelic.answers import cluster_group, extract
 from autotelic.errors import UserError
 from autotelic.rewards.groups import Group
-from autotelic.rewards.label_free_reward import Batch, LabelFreeReward
+from autotelic.rewards.label_free_reward import Batch, LabelFreeReward, RewardResult
 
 
 def majority_answer(answers: Sequence[str | None], equivalence: Any = None, question: str = "") -> str | None:
@@ -77,12 +77,14 @@ class CoRewardingI(_OtherView):
         super().__post_init__()
         self._partner = {**{v: k for k, v in self.rephrased.items()}, **dict(self.rephrased)}
 
-    def score(self, groups: Sequence[Group], *, step: int = 0):
+    def score(
+        self, groups: Sequence[Group], *, step: int = 0, progress: Callable[[int, int], None] | None = None
+    ) -> RewardResult:
         """Vote in every group first, then let the partners judge."""
         self._votes = {
             g.prompt: majority_answer([r.answer for r in g.rows], self.equivalence, g.question) for g in groups
         }
-        return super().score(groups, step=step)
+        return super().score(groups, step=step, progress=progress)
 
     def votes(self, batch: Batch) -> list[str | None]:
         """Return the partner's vote."""
@@ -117,7 +119,9 @@ class CoRewardingII(_OtherView):
         if self.teacher is None:
             raise UserError("co_rewarding_ii needs a teacher: a function from prompts to sampled responses of each")
 
-    def score(self, groups: Sequence[Group], *, step: int = 0):
+    def score(
+        self, groups: Sequence[Group], *, step: int = 0, progress: Callable[[int, int], None] | None = None
+    ) -> RewardResult:
         """Sample the teacher once for the prompts of this batch."""
         prompts = list(dict.fromkeys(group.prompt for group in groups))
         assert self.teacher is not None
@@ -127,7 +131,7 @@ class CoRewardingII(_OtherView):
         self._votes = {
             q: majority_answer(a, self.equivalence, questions[q]) for q, a in zip(prompts, answers, strict=True)
         }
-        return super().score(groups, step=step)
+        return super().score(groups, step=step, progress=progress)
 
     def votes(self, batch: Batch) -> list[str | None]:
         """Return the teacher's vote."""
