@@ -78,6 +78,8 @@ def test_no_two_files_share_a_name():
     names = [path.stem for path in modules() if path.stem not in ("__init__", "__main__")]
     twice = {name for name in names if names.count(name) > 1}
     assert not twice
+    tests = [path.stem for path in Path(__file__).parent.rglob("test_*.py")]  # pytest imports them by that name
+    assert len(tests) == len(set(tests)), sorted(name for name in tests if tests.count(name) > 1)
 
 
 @pytest.mark.parametrize("folder", ["trl", "verl", "rewards", "functional", "control"])
