@@ -12,7 +12,7 @@ from autotelic.errors import UserError
 
 def test_the_demo_compares_what_it_promises():
     names = {model: {job.name for job in demo.jobs} for model, demo in DEMOS.items()}
-    assert names["any_pair"] == {"grpo", "clip_cov", "kl_cov", "empo", "empo_kl_cov", "one_shot_em", "random_reward"}
+    assert names["any_pair"] == {"grpo", "clip_cov", "kl_cov", "empo", "empo+kl_cov", "one_shot_em", "random_reward"}
     assert names["smollm2"] == {"grpo", "kl_cov", "empo", "one_shot_em"}
     assert DEMOS["smollm2"].temperatures  # the sharpening control
     assert all(demo.story.endswith(".") for demo in DEMOS.values())

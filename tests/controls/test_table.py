@@ -45,6 +45,9 @@ def test_report_names_controls_by_the_table():
     for written in ("kl_cov", "kl_cov,fraction=0.1", {"name": "kl_cov", "fraction": 0.1}):
         assert method_of({"method": "grpo", "config": {"run": {"entropy_control": written}}}, "folder") == "kl_cov"
     assert [style_of(name, 0).label for name in ("clip_cov", "cispo")] == ["Clip-Cov", "CISPO"]
+    both = style_of("empo+kl_cov", 5)
+    assert both.label == "EMPO + KL-Cov"
+    assert (both.color, both.dash) == (style_of("empo", 0).color, style_of("kl_cov", 0).dash)
     looks = [(style_of(name, 0).color, style_of(name, 0).dash) for name in methods()]
     assert len(set(looks)) == len(looks)
 

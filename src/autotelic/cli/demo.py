@@ -137,7 +137,7 @@ DEMOS = {
             Job("clip_cov", "grpo", SMALL_RUN | {"entropy_control": "clip_cov,fraction=0.15,low=0.3,high=9"}),
             Job("kl_cov", "grpo", SMALL_RUN | {"entropy_control": "kl_cov,fraction=0.2,coef=1"}),
             Job("empo", "empo", SMALL_RUN | SMALL_EMPO),
-            Job("empo_kl_cov", "empo", SMALL_RUN | SMALL_EMPO | {"entropy_control": "kl_cov,fraction=0.2,coef=1"}),
+            Job("empo+kl_cov", "empo", SMALL_RUN | SMALL_EMPO | {"entropy_control": "kl_cov,fraction=0.2,coef=1"}),
             Job("random_reward", "grpo", SMALL_RUN | {"reward": "random"}),
             Job("one_shot_em", "one_shot_em", SMALL_EM | SMALL_LOOKS | {"validation_steps": 2}),
         ),

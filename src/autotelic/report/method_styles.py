@@ -56,9 +56,15 @@ def styles() -> dict[str, Style]:
 
 
 def style_of(key: str, index: int) -> Style:
-    """Return the fixed style of a known method; others take the palette in turn, each round with another dash."""
+    """Return the fixed style of a known method; others take the palette in turn, each round with another dash.
+
+    A method under a control, `empo+kl_cov`, has the method's colour and the control's dash.
+    """
     if key in styles():
         return styles()[key]
+    parts = [styles()[part] for part in key.split("+") if part in styles()]
+    if len(parts) > 1 and len(parts) == key.count("+") + 1:
+        return Style(" + ".join(part.label for part in parts), parts[0].color, parts[-1].dash)
     return Style(key, PALETTE[index % len(PALETTE)], DASHES[(index // len(PALETTE) + index) % len(DASHES)])
 
 
