@@ -125,7 +125,8 @@ def call_refusal(model: Any, kwargs: dict[str, Any]) -> str | None:
         return f"the model is given {', '.join(beside)} beside its tokens"
     if bool((kwargs["attention_mask"][:, -1] == 0).any()):
         return "prompts are padded on the right"
-    if model.is_gradient_checkpointing and model.training:
+    name = "is_activation_checkpointing"  # transformers 5.23 gave it this name
+    if model.training and getattr(model, name if hasattr(model, name) else "is_gradient_checkpointing"):
         return "activations are recomputed"
     return split_over_processes(model)
 
