@@ -12,6 +12,7 @@ says what is missing and which command makes it.
 
 import argparse
 import json
+import signal
 import threading
 import time
 from functools import cache
@@ -107,11 +108,14 @@ def serve(args: argparse.Namespace) -> int:
         server.page()  # a wrong folder is said here, not in the browser
         address = f"http://127.0.0.1:{server.server_port}"
         print(json.dumps({"address": address}) if args.json else f"{address}  (Ctrl-C ends)", flush=True)
+        # not by KeyboardInterrupt: raised while an object is being freed, it is lost, and so is the Ctrl-C
+        former = signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=server.shutdown).start())
         try:
             server.serve_forever()
-        except KeyboardInterrupt:
-            write(args)  # the file that stays does not load itself anew
-            say(args, "autotelic: stopped serving")
+        finally:
+            signal.signal(signal.SIGINT, former)
+        write(args)  # the file that stays does not load itself anew
+        say(args, "autotelic: stopped serving")
     return 0
 
 
