@@ -107,9 +107,9 @@ def serve(args: argparse.Namespace) -> int:
     with server:
         server.page()  # a wrong folder is said here, not in the browser
         address = f"http://127.0.0.1:{server.server_port}"
-        print(json.dumps({"address": address}) if args.json else f"{address}  (Ctrl-C ends)", flush=True)
         # not by KeyboardInterrupt: raised while an object is being freed, it is lost, and so is the Ctrl-C
         former = signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=server.shutdown).start())
+        print(json.dumps({"address": address}) if args.json else f"{address}  (Ctrl-C ends)", flush=True)
         try:
             server.serve_forever()
         finally:
