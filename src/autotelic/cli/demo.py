@@ -156,8 +156,8 @@ DEMOS = {
             Job("kl_cov", "grpo", CHAT_ROLLOUT | {"entropy_control": "kl_cov,fraction=0.02,coef=1"}),
             Job("one_shot_em", "one_shot_em", CHAT_EM),
         ),
-        story="GRPO with labels gains most. EMPO gains without a label: compare it with the base at T = 0.6, which is "
-        "what sharpening alone gives.",
+        story="With labels GRPO gains most. What EMPO and one-shot EM gain without labels in so few updates is less "
+        "than sharpening alone gives: compare them with the base at T = 0.6.",
         bfloat16=True,
         temperatures=(0.6,),  # the sharpening control: what a lower temperature alone gives
         memory=6.0,  # weights, gradients and two moments in float32: 2.2 GB; the rest are activations and logits
