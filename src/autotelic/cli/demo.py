@@ -49,7 +49,7 @@ class Demo:
         num_problems: how many.
         max_tokens: longest response.
         jobs: the runs.
-        story: what to look at in the table, one sentence; it was checked on several seeds (`docs/log/`).
+        story: what to look at in the table, and what one run of it showed; several seeds are in `docs/log/`.
         bfloat16: pass the model in bfloat16 where the CPU is quick at it.
         temperatures: further temperatures at which the model is measured before training.
         memory: gigabytes that one process needs at most.

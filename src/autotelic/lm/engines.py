@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 
 from autotelic.errors import UserError
 from autotelic.lm.load import adapter_base, load_model, load_tokenizer, resolve, tokenizer_folder
-from autotelic.lm.sampling import Engine, Responses, encode
+from autotelic.lm.sampling import Engine, Request, Responses, encode
 
 NAMES = "transformers, vllm (with settings of its LLM class: vllm,tensor_parallel_size=4), or a server's http address"
 RETRIES, PAUSE, TIMEOUT = 3, 1.0, 3600.0
@@ -54,6 +54,11 @@ def open_engine(name: str, model: str, settings: Mapping[str, Any] | None = None
     return VLLMEngine(model, settings or {})
 
 
+def sampling_fields(request: Request) -> dict[str, Any]:
+    """Return the fields that vLLM and OpenAI's interface name alike."""
+    return {"temperature": request.temperature, "top_p": request.top_p, "max_tokens": request.max_new_tokens}
+
+
 class VLLMEngine(Engine):
     """vLLM on this machine."""
 
@@ -73,30 +78,17 @@ class VLLMEngine(Engine):
         with plain_model(model) as (weights, tokenizer):
             self.llm = LLM(model=weights, tokenizer=tokenizer, **{"disable_log_stats": True} | on_cpu | dict(settings))
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        *,
-        k: int,
-        temperature: float | int,
-        top_p: float | int,
-        max_new_tokens: int,
-        batch_size: int,
-        seed: int,
-        progress: Callable[[float], None] | None,
-        keep_interrupted: bool,
-    ) -> Responses:
+    def sample(self, prompts: Sequence[str], request: Request) -> Responses:
         """Sample every prompt k times; vLLM forms the batches, and an interruption leaves nothing. See `sample`."""
         from vllm import SamplingParams
 
-        settings: dict[str, Any] = {"n": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens}
-        settings |= NEUTRAL
+        k, settings = request.k, {"n": request.k} | sampling_fields(request) | NEUTRAL
         asked = [{"prompt_token_ids": encode(prompt, self.tokenizer)} for prompt in prompts]
-        params = [SamplingParams(**settings, seed=seed + p * k) for p in range(len(prompts))]
+        params = [SamplingParams(**settings, seed=request.seed + p * k) for p in range(len(prompts))]
         found = self.llm.generate(asked, params, use_tqdm=False)
-        if progress is not None:
-            progress(len(prompts) * k)
-        choices = [choice for request in found for choice in sorted(request.outputs, key=lambda choice: choice.index)]
+        if request.progress is not None:
+            request.progress(len(prompts) * k)
+        choices = [choice for group in found for choice in sorted(group.outputs, key=lambda choice: choice.index)]
         return Responses(
             [self.tokenizer.decode(list(choice.token_ids), skip_special_tokens=True) for choice in choices],
             [list(choice.token_ids) for choice in choices],
@@ -145,34 +137,23 @@ class ServerEngine(Engine):
         except UserError:
             self.tokenizer = None
 
-    def sample(
-        self,
-        prompts: Sequence[Any],
-        *,
-        k: int,
-        temperature: float | int,
-        top_p: float | int,
-        max_new_tokens: int,
-        batch_size: int,
-        seed: int,
-        progress: Callable[[float], None] | None,
-        keep_interrupted: bool,
-    ) -> Responses:
+    def sample(self, prompts: Sequence[Any], request: Request) -> Responses:
         """Sample every prompt k times, `batch_size` sequences under way at once. See `sample`."""
-        settings = {"model": self.model, "temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens}
+        k, settings = request.k, {"model": self.model} | sampling_fields(request)
         settings |= NEUTRAL | {"return_token_ids": True} if self.is_vllm else {}
         found: list[list[Any] | None] = [None] * len(prompts)
-        pool = ThreadPoolExecutor(max(batch_size // k, 1))
+        pool = ThreadPoolExecutor(max(request.batch_size // k, 1))
         try:
             waiting = {
-                pool.submit(self.group, prompt, k, settings, seed + p * k): p for p, prompt in enumerate(prompts)
+                pool.submit(self.group, prompt, k, settings, request.seed + p * k): p
+                for p, prompt in enumerate(prompts)
             }
             for number, future in enumerate(as_completed(waiting), start=1):
                 found[waiting[future]] = future.result()
-                if progress is not None:
-                    progress(number * k)
+                if request.progress is not None:
+                    request.progress(number * k)
         except KeyboardInterrupt:
-            if not keep_interrupted:
+            if not request.keep_interrupted:
                 raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

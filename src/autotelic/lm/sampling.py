@@ -64,6 +64,20 @@ class Responses:
         return np.array([row.sum() for row in self.entropy])
 
 
+@dataclass(frozen=True)
+class Request:
+    """How an engine is to sample; the fields are the arguments of `sample`."""
+
+    k: int
+    temperature: float | int
+    top_p: float | int
+    max_new_tokens: int
+    batch_size: int
+    seed: int
+    progress: Callable[[float], None] | None
+    keep_interrupted: bool
+
+
 class Engine:
     """What samples in place of transformers (`autotelic.lm.engines`): it gives tokens and no distributions.
 
@@ -75,21 +89,9 @@ class Engine:
     name: str
     tokenizer: Any
 
-    def sample(
-        self,
-        prompts: Sequence[Any],
-        *,
-        k: int,
-        temperature: float | int,
-        top_p: float | int,
-        max_new_tokens: int,
-        batch_size: int,
-        seed: int,
-        progress: Callable[[float], None] | None,
-        keep_interrupted: bool,
-    ) -> Responses:
-        """Continue every prompt k times; the arguments are those of `sample` below."""
-        raise NotImplementedError
+    def sample(self, prompts: Sequence[Any], request: Request) -> Responses:
+        """Continue every prompt k times."""
+        raise NotImplementedError  # abstract
 
 
 def sample(
@@ -131,14 +133,7 @@ def sample(
     if isinstance(model, Engine):
         return model.sample(
             prompts,
-            k=k,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-            keep_interrupted=keep_interrupted,
+            Request(k, temperature, top_p, max_new_tokens, batch_size, seed, progress, keep_interrupted),
         )
     ids = [encode(str(prompt), tokenizer) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
