@@ -48,7 +48,15 @@ def random_model(tokenizer: Any, *, layers: int, hidden: int, inner: int, vocabu
 
 
 def build(
-    trainer_class: Any, tokenizer: Any, model: Any, rows: int, micro: int, width: int, settings: Any = None, **ours: Any
+    trainer_class: Any,
+    tokenizer: Any,
+    model: Any,
+    rows: int,
+    micro: int,
+    width: int,
+    settings: Any = None,
+    group: int = 4,
+    **ours: Any,
 ) -> Any:
     """A trainer that is about to make the second of two updates on a rollout."""
     from datasets import Dataset
@@ -64,7 +72,7 @@ def build(
             gradient_accumulation_steps=rows // micro,
             steps_per_generation=rows // micro,
             num_iterations=2,
-            num_generations=4,
+            num_generations=group,
             max_completion_length=width,
             gradient_checkpointing=False,
             report_to="none",

@@ -6,7 +6,9 @@ medians). One multiplies out what a larger run costs; an exponent above the expe
   covariance, N      the choice and the loss of `benchmarks/covariance.py`; expected 1
   answers, G         one group of G spellings of four answers; pairwise comparison would be 2
   answers, unique    one group of different polynomials, which the worker has to tell apart; expected 1
-  update, B and T    what the parts of a run take of an update (KL-Cov), B responses or T tokens each; expected 1
+  update             forward, backward and choice of a KL-Cov update over B responses, T tokens each, a vocabulary of
+                     V, or four groups of G; expected 1 at most (T: attention alone is 2). `parts of an update` is what
+                     the parts of a run take of it
   ranks              the same update's choice, spread over processes (gloo, one machine), wall seconds
 """
 
@@ -16,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from answers import few_symbolic
 from common import cpu_seconds, exponent, interleave, one_thread, parser_for, write
@@ -82,8 +84,17 @@ def unique_turn(count: int) -> Callable[[], Any]:
     return turn
 
 
-def own_seconds(shapes: Mapping[str, tuple[int, int]], turns: int) -> dict[str, list[float]]:
-    """Return what the parts take of an update of so many responses of so many tokens, in turns."""
+class Shape(NamedTuple):
+    """Sizes of one update."""
+
+    responses: int = 16
+    tokens: int = 256
+    vocabulary: int = 18
+    group: int = 4
+
+
+def update_seconds(shapes: Mapping[str, Shape], turns: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the seconds of whole updates of these shapes, and what the parts of the run take of them, in turns."""
     from grpo_step import build, clocked, random_model, rollout, scored, update
     from trl import GRPOTrainer
 
@@ -91,20 +102,21 @@ def own_seconds(shapes: Mapping[str, tuple[int, int]], turns: int) -> dict[str, 
     from autotelic.trl import KLCov, with_entropy_control
 
     tokenizer, trainers = build_tokenizer(), {}
-    for name, (rows, width) in shapes.items():
-        model = random_model(tokenizer, layers=1, hidden=32, inner=64, vocabulary=len(tokenizer), width=width)
-        control = {"entropy_control": KLCov(fraction=0.02)}
-        trainer = build(with_entropy_control(GRPOTrainer), tokenizer, model, rows, rows, width, **control)
-        trainer._buffered_inputs = scored(trainer, rollout(rows, rows, width, len(tokenizer)))
+    for name, (rows, width, vocabulary, group) in shapes.items():
+        model = random_model(tokenizer, layers=1, hidden=32, inner=64, vocabulary=vocabulary, width=width)
+        ours = {"entropy_control": KLCov(fraction=0.02), "group": group}
+        trainer = build(with_entropy_control(GRPOTrainer), tokenizer, model, rows, rows, width, **ours)
+        trainer._buffered_inputs = scored(trainer, rollout(rows, rows, width, vocabulary))
         trainers[name] = clocked(trainer)
-    seconds: dict[str, list[float]] = {name: [] for name in shapes}
+    whole, own = ({name: [] for name in shapes} for _ in range(2))
     for turn in range(turns + 1):
         for name, trainer in trainers.items():
-            trainer.own = 0.0
+            trainer.own, started = 0.0, time.process_time()
             update(trainer)
             if turn:  # the first is for warming up
-                seconds[name].append(trainer.own)
-    return seconds
+                whole[name].append(time.process_time() - started)
+                own[name].append(trainer.own)
+    return whole, own
 
 
 def rank_seconds(rank: int, world: int, port: int, tokens: int, turns: int, seconds: Any) -> None:
@@ -169,13 +181,14 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
     def sweep(name: str, sizes: Sequence[int], make: Any, expected: float, clock: Any = cpu) -> None:
         rows.append(fitted(name, sizes, swept(sizes, make, args.repeats, clock), expected))
 
-    def update_sweep(name: str, sizes: Sequence[int], shape: Callable[[int], tuple[int, int]]) -> None:
-        seconds = own_seconds({str(size): shape(size) for size in sizes}, args.repeats)
-        rows.append(fitted(f"parts of an update, {name}", sizes, seconds, 1.0))
+    def update_sweep(name: str, sizes: Sequence[int], shape: Callable[[int], Shape]) -> None:
+        whole, own = update_seconds({str(size): shape(size) for size in sizes}, args.repeats)
+        rows.append(fitted(f"update, {name}", sizes, whole, 1.0))
+        rows.append(fitted(f"parts of an update, {name}", sizes, own, 1.0))
 
     if args.smoke:
         sweep("head, tokens N", (4, 8, 16), lambda n: head_turn(n, 64, 8), 1.0)
-        update_sweep("responses B", (4, 8, 16), lambda rows: (rows, 8))
+        update_sweep("responses B", (4, 8, 16), lambda rows: Shape(rows, 8))
         sweep(
             "covariance, tokens N",
             (256, 512, 1024),
@@ -195,8 +208,10 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
         default_pool().warm_up()
         sweep("answers, group G", (8, 16, 32, 64, 128), answers_turn, 1.0, cpu_seconds)
         sweep("answers, unique ones", (8, 16, 32, 64), unique_turn, 1.0, cpu_seconds)
-        update_sweep("responses B", (16, 32, 64, 128), lambda rows: (rows, 256))
-        update_sweep("tokens T", (128, 256, 512, 1024), lambda width: (16, width))
+        update_sweep("responses B", (16, 32, 64, 128), lambda rows: Shape(responses=rows))
+        update_sweep("tokens T", (128, 256, 512, 1024), lambda width: Shape(tokens=width))
+        update_sweep("vocabulary V", (4096, 8192, 16_384, 32_768), lambda size: Shape(tokens=64, vocabulary=size))
+        update_sweep("group G", (8, 16, 32, 64), lambda group: Shape(responses=4 * group, group=group))
         worlds = (1, 2, 4)
         seconds = {str(world): over_ranks(world, 2**20, args.repeats) for world in worlds}
         rows.append(fitted("covariance over processes, 1M tokens", worlds, seconds, None))
@@ -204,7 +219,7 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
         "head": "d = 256, float32",
         "covariance": "rows of 1024 tokens",
         "answers": "four formulas, four spellings each; unique ones are polynomials",
-        "update": "KL-Cov on made-up rollouts, 256 tokens or 16 responses",
+        "update": "KL-Cov on made-up rollouts, 16 responses of 256 tokens, V = 18, groups of 4; for V 64 tokens",
     }
     return write(
         "scaling",
