@@ -11,6 +11,7 @@ import sys
 import pytest
 import synthetic_runs
 
+from autotelic.cli import report
 from autotelic.cli.main import main
 
 
@@ -64,12 +65,13 @@ def test_serve_reads_growing_logs_and_answers_its_own_names_only(tmp_path):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
             connection.request("GET", path, headers={"Host": host})
             answer = connection.getresponse()
-            found = answer.status, answer.read().decode()
+            found = answer.status, answer.read().decode(), answer.headers["Refresh"]
             connection.close()
             return found
 
-        status, page = get()
-        assert status == 200 and ",77]" not in page and 'http-equiv="refresh" content="10"' in page
+        status, page, refresh = get()
+        assert status == 200 and ",77]" not in page and refresh == "10"
+        assert 'http-equiv="refresh"' not in (tmp_path / "page.html").read_text()
         with (folder / "metrics.jsonl").open("a") as file:
             file.write('{"step": 77, "reward/mean": 0.5}\n')
         assert ",77]" in get()[1]
@@ -80,6 +82,26 @@ def test_serve_reads_growing_logs_and_answers_its_own_names_only(tmp_path):
         _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (0, "autotelic: stopped serving\n")
     assert 'http-equiv="refresh"' not in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("words", [["--json"], []])
+def test_ctrl_c_in_the_instant_of_the_address_loses_nothing(tmp_path, monkeypatch, capsys, words):
+    """What was logged between the first page and Ctrl-C stands in the file, and the file does not load itself anew."""
+    folder = synthetic_runs.write_run(tmp_path / "run", "grpo", steps=5)
+    page = tmp_path / "page.html"
+
+    def interrupted_print(*values, **options):
+        print(*values, **options)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 77, "reward/mean": 0.5}\n')
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(report, "print", interrupted_print, raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["report", str(folder), "--serve", "--port", "0", "-o", str(page), *words]) == 0
+    assert "http://127.0.0.1:" in capsys.readouterr().out
+    assert ",77]" in page.read_text() and 'http-equiv="refresh"' not in page.read_text()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_serve_on_a_taken_port_is_one_line(tmp_path, capsys):

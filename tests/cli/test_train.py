@@ -163,6 +163,7 @@ def test_a_labelled_reward_beside_a_label_free_one(tmp_path, tiny_model_folder):
         (["--prompt", "1+1=?", "--entropy_control", "clip_cov,fracton=0.1"], "did you mean 'fraction'"),
         (["--prompt", "1+1=?", "--reward", "empo", "--stop_rule", "entropy_flor"], "did you mean 'entropy_floor'"),
         (["--prompt", "1+1=?", "--reward", "empo", "--validation_steps", "2"], "validation_dataset"),
+        (["--prompt", "1+1=?", "--reward", "empo", "--law", "on"], "--law needs accuracy"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, options, message):

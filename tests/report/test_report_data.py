@@ -98,6 +98,22 @@ def test_law_is_flagged_under_an_intervention_and_silent_without_data(tmp_path):
     assert laws(grouped(write_metrics(tmp_path / "d", [{"step": 1, "train/loss": 1.0}], method="grpo"))) == []
 
 
+def test_agreement_is_never_fitted_as_accuracy(tmp_path):
+    """EMPO without validation has no law, and the quiet line says why; with validation it has the validation's."""
+    folder = synthetic_runs.write_run(tmp_path / "empo", "empo", steps=40)
+    (entry,) = laws(grouped(folder))
+    assert entry["reward_metric"] == "eval/mean_at_k"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    page = build_payload([load_run(folder)], None, "title")
+    assert page["law"] == []
+    (note,) = [note for note in page["absent"] if "entropy law" in note]
+    assert note.startswith("no entropy law for EMPO: ") and "not accuracy" in note
+    labelled = synthetic_runs.write_run(tmp_path / "grpo", "grpo", steps=40)
+    assert not [note for note in build_payload([load_run(labelled)], None, "t")["absent"] if "entropy law" in note]
+
+
 def test_thresholds_of_empo_are_in_nats(tmp_path):
     """0.2 and 0.9 of ln 8."""
     (entry,) = data.semantic(grouped(synthetic_runs.write_run(tmp_path / "e", "empo")))

@@ -114,7 +114,7 @@ def serve(args: argparse.Namespace) -> int:
             server.serve_forever()
         finally:
             signal.signal(signal.SIGINT, former)
-        write(args)  # the file that stays does not load itself anew
+        server.page()  # the file that stays has what was logged last
         say(args, "autotelic: stopped serving")
     return 0
 
@@ -131,8 +131,7 @@ class PageServer(ThreadingHTTPServer):
         with self.lock:
             state = fingerprint(self.args.runs)
             if state != self.state:
-                refresh = max(1, round(self.args.every))
-                self.content = write(self.args, refresh).read_bytes()
+                self.content = write(self.args).read_bytes()
                 self.state = state
             return self.content
 
@@ -158,6 +157,8 @@ class PageHandler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Cache-Control", "no-store")
+            # a header and no tag: the file on disk must not load itself anew, however the server ends
+            self.send_header("Refresh", str(max(1, round(self.server.args.every))))
             self.end_headers()
             self.wfile.write(content)
 

@@ -139,6 +139,7 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
     tokenizer = tokenizer_of(model_args, training_args)
     rows = load_rows(run_args, reward, tokenizer)
     evaluate = build_evaluation(run_args, tokenizer, training_args)
+    check_law(run_args, reward, evaluate)
     stop_rules = build_stop_rules(run_args, tokenizer, training_args)
     follow = build_follower(run_args, tokenizer, training_args, rows)
     if not run_args.quiet:
@@ -321,6 +322,19 @@ def build_reward(run_args: Any, training_args: Any) -> Any:
     specs = run_args.reward if isinstance(run_args.reward, list) else [run_args.reward]
     rewards = [read_reward(spec, seed=training_args.seed, num_generations=group, equivalence=same) for spec in specs]
     return rewards if len(rewards) > 1 else rewards[0]
+
+
+def check_law(run_args: Any, reward: Any, evaluate: Any) -> None:
+    """Refuse the entropy law where nothing but rewards without labels is logged: it is a law of accuracy."""
+    from autotelic.rewards import LabelFreeReward
+    from autotelic.trl.arguments import law_of
+
+    rewards = reward if isinstance(reward, list) else [reward]
+    if law_of(run_args.law) and evaluate is None and all(isinstance(r, LabelFreeReward) for r in rewards):
+        raise UserError(
+            "--law needs accuracy, and this run's reward has no labels: add --validation_dataset SOURCE and "
+            "--validation_steps N"
+        )
 
 
 def response_length(run_args: Any, training_args: Any) -> int:

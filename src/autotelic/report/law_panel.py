@@ -13,7 +13,9 @@ import numpy as np
 
 from autotelic.errors import UserError
 from autotelic.report.data import Group, short, thin
-from autotelic.runs.logs import Log, pick_curve, to_columns
+from autotelic.report.method_styles import is_label_free
+from autotelic.report.run_folders import Run
+from autotelic.runs.logs import Curve, Log, is_training_reward, pick_curve, to_columns
 
 
 def laws(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -21,19 +23,37 @@ def laws(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [entry for group in groups if (entry := law_of(group))]
 
 
+def curves_of(group: Group) -> list[Curve]:
+    """Return entropy and accuracy of every seed that has both; the law is one of accuracy, so one-shot EM has none."""
+    found = [] if group.method == "one_shot_em" else [curve_of(run) for run in group.runs]
+    return [
+        curve
+        for run, curve in zip(group.runs, found, strict=False)
+        if curve and not (is_label_free(run.description) and is_training_reward(curve.reward_column))
+    ]
+
+
+def curve_of(run: Run) -> Curve | None:
+    """Return a run's entropy and reward, None where it logs no entropy or no reward."""
+    try:
+        return pick_curve(Log(run.path, to_columns(run.metrics)))
+    except UserError:
+        return None
+
+
+def without_accuracy(groups: Sequence[Group]) -> list[str]:
+    """Return a note on the methods that have no law because their only reward is not accuracy."""
+    names = [g.label for g in groups if not curves_of(g) and any(is_label_free(r.description) for r in g.runs)]
+    reason = "a reward without labels is not accuracy; validation would be (--validation_dataset, --validation_steps)"
+    return [f"no entropy law for {', '.join(names)}: {reason}"] if names else []
+
+
 def law_of(group: Group) -> dict[str, Any] | None:
-    """Fit the law to the points of all seeds of one method; the law is one of rewards, which one-shot EM has not."""
+    """Fit the law to the points of all seeds of one method."""
     from autotelic.controls.table import intervention
     from autotelic.functional.entropy_law import fit_entropy_law, regime_warnings
 
-    if group.method == "one_shot_em":
-        return None
-    curves = []
-    for run in group.runs:
-        try:
-            curves.append(pick_curve(Log(run.path, to_columns(run.metrics))))
-        except UserError:
-            continue  # this seed logs no entropy or no reward
+    curves = curves_of(group)
     if not curves:
         return None
     kept = [{int(s) for s in thin(curve.step.tolist())} for curve in curves]

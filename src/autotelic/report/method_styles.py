@@ -95,6 +95,15 @@ def method_of(description: Mapping[str, Any], folder: str) -> str:
     return "random_reward" if method == "grpo" and "random" in str(reward) else method
 
 
+def is_label_free(description: Mapping[str, Any]) -> bool:
+    """Whether every reward of the run is one without labels, which says nothing of accuracy."""
+    from autotelic.rewards.reward_table import methods
+
+    reward = settings_of(description).get("reward")
+    names = [named(spec) for spec in (reward if isinstance(reward, list) else [reward])]
+    return all(isinstance(name, str) and name.partition(",")[0] in methods() for name in names)
+
+
 def control_of(settings: Mapping[str, Any]) -> str:
     """Return the name of the entropy control in a run's settings; empty where there is none."""
     from autotelic.errors import UserError

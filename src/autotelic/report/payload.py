@@ -58,7 +58,8 @@ def build_payload(
         "configs": [configuration(run) for run in runs],
     }
     page["absent"] = [f"{run.name}: {note}" for run in runs for note in run.notes]
-    page["absent"] += missing_curves(page, unlogged) + missing_parts(page) + missing_results(page, results)
+    page["absent"] += missing_curves(page, unlogged) + law.without_accuracy(groups)
+    page["absent"] += missing_parts(page) + missing_results(page, results)
     page["cuts"] = cuts + thinned(runs)
     return page
 

@@ -361,6 +361,11 @@ def choose(log: Log, name: str | None, known: Iterable[str], role: str) -> tuple
     raise UserError(missing_column(log.source, None, role, log.columns))
 
 
+def is_training_reward(column: str) -> bool:
+    """Whether a column is the reward that training used, and not a validation."""
+    return not any(re.fullmatch(pattern, column) for pattern in VALIDATION_COLUMNS)
+
+
 def missing_column(path: Path, name: str | None, role: str, present: Iterable[str]) -> str:
     """Say which column is missing, what is there, and which option names another."""
     names = sorted(present)

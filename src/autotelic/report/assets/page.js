@@ -228,8 +228,21 @@
 
   if (data.differences.length) {
     const node = section("differences", "What differs between these runs", "The settings in run.json that are not the same everywhere, but for seeds and folders. –: not set.");
-    const shown = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Settings that differ" }, table(["setting", ...data.groups.map((g) => g.label)], data.differences.map((d) => [d.name, ...d.values.map((v) => v ?? "–")])));
-    node.append(data.differences.length > 12 ? el("details", {}, el("summary", {}, plural(data.differences.length, "setting")), shown) : shown);
+    const rows = data.differences.map((d) => [d.name, ...d.values.map((v) => v ?? "–")]);
+    const shown = table(["setting", ...data.groups.map((g) => g.label)], rows);
+    node.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Settings that differ" }, shown));
+    const rest = [...shown.tBodies[0].rows].slice(12);
+    if (rest.length) {
+      const fold = () => {
+        const open = more.getAttribute("aria-expanded") === "false";
+        for (const row of rest) row.hidden = !open;
+        more.setAttribute("aria-expanded", String(open));
+        more.textContent = open ? "Show the first 12 only" : "Show " + plural(rest.length, "further setting");
+      };
+      const more = el("button", { type: "button", class: "more", "aria-expanded": "true", onclick: fold });
+      node.append(more);
+      fold();
+    }
   }
   if (data.absent.length) {
     main.append(el("details", { class: "absent" }, el("summary", {}, "Not on this page: " + plural(data.absent.length, "part") + ", and how to add " + (data.absent.length === 1 ? "it" : "them")), el("ul", { class: "small muted" }, data.absent.map((t) => el("li", {}, t)))));
