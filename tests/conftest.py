@@ -1,4 +1,6 @@
+import gc
 import os
+import sys
 
 # Before any heavy import: no hub, one thread, no progress bars in test output.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,3 +14,31 @@ settings.register_profile("house", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("house")
 
 pytest_plugins = ["tiny_trainer"]
+
+
+# Every `Trainer.train` collects garbage, which takes a third of a second where all of torch and TRL is looked through,
+# more than the updates of a tiny model. So what is imported is frozen: the collector passes it by.
+FROZEN_AT = [0]
+
+
+def pytest_configure() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    freeze()
+    gc.enable()
+
+
+def pytest_runtest_setup() -> None:
+    if len(sys.modules) > FROZEN_AT[0] + 100:  # much was imported late
+        freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
+
+
+def freeze() -> None:
+    FROZEN_AT[0] = len(sys.modules)
+    gc.freeze()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import synthetic_runs
 
+from autotelic.cli.forecast import intervention_of
 from autotelic.errors import UserError
 from autotelic.functional.entropy_law import fit_entropy_law
 from autotelic.report import data
@@ -95,6 +96,14 @@ def test_law_is_the_librarys_fit_of_all_seeds(tmp_path):
 def test_law_is_flagged_under_an_intervention_and_silent_without_data(tmp_path):
     (entry,) = laws(grouped(synthetic_runs.write_run(tmp_path / "c", "clip_cov")))
     assert any("Clip-Cov acts on entropy" in w for w in entry["warnings"])
+    both = synthetic_runs.write_run(tmp_path / "e", "empo")
+    described = json.loads((both / "run.json").read_text())
+    described |= {"method": "empo+kl_cov"}
+    described["config"]["run"]["entropy_control"] = {"name": "kl_cov", "fraction": 0.2}
+    (both / "run.json").write_text(json.dumps(described))
+    (entry,) = laws(grouped(both))
+    assert any("KL-Cov acts on entropy" in w for w in entry["warnings"])
+    assert intervention_of(both) == "KL-Cov"
     assert laws(grouped(write_metrics(tmp_path / "d", [{"step": 1, "train/loss": 1.0}], method="grpo"))) == []
 
 
@@ -112,6 +121,15 @@ def test_agreement_is_never_fitted_as_accuracy(tmp_path):
     assert note.startswith("no entropy law for EMPO: ") and "not accuracy" in note
     labelled = synthetic_runs.write_run(tmp_path / "grpo", "grpo", steps=40)
     assert not [note for note in build_payload([load_run(labelled)], None, "t")["absent"] if "entropy law" in note]
+
+
+def test_ranks_with_the_same_tokens_are_drawn_once(tmp_path):
+    """700 tokens: the top .02 % and the top .2 % are the same token."""
+    rows = [
+        {"step": s, **{f"covariance/top_{n}": 3.0 for n in ("0_02", "0_2")}, "covariance/mean": 0.1} for s in (1, 2)
+    ]
+    (entry,) = data.covariance(grouped(write_metrics(tmp_path / "a", rows, method="grpo")))
+    assert [rank["name"] for rank in entry["ranks"]] == ["top 0.2 %", "all tokens"]
 
 
 def test_thresholds_of_empo_are_in_nats(tmp_path):

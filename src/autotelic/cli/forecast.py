@@ -160,7 +160,7 @@ def fitted(curve: Any, args: argparse.Namespace, detected: str | None) -> tuple[
 def intervention_of(log: Path) -> str | None:
     """Return what acts on the entropy of one of our own runs, as its run.json tells; None where nothing is known."""
     from autotelic.controls.table import intervention
-    from autotelic.report.method_styles import method_of
+    from autotelic.report.method_styles import control_of, method_of, settings_of
 
     file = (log if log.is_dir() else log.parent) / "run.json"
     if not file.is_file():
@@ -169,7 +169,9 @@ def intervention_of(log: Path) -> str | None:
         description = json.loads(file.read_bytes())
     except ValueError:
         return None  # another program's run.json
-    return intervention(method_of(description, file.parent.name)) if isinstance(description, dict) else None
+    if not isinstance(description, dict):
+        return None
+    return intervention(method_of(description, file.parent.name), control_of(settings_of(description)))
 
 
 def text(result: dict[str, Any]) -> str:

@@ -431,12 +431,18 @@ def covariance(groups: Sequence[Group]) -> list[dict[str, Any]]:
             (n for n in logged if n.startswith("covariance/top_") or n == "covariance/mean"), key=covariance_order
         )
         quadrants = [f"selected/{s}_{p}" for s in ("positive", "negative") for p in ("likely", "unlikely")]
-        ranks = [{"name": rank_label(n), **curve} for n in names if (curve := band(group.runs, n))]
+        ranks = told_apart([{"name": rank_label(n), **curve} for n in names if (curve := band(group.runs, n))])
         shares = [{"name": quadrant_label(n), **curve} for n in quadrants if (curve := band(group.runs, n))]
         accuracies = [{"name": s, **curve} for n, s in ACCURACIES.items() if (curve := band(group.runs, n))]
         if ranks or shares:
             result.append({"method": group.key, "ranks": ranks, "accuracies": accuracies, "quadrants": shares})
     return result
+
+
+def told_apart(ranks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out a rank whose curve is that of the next: an update has too few tokens to tell the two apart."""
+    following = [*(rank["y"] for rank in ranks[1:]), None]
+    return [rank for rank, after in zip(ranks, following, strict=True) if rank["y"] != after]
 
 
 def covariance_order(name: str) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from autotelic.errors import UserError
 from autotelic.report.data import Group, short, thin
-from autotelic.report.method_styles import is_label_free
+from autotelic.report.method_styles import control_of, is_label_free, settings_of
 from autotelic.report.run_folders import Run
 from autotelic.runs.logs import Curve, Log, is_training_reward, pick_curve, to_columns
 
@@ -69,9 +69,10 @@ def law_of(group: Group) -> dict[str, Any] | None:
         "fit": None,
         "warnings": [],
     }
+    acts = intervention(group.method, control_of(settings_of(group.runs[0].description)))
     found: dict[str, None] = {}
     for curve in curves:
-        found |= dict.fromkeys(regime_warnings(curve.entropy, curve.reward, intervention=intervention(group.method)))
+        found |= dict.fromkeys(regime_warnings(curve.entropy, curve.reward, intervention=acts))
         found |= dict.fromkeys(curve.notes)
     entry["warnings"] = list(found)
     entropy = np.concatenate([curve.entropy for curve in curves])

@@ -105,12 +105,12 @@ def all_settings(run: Run) -> dict[str, str]:
 
 
 def flat(settings: Mapping[str, Any], start: str = "") -> dict[str, str]:
-    """Return nested settings as one level of text, names joined by dots; a long value is cut."""
+    """Return nested settings as one level of text, names joined by dots; a long value is cut, None is left out."""
     found: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
             found |= flat(value, f"{start}{name}.")
-        else:
+        elif value is not None:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             found[start + name] = text if len(text) <= MAX_SETTING_CHARACTERS else f"{text[:MAX_SETTING_CHARACTERS]}…"
     return found

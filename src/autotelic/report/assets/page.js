@@ -295,7 +295,7 @@
           const measured = /^(eval|probe)\/|heldout/.test(chart.metric);
           const traces = chart.series.flatMap((s) => { const x = placed(s); return x ? lineTraces({ ...s, x }, s.method, { window: measured || s.x.length < 30 ? 1 : window_ }) : []; });
           const name = kind === "step" ? axis : units[kind] + (kind === "seconds" ? " (" + unit + ")" : "");
-          return { traces, layout: { xaxis: { title: { text: name } }, yaxis: { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
+          return { traces, layout: { xaxis: { title: { text: name } }, yaxis: chart.series.every((s) => s.y.every((v) => !v)) ? { range: [0, 1] } : { rangemode: chart.unit === "share" ? "tozero" : "normal" } } };
         },
       }));
     }
@@ -394,7 +394,7 @@
   /* The law. */
   const fits = data.law.filter((l) => l.fit);
   if (data.law.length) {
-    const node = section("law", "The entropy law", "R = −a exp(H) + b: reward against entropy, fitted by least squares; the band is the 95 % interval of the line, the diamond at H = 0 the ceiling b − a. Faint fits have a warning below: they are drawn without their band and may leave the frame. All seeds of a method are fitted together.");
+    const node = section("law", "The entropy law", "R = −a exp(H) + b: accuracy R against entropy H, fitted by least squares. The band is the 95 % interval of the line. The diamond at H = 0 is the ceiling b − a: what the law predicts once no entropy is left. A faint line has a warning in the table: it has no band, and it may leave the frame. All seeds of a method are fitted together.");
     addChart(node, {
       title: "Reward against entropy", tall: true, help: data.law[0].reward_metric + " against " + data.law[0].entropy_metric,
       make: () => {
@@ -424,7 +424,7 @@
 
   /* Covariance. */
   if (data.covariance.length) {
-    const node = section("covariance", "Covariance", "Mean covariance of log-probability and advantage over the largest tokens, which drive the entropy down; and which tokens the control selected, by the sign of the advantage and the probability against the median.");
+    const node = section("covariance", "Covariance", "The covariance of log-probability and advantage, token by token: where it is large, the update lowers the entropy. First figure: its mean over the tokens with the largest values. Last figure: the tokens that the control selected, by the sign of their advantage and by their probability (likely: above the median).");
     let current = (data.covariance.find((c) => c.quadrants.length) || data.covariance[0]).method;
     const grid = el("div", { class: "grid" });
     const palette = ["#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#767676"];
@@ -455,7 +455,7 @@
 
   /* Semantic entropy. */
   if (data.semantic.length) {
-    const node = section("semantic", "Semantic entropy", "Disagreement in meaning among the responses of one prompt, over the recorded prompts. 0: all agree; dashed: the thresholds between which a prompt trains.");
+    const node = section("semantic", "Semantic entropy", "How much the responses to one prompt disagree in meaning; the bars count the recorded prompts. 0: all agree. Dashed: EMPO trains on the prompts between the two thresholds only.");
     let current = (data.semantic.find((s) => s.thresholds) || data.semantic[0]).method;
     const entry = () => data.semantic.find((s) => s.method === current);
     let chart = null;
