@@ -2,13 +2,13 @@
 
 From hidden states (N, d) and the head's weight (V, d): log-probability of N targets and entropy, then the gradients of
 both results for random upstream gradients, in float32 without reduced-precision products, and once more with the
-operands in bfloat16, on one thread. There ours makes the logits in float32 all the same, where peers round them to
-bfloat16; the error says what that costs. Sides are what the packages themselves offer for a CPU: TRL's chunked head,
+operands in bfloat16, on one thread. There ours still computes the logits in float32, while peers round them to
+bfloat16: see the column `error`. Sides are what the packages themselves offer for a CPU: TRL's chunked head,
 Liger's scaled cross-entropy with entropy (its portable path, after verl's), verl's FusedLinearForPPO in torch, and
-logits held in full. `four bare products` is the arithmetic that nobody can leave out without keeping logits: logits,
-logits again, and two gradients. Ours keeps those of as many rows as the weight has columns, in the memory of the
-weight's gradient; `autotelic, nothing kept` is what it does for the rows beyond. A target that is missed has beside it
-what would be reached if ours cost nothing but its matrix products: three for kept rows, 1.4 where 20 % of the rows have
+logits held in full. `four bare products` is the least arithmetic without stored logits: logits, logits
+again, and two gradients. Ours stores the logits of as many rows as the weight has columns, in the memory of the
+weight's gradient; `autotelic, nothing kept` is its way with all further rows. Beside a missed target stands the ratio
+that would be reached if ours did nothing but its matrix products: three for kept rows, 1.4 where 20 % of the rows have
 a gradient, and with bfloat16 operands one in float32 (PyTorch has no bfloat16 product with a float32 result on a CPU)
 and two in bfloat16. Where both keep their logits, 20 % of the rows cannot take less than 1.4 / 3 = .47 of every row.
 

@@ -167,8 +167,12 @@ DEMOS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, and where to write."""
-    parser.add_argument("--model", choices=tuple(DEMOS), default="any_pair", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/demo, or runs/demo-MODEL")
+    parser.add_argument(
+        "--model", choices=tuple(DEMOS), default="any_pair", help="model to train (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the runs (default: runs/demo, or runs/demo-MODEL)"
+    )
     add_output(parser)
 
 

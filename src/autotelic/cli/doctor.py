@@ -1,4 +1,4 @@
-"""What works on this machine, what does not, and the line that would change it.
+"""What works on this machine, what does not, and the command that fixes it.
 
     autotelic doctor
     autotelic doctor --json

@@ -53,11 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         default=[1.0],
-        help="of the sampling; several make a sweep (default: 1.0)",
+        help="sampling temperature; several: one evaluation each (default: 1.0)",
     )
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of the sampling (default: %(default)s)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens that have this probability together (default: %(default)s)",
+    )
     add_chat(parser)
-    parser.add_argument("--no-greedy", action="store_true", help="do not decode greedily")
+    parser.add_argument("--no-greedy", action="store_true", help="skip greedy decoding")
     add_output(parser, out="also write the figures and every response to this JSON file")
 
 

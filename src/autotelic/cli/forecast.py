@@ -30,12 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward-column", help="name of the reward or accuracy")
     parser.add_argument("--step-column", help="name of the step")
     parser.add_argument("--at", type=float, nargs="+", default=[], metavar="H", help="predict R at these entropies")
-    parser.add_argument("--across", choices=("size",), help="of several logs: a and b as lines in ln N, N parameters")
+    parser.add_argument(
+        "--across",
+        choices=("size",),
+        help="fit a and b of several logs as lines in ln N, with N parameters of the model",
+    )
     parser.add_argument(
         "--sizes", type=float, nargs="+", metavar="N", help="parameters of each log's model (known for our run folders)"
     )
-    parser.add_argument("--at-size", type=float, nargs="+", default=[], metavar="N", help="predict a and b at these")
-    parser.add_argument("--share", type=float, default=0.15, help="share of training that is fitted (default: 0.15)")
+    parser.add_argument(
+        "--at-size", type=float, nargs="+", default=[], metavar="N", help="predict a and b for models of these sizes"
+    )
+    parser.add_argument(
+        "--share", type=float, default=0.15, help="forecast from this first share of training (default: 0.15)"
+    )
     parser.add_argument(
         "--intervention", help="what acts on the entropy in this run, if anything (detected in our run folders)"
     )

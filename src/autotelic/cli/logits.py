@@ -42,8 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_batch_size(parser)
     add_chat(parser)
     add_columns(parser, responses=True)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the text; 0: greedy (default: %(default)s)")
-    parser.add_argument("--bin-width", type=float, default=0.25, help="of the histograms (default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="sampling temperature of the text; 0: greedy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bin-width", type=float, default=0.25, help="width of a histogram's bin, in logits (default: %(default)s)"
+    )
     parser.add_argument("--compat", choices=("none", "official"), default="none", help="official: the published plot")
     add_output(parser, out="write every figure here (JSON)", plot="write a picture here (HTML)")
 

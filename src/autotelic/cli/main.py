@@ -19,16 +19,16 @@ COMMANDS = {
     "train": "train with grpo, empo, one_shot_em, ... on TRL's trainer",
     "list": "every method, reward, control and guard: needs, purpose, settings, paper",
     "score": "cluster sampled answers by meaning: semantic entropy and label-free rewards",
-    "select": "rank prompts by what they have to teach: variance of correctness, or without labels",
+    "select": "rank prompts by how much a model can learn from them, with or without labels",
     "logits": "what training changed in the logits: moments, histograms and ranks on shared text",
-    "sweep": "seeds x settings of a recipe on Ray Tune: resumable, with intervals and best-of-n",
+    "sweep": "run a recipe with several seeds and settings on Ray Tune; can be resumed",
     "eval": "mean@k, pass@k, maj@k, greedy and entropy of a model or of a file of samples",
-    "forecast": "fit R = -a exp(H) + b to a training log: the ceiling, and what is left to gain",
-    "report": "one self-contained page for one or several runs",
+    "forecast": "fit the entropy law to a training log: the ceiling of accuracy, and what is left to gain",
+    "report": "one page, in one file, about one or several runs",
     "pretrain": "rebuild the small base model that the repository carries",
-    "doctor": "what works on this machine, what does not, and the line that would change it",
+    "doctor": "what works on this machine, what does not, and the command that fixes it",
     "control": "preference learning for control: exact problems (tree, random MDPs, linear-Gaussian), robots",
-    "completion": "completion of commands and options in bash or zsh",
+    "completion": "print the completion script of bash or zsh",
 }
 
 

@@ -23,8 +23,12 @@ def add_output(parser: argparse.ArgumentParser, *, out: str | None = None, plot:
 def add_sampling(parser: argparse.ArgumentParser, *, k: int, k_help: str = "samples of each prompt") -> None:
     """Declare how a model is sampled."""
     parser.add_argument("--k", type=int, default=k, help=f"{k_help} (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest response (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling and bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="longest response, in tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of sampling and of the bootstrap (default: %(default)s)"
+    )
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +45,9 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
     """Declare how many sequences are generated at once."""
-    parser.add_argument("--batch-size", type=int, default=256, help="sequences at once (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=256, help="sequences generated at once (default: %(default)s)"
+    )
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +56,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="transformers",
         metavar="NAME",
-        help="what samples: transformers; vllm, with settings of its LLM class if you like, as "
-        "vllm,tensor_parallel_size=4,max_model_len=4096; or the address of a server with OpenAI's interface, such as "
-        "http://localhost:8000, which then has the model. Only transformers gives entropies (default: %(default)s)",
+        help="what samples: transformers; vllm, also with settings of its LLM class, such as "
+        "vllm,tensor_parallel_size=4; or the address of a server with OpenAI's interface that serves the model, such "
+        "as http://localhost:8000. Only transformers gives entropies (default: %(default)s)",
     )
 
 
@@ -80,7 +86,9 @@ def add_columns(parser: argparse.ArgumentParser, *, responses: bool = False) -> 
         parser.add_argument(
             "--response-column", default="responses", help="column with the responses (default: %(default)s)"
         )
-    parser.add_argument("--dataset-config", metavar="NAME", help="configuration of a hub data set, as main of gsm8k")
+    parser.add_argument(
+        "--dataset-config", metavar="NAME", help="configuration of a hub data set, such as main for gsm8k"
+    )
 
 
 def add_equivalence(parser: argparse.ArgumentParser) -> None:

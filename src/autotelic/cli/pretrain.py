@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--config", type=Path, required=True, help="a recipe, such as recipes/pretrain_tiny.yaml")
     parser.add_argument("--output", type=Path, help="folder of the model (default: runs/pretrain/NAME)")
-    parser.add_argument("--num-steps", type=int, help="instead of the recipe's, for a trial")
+    parser.add_argument("--num-steps", type=int, help="number of steps in place of the recipe's, for a trial")
     add_output(parser)
 
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder, or a folder of run folders")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="page (default: %(default)s)")
     parser.add_argument(
-        "--group-by", metavar="SETTING", help="draw runs with one value of this setting together; or: run"
+        "--group-by", metavar="SETTING", help="one curve for each value of this setting; `run`: one for each run"
     )
     parser.add_argument(
         "--only",
@@ -48,8 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--every", type=float, default=10.0, help="seconds between looks with --watch or --serve (default: 10)"
     )
-    parser.add_argument("--serve", action="store_true", help="show the page at 127.0.0.1, read anew as logs grow")
-    parser.add_argument("--port", type=int, default=8000, help="of --serve; 0: any free one (default: %(default)s)")
+    parser.add_argument(
+        "--serve", action="store_true", help="serve the page at http://127.0.0.1, and read growing logs again"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port of --serve; 0 takes any free one (default: %(default)s)"
+    )
     add_output(parser)
 
 

@@ -32,9 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--low", type=float, help="keep prompts above this entropy, whatever the reward (default: 0)")
     parser.add_argument("--high", type=float, help="keep prompts below this entropy (default: the largest)")
     parser.add_argument(
-        "--units", choices=("nats", "fraction_of_log_G", "p_max"), help="of low and high (default: fraction_of_log_G)"
+        "--units",
+        choices=("nats", "fraction_of_log_G", "p_max"),
+        help="unit of --low and --high (default: fraction_of_log_G)",
     )
-    parser.add_argument("--denominator", choices=("group", "parseable"), help="of the EMPO reward (default: group)")
+    parser.add_argument(
+        "--denominator",
+        choices=("group", "parseable"),
+        help="what the EMPO reward divides by: all responses, or those with a readable answer (default: group)",
+    )
     parser.add_argument(
         "--linkage",
         default="union_find",

@@ -1,4 +1,4 @@
-"""Rank prompts by what they have to teach: by variance of correctness, or without labels.
+"""Rank prompts by how much a model can learn from them: by variance of correctness, or without labels.
 
 SOURCE is a data set (as for `train`) with --model, or a JSONL file of samples:
 {"prompt": ..., "responses": [...], "answer": ... (optional), "temperatures": [...] (optional), "entropy": ...
@@ -58,12 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         default=[1.0],
-        help="the first gives every score, further ones the agreement (default: 1.0)",
+        help="sampling temperatures: scores come from the first; `disagreement` compares them (default: 1.0)",
     )
     add_columns(parser, responses=True)
     add_equivalence(parser)
-    parser.add_argument("--top", type=int, default=10, help="rows shown, and compared (default: %(default)s)")
-    parser.add_argument("--take", type=int, help="write only the best so many to --output, ready for training")
+    parser.add_argument("--top", type=int, default=10, help="rows that are shown (default: %(default)s)")
+    parser.add_argument(
+        "--take", type=int, help="write only so many prompts, the best, to --output, ready for training"
+    )
     add_output(parser, out="write the ranking here, one JSON object a line", plot="write a picture here (HTML)")
 
 

@@ -32,7 +32,9 @@ KEYS = ("method", "config", "function", "seeds", "grid", "metric")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--config", dest="recipe", metavar="RECIPE", required=True, type=Path, help="see above")
+    parser.add_argument(
+        "--config", dest="recipe", metavar="RECIPE", required=True, type=Path, help="the recipe, as above"
+    )
     parser.add_argument("--seeds", type=int, help="seeds 0 to N - 1 for every cell of the grid")
     parser.add_argument(
         "--grid", nargs="+", default=[], metavar="NAME=V1,V2", help="settings to vary; replaces the recipe's grid"
@@ -43,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, help="trials at a time (default: one per core)")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0, help="share of a GPU (default: %(default)s)")
-    parser.add_argument("--address", help="of a Ray cluster; it must see the folder (default: this machine)")
-    parser.add_argument("--table-only", action="store_true", help="run nothing, show what there is")
+    parser.add_argument("--address", help="address of a Ray cluster that can read the folder (default: this machine)")
+    parser.add_argument("--table-only", action="store_true", help="run nothing; show the finished trials")
     add_output(parser, plot="strip plot (default: strip.html there)")
 
 

@@ -441,8 +441,8 @@ def covariance(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def told_apart(ranks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out a rank whose curve is that of the next: an update has too few tokens to tell the two apart."""
-    following = [*(rank["y"] for rank in ranks[1:]), None]
-    return [rank for rank, after in zip(ranks, following, strict=True) if rank["y"] != after]
+    following = [rank["y"] for rank in ranks[1:]]
+    return [rank for i, rank in enumerate(ranks) if following[i : i + 1] != [rank["y"]]]
 
 
 def covariance_order(name: str) -> float:
