@@ -50,8 +50,9 @@ INTRO = """# Performance
 This page is written by `python benchmarks/page.py` from the files in `benchmarks/results/`; nothing is typed by hand.
 `make bench` runs every part and writes the page anew; one part alone is `python benchmarks/NAME.py`, and `--smoke` runs
 it on tiny sizes, which is what the tests do. All sides of a benchmark run in one process and take turns, so that
-other load on the machine slows all of them alike. `x ours` is a side's time over ours: above 1, ours is faster; in brackets the
-95 % interval of the mean over paired turns. Absolute seconds belong to one machine at one hour: read the ratios.
+other load on the machine slows all of them alike. `x ours` is a side's time over ours: above 1, ours is faster; in
+brackets the 95 % interval of the mean over paired turns. Absolute seconds belong to one machine at one hour: read the
+ratios.
 
 `--fused_head auto | on | off` of `autotelic train` chooses the head. `auto` follows a rule by device and shape: TRL's
 below a vocabulary of 8,192; ours where a run needs what only ours does (rows without a gradient left out, precise
