@@ -16,9 +16,21 @@ class UserError(ValueError):
 
 
 def closest(name: str, valid: Iterable[str]) -> str:
-    """Return a hint such as ``; did you mean 'learning_rate'?``, or an empty string when nothing is near."""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    """Return a hint such as ``; did you mean 'learning_rate'?``, or an empty string when nothing is near.
+
+    A name that is the beginning of a valid one means that one; else a misspelling is looked for.
+    """
+    names = list(valid)
+    longer = [each for each in names if len(name) > 2 and each.startswith(name)]
+    matches = longer or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def one_of(name: str, valid: Iterable[str]) -> str:
+    """Return the hint of `closest`, and all valid names."""
+    names = list(valid)
+    hint = closest(name, names)
+    return f"{hint} One of: {', '.join(names)}" if hint else f"; one of: {', '.join(names)}"
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
@@ -34,4 +46,4 @@ def check_choices(settings: Any, choices: Mapping[str, Sequence[str]]) -> None:
     for name, valid in choices.items():
         value = getattr(settings, name)
         if value not in valid:
-            raise UserError(f"{name} is {value!r}{closest(value, valid)}: one of {', '.join(valid)}.")
+            raise UserError(f"{name} is {value!r}{one_of(value, valid)}")

@@ -207,7 +207,7 @@ def test_equivalence_is_chosen_by_name(endpoint, tmp_path):
     assert cluster(["1/2", "0.5"], equivalence=function) == [0, 1]
     refused = {
         "judge": "needs url and model", "nli,stric=1": "did you mean 'strict'", "nli,strict=2": "true or false",
-        "embed": "use one of math, nli", "a.b.c": "cannot import",
+        "embed": "did you mean 'embedding'[?] One of: math, nli", "a.b.c": "cannot import",
     }  # fmt: skip
     for spec, said in refused.items():
         with pytest.raises(UserError, match=said):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from autotelic.cli.main import COMMANDS, main
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, closest, one_of
 
 
 def run(*arguments):
@@ -60,7 +60,38 @@ def test_interrupt_exits_130(monkeypatch, capsys):
 
 def test_closest():
     assert closest("lerning_rate", ["learning_rate", "seed"]) == "; did you mean 'learning_rate'?"
-    assert closest("zzz", ["learning_rate"]) == ""
+    assert closest("model", ["delta", "model_revision"]) == "; did you mean 'model_revision'?"  # how it begins
+    assert closest("zzz", ["learning_rate"]) == "" == closest("version", COMMANDS)
+    assert one_of("tarin", ["train", "test"]) == "; did you mean 'train'? One of: train, test"
+    assert one_of("zzz", ["train", "test"]) == "; one of: train, test"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"), [(["help"], "commands:"), (["help", "list"], "KIND|NAME"), (["version"], "0.")]
+)
+def test_help_and_version_as_words(words, shown, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0 and shown in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--verison"], "unrecognized arguments: --verison"),
+        (["eval"], "the following arguments are required: MODEL_OR_FILE"),
+        (["eval", "x", "--k", "many"], "argument --k: invalid int value: 'many'"),
+        (["train"], "which method? one of: grpo, empo, one_shot_em, ppl"),
+        (["control"], "the following arguments are required"),
+        (["control", "tree", "--seds", "3"], "unrecognized arguments: --seds 3"),
+    ],
+)
+def test_a_wrong_call_is_one_line(words, shown, capsys):
+    """Without the usage, which is longer than a screen for some commands; the line says how to see it."""
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("autotelic: error: ") and shown in error and error.count("\n") == 1
+    assert "--help`" in error or words == ["train"]
 
 
 def test_no_command_shows_the_commands(capsys):

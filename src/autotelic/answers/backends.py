@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autotelic.answers.compare import Equivalence, FunctionEquivalence
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 
 Entailment = Literal["entailment", "neutral", "contradiction"]
 LABELS = ("entailment", "neutral", "contradiction")
@@ -319,7 +319,7 @@ def equivalence(spec: Any = None) -> Equivalence | None:
             raise UserError(f"cannot import the equivalence {name!r}: {error}") from error
     if name not in BACKENDS:
         names = ["math", *BACKENDS]
-        raise UserError(f"unknown equivalence {name!r}{closest(name, names)}: use one of {', '.join(names)}")
+        raise UserError(f"unknown equivalence {name!r}{one_of(name, names)}")
     return BACKENDS[name](**_settings(name, given))
 
 
@@ -331,9 +331,7 @@ def _settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     }
     for key in given:
         if key not in kinds:
-            raise UserError(
-                f"equivalence {name} has no setting {key!r}{closest(key, kinds)}: it has {', '.join(kinds)}"
-            )
+            raise UserError(f"equivalence {name} has no setting {key!r}{one_of(key, kinds)}")
     if missing := [key for key in kinds if parameters[key].default is inspect.Parameter.empty and key not in given]:
         raise UserError(f"equivalence {name} needs {' and '.join(missing)}, as in {name},{missing[0]}=...")
     try:

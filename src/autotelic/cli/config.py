@@ -18,11 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, closest, one_of
 
 T = TypeVar("T")
-ALIASES = {"output": "output_dir", "dataset_name": "dataset", "reward_funcs": "reward"}
-"""Names that are understood beside a field's own: our one spelling of an output, and TRL's of data set and reward."""
+ALIASES = {
+    "output": "output_dir",
+    "model": "model_name_or_path",
+    "dataset_name": "dataset",
+    "reward_funcs": "reward",
+}
+"""Names that are understood beside a field's own: those of the other commands, and TRL's of data set and reward."""
 
 
 def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
@@ -54,7 +59,7 @@ def find_recipe(name: str) -> Path:
     found = [folder / f"{name}.yaml" for folder in folders if folder.is_dir()]
     known = sorted({each.stem for place in found for each in place.parent.glob("*.yaml")})
     if not any(place.exists() for place in found):
-        raise UserError(f"there is no recipe {name!r}{closest(name, known)}; there are {', '.join(known)}")
+        raise UserError(f"there is no recipe {name!r}{one_of(name, known)}")
     return next(place for place in found if place.exists())
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from autotelic.cli import control_learning
 from autotelic.cli.config import find_recipe, read_yaml
 from autotelic.cli.options import add_output, say, say_written
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 from autotelic.runs.files import check_writable, write_output
 
 JUDGES = ("regret", "advantage", "return")
@@ -133,7 +133,7 @@ def _read_recipe(path: Path, what: str, names: list[str], parser: argparse.Argum
     words: list[str] = []
     for name, value in recipe.items():
         if name not in names:
-            refuse(f"unknown option {name!r}{closest(str(name), names)}: one of {', '.join(names)}.")
+            refuse(f"unknown option {name!r}{one_of(str(name), names)}")
         if value is not None and value is not False:
             values = value if isinstance(value, list) else [] if value is True else [value]
             words += [f"--{name.replace('_', '-')}", *map(str, values)]

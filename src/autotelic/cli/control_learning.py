@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from autotelic.cli.config import fields_of, find_recipe, from_mapping, read_yaml
-from autotelic.cli.options import add_output, say
-from autotelic.errors import UserError, closest
+from autotelic.cli.options import Parser, add_output, say
+from autotelic.errors import UserError, one_of
 from autotelic.runs.files import check_writable
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ DESCRIPTIONS = {
 }
 
 
-class LazyParser(argparse.ArgumentParser):
+class LazyParser(Parser):
     """A parser that declares its options when it is used: they are fields of settings whose import needs torch."""
 
     declare: Callable[[argparse.ArgumentParser], None] | None = None
@@ -141,7 +141,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     recipe = read_yaml(path)
     for name, section in recipe.items():
         if name not in SECTIONS:
-            raise UserError(f"{path}: unknown section {name!r}{closest(name, SECTIONS)}: {', '.join(SECTIONS)}.")
+            raise UserError(f"{path}: unknown section {name!r}{one_of(name, SECTIONS)}")
         if name in SECTIONS[:4] and not isinstance(section, dict):
             raise UserError(f"{path}: the section {name} must be a mapping, got {section!r}.")
     return recipe

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotelic import __version__
+from autotelic.cli.options import Parser
 from autotelic.errors import UserError, closest
 
 COMMANDS = {
@@ -32,10 +33,10 @@ COMMANDS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the top-level parser: it knows the commands' names, not their options."""
     listing = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="autotelic",
         description="Post-train language models and control policies without reward labels.",
         epilog=f"commands:\n{listing}\n\n`autotelic COMMAND --help` describes one command.",
@@ -50,19 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 bad input, 130 interrupted."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.command is None:
-        parser.print_help(sys.stderr)
-        return 2
-    debug = args.debug or "--debug" in args.arguments
-    arguments = [a for a in args.arguments if a != "--debug"]
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
     try:
-        if args.command not in COMMANDS:
-            raise UserError(
-                f"unknown command {args.command!r}{closest(args.command, COMMANDS)} `autotelic --help` lists them."
-            )
-        return run_command(args.command, arguments)
+        return run_words([word for word in words if word != "--debug"])
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -76,6 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def run_words(words: list[str]) -> int:
+    """Run the command that the words name; `help` and `version` are understood as words, too."""
+    parser = build_parser()
+    args = parser.parse_args(words)
+    if args.command in ("help", "version"):
+        return run_words(["--version"] if args.command == "version" else [*args.arguments, "--help"])
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    if args.command not in COMMANDS:
+        hint = closest(args.command, COMMANDS) or ";"
+        raise UserError(f"unknown command {args.command!r}{hint} see `autotelic --help`")
+    return run_command(args.command, args.arguments)
+
+
 def run_command(name: str, arguments: Sequence[str]) -> int:
     """Import one command's module, parse its own arguments, and run it.
 
@@ -85,7 +92,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     if here not in sys.path:
         sys.path.append(here)
     module = importlib.import_module(f"autotelic.cli.{name}")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"autotelic {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)

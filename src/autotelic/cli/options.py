@@ -7,7 +7,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from autotelic.errors import UserError, closest
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are the user's errors: one line, in place of a usage that may fill the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, what may have been meant, and where the options are listed."""
+        kind, _, words = message.partition(": ")
+        option = words.split(" ")[0] if kind == "unrecognized arguments" else ""
+        hint = closest(option, self._option_string_actions) or ";"
+        raise UserError(f"{message}{hint} see `{self.prog} --help`")
 
 
 def add_output(parser: argparse.ArgumentParser, *, out: str | None = None, plot: str | None = None) -> None:

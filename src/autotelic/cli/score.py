@@ -18,7 +18,7 @@ from typing import Any
 
 from autotelic.cli.options import add_columns, add_equivalence, add_output, columns_of, say, say_written
 from autotelic.cli.progress_line import ProgressLine
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 from autotelic.tasks.samples import read_samples
 
 REWARDS = ("empo", "majority_vote", "srt", "srt_soft", "evol_rl", "format", "random", "constant")
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score the file, write the rows, print the summary."""
     if args.reward not in REWARDS:
-        raise UserError(f"unknown reward {args.reward!r}{closest(args.reward, REWARDS)}: use {', '.join(REWARDS)}")
+        raise UserError(f"unknown reward {args.reward!r}{one_of(args.reward, REWARDS)}")
     from autotelic.answers import warm_up
     from autotelic.runs.files import replacing
 

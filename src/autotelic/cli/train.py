@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from autotelic.cli.train_help import overview
     from autotelic.runs.training_methods import METHODS
 
-    parser.add_argument("method", help=" | ".join(METHODS))
+    parser.add_argument("method", nargs="?", help=" | ".join(METHODS))
     parser.add_argument("options", nargs=argparse.REMAINDER, help="--config RECIPE.yaml and/or --OPTION VALUE")
     parser.epilog = f"{overview(METHODS)}\n\n`autotelic train METHOD --help` shows a method's options."
 
@@ -30,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and print a summary."""
     from autotelic.cli.train_help import asked, help_text
-    from autotelic.runs.training_methods import method_named
+    from autotelic.runs.training_methods import METHODS, method_named
 
+    if args.method is None:
+        raise UserError(f"which method? one of: {', '.join(METHODS)}")
     wanted = asked(args.options)
     if wanted:
         print(help_text(method_named(args.method), wanted == "help_all"), end="")

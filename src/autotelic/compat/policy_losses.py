@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 from autotelic.functional.distributed import top_k_mask
 from autotelic.functional.divergence import kl_estimate
 from autotelic.functional.masking import as_mask, fill_outside, reduce_tokens, sequence_means
@@ -57,7 +57,7 @@ PRESETS: dict[str, ParitySettings] = {
 def preset(name: str) -> ParitySettings:
     """Return a reference configuration by name."""
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}{closest(name, PRESETS)}; valid: {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {name!r}{one_of(name, PRESETS)}")
     return PRESETS[name]
 
 

@@ -23,7 +23,7 @@ from autotelic.answers.extraction import last_boxed
 from autotelic.answers.pool import Pool
 from autotelic.compat.graders import UnsafeQuirkError, ttrl_equal, verl_plain_equal
 from autotelic.compat.texts import MAX_COMPAT, ttrl_extract
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 
 __all__ = ["MODES", "UnsafeQuirkError", "rewards"]
 
@@ -41,7 +41,7 @@ def rewards(responses: Sequence[str], mode: str) -> list[float]:
         UnsafeQuirkError: The authors' code would evaluate answer text as Python.
     """
     if mode not in MODES:
-        raise UserError(f"unknown compatibility mode {mode!r}{closest(mode, MODES)}: use one of {', '.join(MODES)}")
+        raise UserError(f"unknown compatibility mode {mode!r}{one_of(mode, MODES)}")
     return MODES[mode](list(responses)) if responses else []
 
 

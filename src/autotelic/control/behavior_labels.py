@@ -22,7 +22,7 @@ from torch import Tensor
 
 from autotelic.control.episodes import Episode
 from autotelic.control.networks import GaussianPolicy, regress_mean
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 
 LabelKind = Literal["known", "estimated", "deterministic", "pooled", "shuffled", "wrong"]
 UPDATES = 1500
@@ -66,7 +66,7 @@ def policy_labels(kind: str, episodes: Sequence[Episode], seed: int, source: Pat
         source: where the data lies, for the error.
     """
     if kind not in get_args(LabelKind):
-        raise UserError(f"unknown policy label {kind!r}{closest(kind, get_args(LabelKind))}: {get_args(LabelKind)}.")
+        raise UserError(f"unknown policy label {kind!r}{one_of(kind, get_args(LabelKind))}")
     ids = np.array([e.policy for e in episodes])
     names = np.unique(ids)
     home = np.searchsorted(names, ids)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from autotelic.control.point_reach import LinearBehavior, PointReach
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 
 TASKS = ("bin-picking", "button-press", "door-open", "drawer-open", "plate-slide", "sweep-into")
 NAMES = ("point-reach", *(f"metaworld/{task}" for task in TASKS))
@@ -50,7 +50,7 @@ def make(
         return PointReach(num_envs or 16, horizon or 50)
     if name in NAMES:
         return MetaWorld(name.removeprefix("metaworld/"), num_envs or 4, horizon or 250, random_hand)
-    raise UserError(f"unknown environment {name!r}{closest(name, NAMES)}: one of {', '.join(NAMES)}.")
+    raise UserError(f"unknown environment {name!r}{one_of(name, NAMES)}")
 
 
 def expert(name: str) -> Expert:
@@ -59,7 +59,7 @@ def expert(name: str) -> Expert:
         linear = LinearBehavior()
         return lambda observation: np.tanh(linear.parameters_at(observation)[0])
     if name not in NAMES:
-        raise UserError(f"unknown environment {name!r}{closest(name, NAMES)}: one of {', '.join(NAMES)}.")
+        raise UserError(f"unknown environment {name!r}{one_of(name, NAMES)}")
     _import_metaworld()
     from metaworld.policies import ENV_POLICY_MAP
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autotelic import functional as F
 from autotelic.controls.entropy_control import EntropyControl, EntropyControlWarning, Plan, UpdateBatch
-from autotelic.errors import UserError, closest, warn_user
+from autotelic.errors import UserError, one_of, warn_user
 from autotelic.functional.divergence import KLForm
 from autotelic.functional.selection import Choice
 from autotelic.runs.method_settings import setting
@@ -216,5 +216,5 @@ The PPO clip is the trainer's: the paper sets it to (1, 1) for Clip-Cov and has 
 def _preset(cls: type[Any], name: str) -> Any:
     known = [preset for method, preset in PRESETS if method == cls.name]
     if name not in known:
-        raise UserError(f"{cls.name}: unknown preset {name!r}{closest(name, known)} There are {', '.join(known)}.")
+        raise UserError(f"{cls.name}: unknown preset {name!r}{one_of(name, known)}")
     return PRESETS[cls.name, name]

@@ -48,7 +48,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 
 Number = float | int
 Future = Literal["none", "exact", "expected", "observed", "in_segment"]
@@ -96,7 +96,7 @@ class Lookahead:
         for name, kind in CHOICES.items():
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
-                raise UserError(f"unknown {name} {value!r}{closest(str(value), allowed)}; one of {', '.join(allowed)}")
+                raise UserError(f"unknown {name} {value!r}{one_of(str(value), allowed)}")
         _check_window(self.gamma, self.horizon, self.start)
         if self.coef < 0:
             raise UserError(f"coef is {self.coef}: a negative look-ahead rewards bad behaviour. Use 0 (CPL) or more.")

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autotelic import functional as F
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, closest, one_of
 from autotelic.functional.lookahead import Lookahead, Number, lookahead_weights
 from autotelic.functional.preference import Normalize, cpl_score, ppl_loss
 from autotelic.runs.method_settings import Spec, read, typed
@@ -189,7 +189,7 @@ OBJECTIVES: dict[str, PPL] = {
 def objective(name: str, **settings: Any) -> PPL:
     """Return an objective by name, with settings of `PPL` and `Lookahead` that differ from it."""
     if name not in OBJECTIVES:
-        raise UserError(f"unknown objective {name!r}{closest(name, OBJECTIVES)}; there are {', '.join(OBJECTIVES)}")
+        raise UserError(f"unknown objective {name!r}{one_of(name, OBJECTIVES)}")
     named, window = OBJECTIVES[name], [f.name for f in fields(Lookahead)]
     known = [*window, *(f.name for f in fields(PPL) if f.name != "lookahead")]
     for key in settings:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, closest, one_of
 
 M = TypeVar("M")
 Spec = str | Mapping[str, Any]
@@ -120,7 +120,7 @@ def make(kind: str, spec: Spec, table: Mapping[str, Callable[..., M]]) -> M:
     """
     name, given = read(spec, kind)
     if name not in table:
-        raise UserError(f"unknown {kind} {name!r}{closest(name, table)}; there are {', '.join(table)}")
+        raise UserError(f"unknown {kind} {name!r}{one_of(name, table)}")
     return table[name](**typed(kind, name, given, table[name]))
 
 

@@ -6,7 +6,7 @@ Defaults are written here and nowhere else. Recipes and the command line overrid
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 
 COMMON_DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "constant",
@@ -114,5 +114,5 @@ def method_named(name: str) -> Method:
         UserError: an unknown name.
     """
     if name not in METHODS:
-        raise UserError(f"unknown method {name!r}{closest(name, METHODS)}; there are {', '.join(METHODS)}")
+        raise UserError(f"unknown method {name!r}{one_of(name, METHODS)}")
     return METHODS[name]

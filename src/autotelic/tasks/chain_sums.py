@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 
 STRATEGIES = ("left_to_right", "any_pair")
 SPLITS = ("train", "test", "ood")
@@ -54,7 +54,7 @@ class ChainSums:
             raise UserError(f"strategies is empty: a solution needs one of {', '.join(STRATEGIES)}.")
         for name in self.strategies:
             if name not in STRATEGIES:
-                raise UserError(f"unknown strategy {name!r}{closest(name, STRATEGIES)} Valid: {', '.join(STRATEGIES)}.")
+                raise UserError(f"unknown strategy {name!r}{one_of(name, STRATEGIES)}")
         for name in ("leap_probability", "slip_probability", "leap_slip_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a probability and must lie in [0, 1], got {getattr(self, name)}.")
@@ -116,7 +116,7 @@ def problems(world: ChainSums, split: str, count: int, seed: int = 0) -> list[di
         seed: the same seed gives the same rows; a larger count continues a smaller one.
     """
     if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}{closest(split, SPLITS)} Valid: {', '.join(SPLITS)}.")
+        raise UserError(f"unknown split {split!r}{one_of(split, SPLITS)}")
     if count < 1:
         raise UserError(f"the number of problems must be at least 1, got {count}.")
     rng = random.Random(f"chain_sums/{split}/{seed}")

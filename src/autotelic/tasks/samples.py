@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, closest, one_of
 from autotelic.tasks.conversations import final_text, is_conversation
 from autotelic.tasks.sources import nested, read_parquet
 
@@ -150,7 +150,7 @@ def _renamed(rows: list[tuple[str, dict[str, Any]]], columns: dict[str, str]) ->
     """Return the rows with the user's columns under our names; a dot leads into a nested one."""
     for role in columns:
         if role not in ROLES:
-            raise UserError(f"columns: unknown role {role!r}{closest(role, ROLES)}; there are {', '.join(ROLES)}")
+            raise UserError(f"columns: unknown role {role!r}{one_of(role, ROLES)}")
     chosen = {role: column for role, column in columns.items() if column != role}
     if not chosen:
         return rows

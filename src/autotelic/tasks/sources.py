@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, closest, one_of
 from autotelic.tasks import chain_sums, word_sums
 from autotelic.tasks.chain_sums import ChainSums
 from autotelic.tasks.conversations import is_conversation
@@ -79,7 +79,7 @@ def load_problems(
         raise UserError(f"limit must be at least 1, got {limit}.")
     for role in columns or {}:
         if role not in ROLES:
-            raise UserError(f"columns: unknown role {role!r}{closest(role, ROLES)} Valid: {', '.join(ROLES)}.")
+            raise UserError(f"columns: unknown role {role!r}{one_of(role, ROLES)}")
     name = str(source)
     kind, _, rest = name.partition(":")
     if kind in ("chain_sums", "word_sums"):
@@ -124,7 +124,7 @@ def _generated(
 ) -> Sequence[Mapping[str, Any]]:
     splits = chain_sums.SPLITS if kind == "chain_sums" else word_sums.SPLITS
     if split not in splits:
-        raise UserError(f"unknown split in '{kind}:{split}'{closest(split, splits)} Write {kind}:SPLIT, {splits}.")
+        raise UserError(f"unknown split in '{kind}:{split}'{one_of(split, splits)}; write {kind}:SPLIT")
     settings = world or (ChainSums() if kind == "chain_sums" else WordSums())
     if isinstance(settings, WordSums) != (kind == "word_sums"):
         raise UserError(f"{kind} cannot use settings of the class {type(settings).__name__}.")

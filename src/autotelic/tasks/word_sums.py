@@ -16,7 +16,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 
 SPLITS = ("train", "validation", "test", "ood")
 OPERATORS = ("+", "-", "*")
@@ -111,7 +111,7 @@ def problems(settings: WordSums, split: str, count: int, seed: int = 0) -> list[
         seed: the same seed gives the same rows; a larger count continues a smaller one.
     """
     if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}{closest(split, SPLITS)} Valid: {', '.join(SPLITS)}.")
+        raise UserError(f"unknown split {split!r}{one_of(split, SPLITS)}")
     if count < 1:
         raise UserError(f"the number of problems must be at least 1, got {count}.")
     rng = random.Random(f"word_sums/{split}/{seed}")

@@ -13,7 +13,7 @@ the rollout is that of all ranks. The loss stays TRL's, with its clip and its to
 from typing import TypeVar
 
 from autotelic import functional as F
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 from autotelic.trl.seam import ROW_IDS, Part, Rollout, response_mask, with_parts
 
 ESTIMATORS = ("grpo", "rloo", "max_rl", "reinforce_pp", "reinforce_pp_baseline")
@@ -32,9 +32,7 @@ class Advantages(Part):
 
     def __init__(self, estimator: str):
         if estimator not in ESTIMATORS:
-            raise UserError(
-                f"unknown advantage {estimator!r}{closest(estimator, ESTIMATORS)}; there are {', '.join(ESTIMATORS)}"
-            )
+            raise UserError(f"unknown advantage {estimator!r}{one_of(estimator, ESTIMATORS)}")
         self.estimator = estimator
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from autotelic.control.mdp.fit import Segments
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 
 LabelKind = Literal["known", "estimated", "deterministic", "pooled", "shuffled", "wrong"]
 
@@ -55,4 +55,4 @@ def label_policies(
             return replace(segments, policy=generator.permutation(segments.policy)), policies
         case "wrong":
             return replace(segments, policy=(segments.policy + 1) % len(policies)), policies
-    raise UserError(f"unknown policy label {kind!r}{closest(kind, get_args(LabelKind))}: one of {get_args(LabelKind)}.")
+    raise UserError(f"unknown policy label {kind!r}{one_of(kind, get_args(LabelKind))}")

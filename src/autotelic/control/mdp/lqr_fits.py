@@ -49,7 +49,7 @@ from autotelic.control.mdp.lqr_moments import (
     roll_out,
     with_label,
 )
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 from autotelic.functional.lookahead import lookahead_weights
 
 Number = float | int
@@ -100,7 +100,7 @@ class Recording:
 def record(behaviors: str, segment_length: int, num_pairs: int, slip: Number, seed: int) -> Recording:
     """Roll out behaviours drawn at random from states drawn at random (`START_SCALE`)."""
     if behaviors not in SETS:
-        raise UserError(f"unknown set of behaviours {behaviors!r}{closest(behaviors, SETS)}: one of {', '.join(SETS)}.")
+        raise UserError(f"unknown set of behaviours {behaviors!r}{one_of(behaviors, SETS)}")
     if min(segment_length, num_pairs) < 1:
         raise UserError(f"segments of {segment_length} steps, {num_pairs} pairs: both are counts from 1.")
     generator = np.random.default_rng([seed, segment_length])

@@ -12,7 +12,7 @@ from autotelic.control.intervals import mean_interval, share_interval
 from autotelic.control.mdp import lqr_fits, random_mdps
 from autotelic.control.mdp.tree import METHODS, Judge, build_tree, population_fit, sample_fit
 from autotelic.control.plot import line_chart
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 from autotelic.functional.lookahead import Lookahead
 from autotelic.runs.time_left import TimeLeft
 
@@ -26,7 +26,7 @@ def check_methods(names: Sequence[str], valid: Sequence[str]) -> None:
     """Refuse an unknown method by name."""
     for name in names:
         if name not in valid:
-            raise UserError(f"unknown method {name!r}{closest(name, valid)}: one of {', '.join(valid)}.")
+            raise UserError(f"unknown method {name!r}{one_of(name, valid)}")
 
 
 def tree_table(

@@ -6,7 +6,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from autotelic.errors import UserError, closest
+from autotelic.errors import UserError, one_of
 from autotelic.tasks.gguf_files import INSTALL, gguf_folder
 
 __all__ = ["DEFAULT_MODEL", "carried_names", "gguf_folder", "model_names", "model_path"]
@@ -42,7 +42,7 @@ def model_path(name: str = DEFAULT_MODEL) -> Path:
         package, file = PACKAGED[name]
         return gguf_folder(_package_folder(name, package) / file)
     if name not in carried_names():
-        raise UserError(f"no model {name!r}{closest(name, model_names())} By name: {', '.join(model_names())}.")
+        raise UserError(f"no model {name!r}{one_of(name, model_names())}")
     return Path(__file__).parent / name
 
 
