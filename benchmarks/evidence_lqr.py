@@ -1,7 +1,7 @@
 """Small networks on linear-Gaussian control: does the look-ahead that networks can learn beat CPL there?
 
     python benchmarks/evidence_lqr.py tune --output runs/evidence/lqr      # settings, on seeds that are not reported
-    python benchmarks/evidence_lqr.py run --output runs/evidence/lqr       # `changes` makes its last fits alone
+    python benchmarks/evidence_lqr.py run --output runs/evidence/lqr       # resumes
     python benchmarks/evidence_lqr.py table runs/evidence/lqr > benchmarks/results/evidence_lqr.md
 
 Data and judge are those of `autotelic control lqr`; the policy is an MLP, trained as in `autotelic control train`. The
@@ -10,7 +10,6 @@ and noise that all policies share. A finished fit is a line of `fits.jsonl` and 
 """
 
 import argparse
-import copy
 import itertools
 import json
 import sys
@@ -29,19 +28,20 @@ from autotelic.control.intervals import mean_interval
 from autotelic.control.learners import PreferenceLearner
 from autotelic.control.mdp.lqr import LinearPolicy, optimum
 from autotelic.control.mdp.lqr_fits import START_SCALE, WORST, Recording, chances, record
+from autotelic.control.objectives import PairData
 from autotelic.control.segments import Preferences
 from autotelic.control.settings import TrainSettings
 from autotelic.control.training import labelled_pairs
 
-SETS, LENGTHS, SLIPS, SEEDS = ("anti", "same"), (1, 8), (0.0, 1.0), range(10)
-TUNING = (("anti", 8, 0.0), ("same", 1, 0.0), ("same", 8, 0.0))
-TUNING_SEEDS, GRID = (100,), ((1.0, 1.0), (1.0, 0.3), (0.5, 1.0))  # lambda, alpha
-WRONG_SEEDS = 5  # of the control arm
-CHANGES: dict[str, dict[str, int]] = {"four times the updates": {"steps": 2400}, "5000 pairs": {"pairs": 5000}}
-CHANGED_CELL, CHANGED_SEEDS = ("same", 8, 0.0), 3
-PAIRS, STARTS, STEPS = 1000, 512, 150
+SETS, LENGTHS, SLIPS, SEEDS = ("same", "anti"), (8, 1), (0.0, 1.0), range(10, 20)
+TUNING, TUNING_SEEDS = (("same", 8, 0.0),), (101,)
+GRID = tuple({"bias": 1.0, "alpha": alpha, "lr": 3e-3} for alpha in (1.0, 0.7))  # lambda, alpha, after cloning
+WRONG_SEEDS = SEEDS[:5]  # of the control arm
+CHANGES: dict[str, dict[str, int]] = {"1000 pairs": {"pairs": 1000}}
+CHANGED_CELLS = (("same", 8, 0.0),)
+PAIRS, STARTS, STEPS = 5000, 512, 150
 BASE = TrainSettings(
-    hidden=(32, 32), dropout=0.0, lr=1e-3, decay=True, gamma=0.95, bc_steps=300, steps=600, batch_pairs=64,
+    hidden=(32, 32), dropout=0.0, lr=1e-3, decay=True, gamma=0.95, bc_steps=300, steps=1200, batch_pairs=256,
     constants="keep",
 )  # fmt: skip
 PAIR = ("cpl", "ppl")
@@ -128,15 +128,20 @@ class Cell:
         self.episodes = episodes_of(self.data)
         self.answers = answers(self.data, judge, seed)
         self.clone: PreferenceLearner | None = None
+        self.pairs: dict[tuple[str, bool], PairData] = {}
 
     def learner(self, settings: TrainSettings, wrong: bool) -> PreferenceLearner:
-        """A learner that has cloned; the clone is the same for every arm and made once."""
-        labels = labels_of(self.data, self.episodes, wrong)
-        learner = PreferenceLearner(settings, labelled_pairs(settings, self.episodes, self.answers, labels), False)
+        """A learner that has cloned; the clone is the same for every arm and made once, at the base's learning rate."""
+        kind = settings.future, wrong
+        if kind not in self.pairs:
+            labels = labels_of(self.data, self.episodes, wrong)
+            self.pairs = {kind: labelled_pairs(settings, self.episodes, self.answers, labels)}
+        pairs = self.pairs[kind]
+        learner = PreferenceLearner(settings, pairs, False)
         if self.clone is None:
+            self.clone = PreferenceLearner(replace(settings, lr=BASE.lr), pairs, False)
             for _ in range(settings.bc_steps):
-                learner.update()
-            self.clone = copy.deepcopy(learner)
+                self.clone.update()
         learner.policy.load_state_dict(self.clone.policy.state_dict())
         learner.generator.set_state(self.clone.generator.get_state())
         learner.updates = settings.bc_steps
@@ -187,17 +192,16 @@ class Fits:
 
 
 def tune(fits: Fits) -> dict[str, dict[str, float]]:
-    """Lambda and alpha of CPL and of PPL: the lowest mean excess cost over the tuning cells and seeds."""
-    chosen = {}
-    mean: dict[Any, list[float]] = {}
-    for seed, cell, arm, (bias, alpha) in itertools.product(TUNING_SEEDS, TUNING, ("cpl", "ppl"), GRID):
-        found = fits.get(cell, "regret", seed, arm, {"bias": bias, "alpha": alpha})["excess"]
-        mean.setdefault((arm, bias, alpha), []).append(found)
-    for arm in ("cpl", "ppl"):
-        score = {(bias, alpha): float(np.mean(mean[arm, bias, alpha])) for bias, alpha in GRID}
-        chosen[arm] = dict(zip(("bias", "alpha"), min(score, key=score.__getitem__), strict=True))
-        print(arm, {str(k): round(v, 3) for k, v in score.items()}, file=sys.stderr, flush=True)
-    chosen |= {arm: chosen["ppl"] for arm in ARMS if arm not in chosen}
+    """Lambda, alpha and learning rate of CPL and of PPL: the lowest mean excess cost over the tuning cells."""
+    chosen: dict[str, dict[str, float]] = {}
+    for arm in PAIR:
+        mean = [
+            np.mean([fits.get(cell, "regret", seed, arm, change)["excess"] for seed in TUNING_SEEDS for cell in TUNING])
+            for change in GRID
+        ]
+        chosen[arm] = GRID[int(np.argmin(mean))]
+        print(arm, np.round(mean, 3).tolist(), file=sys.stderr, flush=True)
+    chosen |= {arm: chosen["cpl" if "in_segment" in arm else "ppl"] for arm in ARMS if arm not in chosen}
     (fits.path.parent / "chosen.json").write_text(json.dumps(chosen) + "\n")
     return chosen
 
@@ -207,26 +211,35 @@ def cells() -> Iterator[tuple[str, tuple[str, int, float], tuple[str, ...]]]:
     for cell in itertools.product(SETS, LENGTHS, SLIPS):
         yield "regret", cell, tuple(ARMS)
     for name in SETS:
-        yield "advantage", (name, LENGTHS[-1], 0.0), ("cpl", "ppl")
+        yield "advantage", (name, LENGTHS[0], 0.0), PAIR
 
 
-def figures(fits: Fits, chosen: dict[str, dict[str, float]], fill: bool) -> dict[Any, dict[int, float]]:
-    """Excess cost per judge, cell and arm, of the seeds that are there (all of them with `fill`)."""
+def work(chosen: dict[str, dict[str, float]]) -> Iterator[tuple[Any, ...]]:
+    """Every fit that is reported, as arguments of `Fits.get`: CPL and PPL under regret come first, cell after cell."""
+    rows = sorted(cells(), key=lambda row: (row[0] != "regret", row[1][2]))
+    for (judge, cell, _), seed, arm in itertools.product(rows, SEEDS, PAIR):
+        yield cell, judge, seed, arm, chosen[arm]
+    for (judge, cell, arms), seed, arm in itertools.product(rows, SEEDS, list(ARMS)[len(PAIR) :]):
+        if arm in arms and not (arm == "ppl_wrong" and seed not in WRONG_SEEDS):
+            yield cell, judge, seed, arm, chosen[arm]
+    for cell, change, seed, arm in itertools.product(CHANGED_CELLS, CHANGES.values(), SEEDS, PAIR):
+        yield cell, "regret", seed, arm, chosen[arm] | change
+
+
+def figures(fits: Fits, chosen: dict[str, dict[str, float]]) -> dict[Any, dict[int, float]]:
+    """Excess cost per judge, cell and arm, of the seeds that are there."""
     result: dict[Any, dict[int, float]] = {}
     for seed, (judge, cell, arms) in itertools.product(SEEDS, list(cells())):
         for arm in arms:
-            if arm == "ppl_wrong" and seed >= WRONG_SEEDS:
-                continue
-            what = (cell, judge, seed, arm, chosen[arm])
-            if fill or key(*what) in fits.found:
-                found = fits.get(*what)
+            found = fits.found.get(key(cell, judge, seed, arm, chosen[arm]))
+            if found and not (arm == "ppl_wrong" and seed not in WRONG_SEEDS):
                 result.setdefault((judge, cell, arm), {})[seed] = found["excess"]
                 result.setdefault((judge, cell, "clone"), {})[seed] = found["clone"]
     return result
 
 
 def table(fits: Fits, chosen: dict[str, dict[str, float]]) -> str:
-    found = figures(fits, chosen, fill=False)
+    found = figures(fits, chosen)
     lines = [
         "# Small networks on linear-Gaussian control",
         "",
@@ -246,20 +259,16 @@ def table(fits: Fits, chosen: dict[str, dict[str, float]]) -> str:
                 base = found[judge, cell, "cpl"]
                 shown = [shown_cell(found.get((judge, cell, arm), {}), base, arm) for arm in arms]
                 lines.append(f"| {cell[0]}, {cell[1]}, {cell[2]:g} | {len(base)} | " + " | ".join(shown) + " |")
-    lines += ["", f"## Judged by regret, {', '.join(map(str, CHANGED_CELL))}, changed", ""]
-    lines += ["| change | seeds | cpl | ppl |", "| --- " * 4 + "|"]
-    for name, change in CHANGES.items():
-        pair = [[fits.found.get(key(*changed(s, a, chosen, change))) for s in range(CHANGED_SEEDS)] for a in PAIR]
-        both = [i for i in range(CHANGED_SEEDS) if pair[0][i] and pair[1][i]]
-        one, two = ({i: rows[i]["excess"] for i in both} for rows in pair)
+    lines += ["", "## Judged by regret, changed", "", "| set, segment, slip; change | seeds | cpl | ppl |"]
+    lines += ["| --- " * 4 + "|"]
+    for cell, (name, change) in itertools.product(CHANGED_CELLS, CHANGES.items()):
+        rows = [[fits.found.get(key(cell, "regret", s, arm, chosen[arm] | change)) for s in SEEDS] for arm in PAIR]
+        both = [i for i in SEEDS if rows[0][i] and rows[1][i]]
+        one, two = ({i: row["excess"] for i in both if (row := found_rows[i])} for found_rows in rows)
         if both:
             shown = f"{shown_cell(one, one, 'cpl')} | {shown_cell(two, one, 'ppl')}"
-            lines.append(f"| {name} | {len(both)} | {shown} |")
+            lines.append(f"| {cell[0]}, {cell[1]}, {cell[2]:g}; {name} | {len(both)} | {shown} |")
     return "\n".join(lines)
-
-
-def changed(seed: int, arm: str, chosen: dict[str, dict[str, float]], change: dict[str, int]) -> tuple[Any, ...]:
-    return CHANGED_CELL, "regret", seed, arm, chosen[arm] | change
 
 
 def shown_cell(values: dict[int, float], base: dict[int, float], arm: str) -> str:
@@ -276,7 +285,7 @@ def shown_cell(values: dict[int, float], base: dict[int, float], arm: str) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tune", "run", "changes", "table"))
+    parser.add_argument("what", choices=("tune", "run", "table"))
     parser.add_argument("path", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, default=Path("runs/evidence/lqr"))
     args = parser.parse_args()
@@ -287,10 +296,8 @@ def main() -> None:
         return
     chosen = json.loads((fits.path.parent / "chosen.json").read_text())
     if args.what == "run":
-        figures(fits, chosen, fill=True)
-    if args.what in ("run", "changes"):
-        for seed, change, arm in itertools.product(range(CHANGED_SEEDS), CHANGES.values(), PAIR):
-            fits.get(*changed(seed, arm, chosen, change))
+        for arguments in work(chosen):
+            fits.get(*arguments)
     print(table(fits, chosen))
 
 

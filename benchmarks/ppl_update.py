@@ -72,7 +72,7 @@ def make_learner_update(pairs: int, method: str) -> Any:
         scale=[1.0, 1.0],
         segments=torch.randn(count, features),
         owner=torch.arange(count) % 2,
-    )
+    ).draw()
     shape, order = (count, STEPS), torch.arange(2 * pairs)
     mask = torch.ones(shape, dtype=torch.bool)
     rows = torch.randn(*shape, OBSERVATION), torch.randn(*shape, ACTION), mask, mask

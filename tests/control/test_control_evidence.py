@@ -112,8 +112,9 @@ def test_a_tiny_online_experiment_writes_its_table(tmp_path, evidence):
 
 
 @pytest.mark.slow
-def test_a_cell_of_the_papers_grid_starts(tmp_path, evidence):
+def test_a_cell_of_the_papers_grid_starts(tmp_path, evidence, monkeypatch):
     """Six tasks at the paper's sizes are for a larger machine; the same cells run here with a few episodes."""
+    monkeypatch.setattr("autotelic.control.judges.UPDATES", 50)  # how good the critics are is not asked here
     pytest.importorskip("metaworld", reason="needs the extra: pip install 'autotelic[control]'")
     recipe = read("control_paper")
     recipe["data"] |= TINY_DATA | {"horizon": 100, "critic_episodes": 4, "policies": ["clone:1:20", "clone:2:40"]}

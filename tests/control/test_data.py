@@ -320,7 +320,7 @@ def test_the_soft_optimum_by_hand(monkeypatch):
 @pytest.mark.slow
 def test_the_soft_optimum_is_above_the_behaviours():
     """SAC on the environment's reward: worth more, entropy included, than two behaviours in nearly every state."""
-    best = train_soft_optimum(PointReach(16, 50), 320, 0.9, 0)
+    best = train_soft_optimum(PointReach(16, 50), 160, 0.9, 0)
     for behavior in (LinearBehavior(gain=3.0, std=0.6), LinearBehavior(gain=-1.0, std=0.8)):
         rows = collect(PointReach(16, 50), behavior, 64, 0, True)
         states = np.concatenate([e.observations[:-1] for e in rows])
@@ -503,6 +503,9 @@ def test_every_data_set_has_its_report_and_is_written_all_the_same(tmp_path, poi
     noisy = replace(points, temperature=5.0, temperature_unit="spread")
     report = build_data(noisy, tmp_path, lines.append)["report"]
     assert report["ppl_test"] is False and report["noise_flips"] > report["actions_decide"]
+    assert "errs" in lines[0] and "temperature_unit score" in lines[0], "the unit is warned of when it is used"
+    assert replace(noisy, temperature=0.0).caution is None is points.caution
+    assert any("V^mu exceeds V*, which no optimum allows" in line for line in lines)
     assert "no test of PPL" in lines[-1] and (tmp_path / "preferences.npz").is_file()
     apart = report["behaviors_apart"]
     again = build_data(replace(points, judge="regret_tail"), tmp_path)["report"]

@@ -9,7 +9,7 @@ import torch
 
 from autotelic.control.behavior_labels import policy_labels
 from autotelic.control.episodes import Episode
-from autotelic.control.expected import Features, fit_expected, least_squares
+from autotelic.control.expected import Features, calibrated, fit_expected, least_squares
 from autotelic.control.learners import PreferenceLearner
 from autotelic.control.mdp.lqr import ahead, discounted, optimum, point_control, point_policy, state_kl
 from autotelic.control.mdp.lqr_moments import roll_out
@@ -115,31 +115,69 @@ def test_value_and_gradient_are_those_of_the_regression(episodes, preferences, m
     assert float(got[2, 1]) == pytest.approx((values[0] - values[1]) / 2e-2, rel=0.02, abs=0.02)
 
 
-@pytest.mark.slow
-def test_a_sample_of_states_is_unbiased(episodes, preferences, monkeypatch):
+def many_states(generator):
+    """4000 states of 3 features; c of two columns, large where a feature is; a d that is linear in them, and a rest."""
+    features = torch.from_numpy(generator.normal(size=(4000, 3))).float()
+    coefficients = torch.stack([features[:, 0] ** 3, features[:, 1]], -1)
+    return features, coefficients, features @ torch.tensor([1.0, -2.0, 0.5]), features[:, 1] ** 2
+
+
+def test_calibrated_rows_are_exact_where_the_divergence_is_linear_in_the_features(generator):
+    """The shifted coefficients reproduce sum_j c_j d_j from 50 of 4000 rows; the drawn ones alone do not."""
+    features, coefficients, linear, _ = many_states(generator)
+    chance = torch.full((4000,), 1 / 4000)
+    rows, calibrated_to = calibrated(coefficients, features, chance, 50, torch.Generator().manual_seed(0))
+    whole = linear @ coefficients
+    torch.testing.assert_close(linear[rows] @ calibrated_to, whole, rtol=1e-4, atol=1e-1)
+    assert ((linear[rows] @ coefficients[rows] * 80 - whole).abs() > 0.05 * whole.abs()).all()
+
+
+def test_calibrated_rows_are_unbiased_and_better_than_even_draws(generator):
+    """For a d that is not linear, the mean over draws is the whole sum; the error is below that of even draws."""
+    features, coefficients, linear, rest = many_states(generator)
+    divergence, draw = linear + rest, torch.Generator().manual_seed(0)
+    effect = coefficients.square().sum(-1).sqrt()
+    chance = 0.5 / 4000 + 0.5 * effect / effect.sum()
+    found, even = [], []
+    for _ in range(200):
+        rows, weights = calibrated(coefficients, features, chance, 200, draw)
+        found.append(divergence[rows] @ weights)
+        rows = torch.randint(4000, (200,), generator=draw)
+        even.append(20 * divergence[rows] @ coefficients[rows])
+    whole, found, even = divergence @ coefficients, torch.stack(found), torch.stack(even)
+    assert ((found.mean(0) - whole).abs() < 0.25 * found.std(0)).all()  # the calibration's own bias is of order 1 / n
+    assert (found.std(0) < torch.tensor([0.4, 0.8]) * even.std(0)).all()
+
+
+def sampled_model(episodes, preferences, monkeypatch, **change):
     import autotelic.control.expected as module
 
-    model = build(episodes, preferences)
-    rows, whole = torch.arange(4), all_scores(model.policy, model.data, model.lookahead, "drop")
-    monkeypatch.setattr(module, "SAMPLED", 16)
-    monkeypatch.setattr(module, "RATE", 1.0)
-    generator, drawn = torch.Generator().manual_seed(0), []
-    for _ in range(400):
-        one = expected_lookahead(model.policy, model.data, model.lookahead, "drop", generator)
-        drawn.append(scores(model.policy, model.data, rows, model.lookahead, "drop", one)[0].detach())
-    mean, spread = torch.stack(drawn).mean(0), torch.stack(drawn).std(0) / 20
-    assert ((mean - whole).abs() < 4 * spread + 1e-4).all()
+    monkeypatch.setattr(module, "SAMPLED", 60)
+    return build(episodes, preferences, **change)
 
 
-def test_the_running_mean_smooths_the_value_and_resumes(episodes, preferences, monkeypatch):
-    import autotelic.control.expected as module
+def test_a_sample_follows_the_policy_at_once(episodes, preferences, monkeypatch):
+    """After a jump of the policy the look-ahead is that of the new one: nothing is remembered from updates before."""
+    model = sampled_model(episodes, preferences, monkeypatch, steps=9)
+    rows = torch.arange(4)
+    assert len(model.data.expected.samples[0][0][0]) == 60 < model.data.expected.bounds[1]
+    for _ in range(5):
+        model.update()
+    before = all_scores(model.policy, model.data, model.lookahead, "drop")
+    with torch.no_grad():
+        model.policy.body[-1].bias += 1.0
+    whole = all_scores(model.policy, model.data, model.lookahead, "drop")
+    one = expected_lookahead(model.policy, model.data, model.lookahead, "drop", torch.Generator().manual_seed(0))
+    sampled = scores(model.policy, model.data, rows, model.lookahead, "drop", one)[0].detach()
+    assert (sampled - whole).abs().max() < 0.1 * (before - whole).abs().max()
 
-    monkeypatch.setattr(module, "SAMPLED", 16)
-    one = build(episodes, preferences, steps=9)
+
+def test_a_run_of_sampled_states_resumes(episodes, preferences, monkeypatch):
+    one = sampled_model(episodes, preferences, monkeypatch, steps=9)
     losses = [one.update() for _ in range(5)]
     state = copy.deepcopy(one.state_dict())
     rest = [one.update() for _ in range(4)]
-    two = build(episodes, preferences, steps=9)
+    two = sampled_model(episodes, preferences, monkeypatch, steps=9)
     two.load_state_dict(state)
     assert [two.update() for _ in range(4)] == rest and np.isfinite(losses + rest).all()
 

@@ -187,6 +187,9 @@ def test_online_rounds_spend_their_answers(tmp_path):
     assert [row["feedback/labels"] for row in rows] == [0, 6, 12]
     assert [row["step"] for row in rows] == [0, 6, 8]
     assert rows_of(tmp_path / "run") == rows
+    lines, noisy = [], replace(online, rounds=1, temperature=0.1, temperature_unit="spread")
+    run_online(noisy, replace(FAST, horizon=15, steps=2), tmp_path / "noisy", lines.append)
+    assert "temperature_unit score" in lines[0], "the unit is warned of when it is used"
     with pytest.raises(UserError, match="rounds"):
         OnlineSettings(rounds=0)
 
@@ -277,9 +280,10 @@ def test_unknown_environments_are_refused():
 
 
 @pytest.mark.slow
-def test_metaworld_end_to_end(tmp_path):
+def test_metaworld_end_to_end(tmp_path, monkeypatch):
     """Rollouts of a task repeat, the script solves it, and data, training and frames work."""
     pytest.importorskip("metaworld", reason="needs the extra: pip install 'autotelic[control]'")
+    monkeypatch.setattr("autotelic.control.judges.UPDATES", 50)  # how good the critics are is not asked here
     environment, script = make("metaworld/drawer-open", 2, 120), expert("metaworld/drawer-open")
     runs = []
     for seed in (5, 5, 6):

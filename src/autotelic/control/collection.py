@@ -40,6 +40,8 @@ RELABEL = (
 def build_data(settings: DataSettings, output: Path, progress: Progress = lambda line: None) -> dict[str, Any]:
     """Collect (or read again), judge, label, report and write; returns the contents of `data.json`."""
     started = time.perf_counter()
+    if settings.caution:
+        progress(settings.caution)
     output.mkdir(parents=True, exist_ok=True)
     description = _previous(settings, output)
     if description is None:

@@ -29,7 +29,7 @@ TEXTS = {
     "noise_flips": "answers flipped by noise",
     "critic_flips": "winners that critics fitted again would change",
     "table_accuracy": "accuracy of a (start step, policy id) table",
-    "above_optimum": "states with V^mu > V*",
+    "above_optimum": "states in which V^mu exceeds V*, which no optimum allows (a critic errs, or V* is no optimum)",
 }
 
 

@@ -33,8 +33,6 @@ class PreferenceLearner:
         self.lookahead = settings.lookahead(self.method)
         self.constants = settings.constants if settings.std and not self.relative else "keep"
         self.data = data.with_lookahead(self.lookahead)
-        if self.data.expected is not None:
-            self.data = replace(self.data, expected=replace(self.data.expected, values=None))
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.future_generator = torch.Generator().manual_seed(settings.seed + 1)
         with torch.random.fork_rng():
@@ -131,7 +129,6 @@ class PreferenceLearner:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "ref_logprobs": self.data.ref_logprobs,
             "future_generator": self.future_generator.get_state(),
-            "future_values": None if self.data.expected is None else self.data.expected.values,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -145,8 +142,6 @@ class PreferenceLearner:
             optimizer.load_state_dict(state["optimizers"][name])
         self.data = replace(self.data, ref_logprobs=state["ref_logprobs"])
         self.future_generator.set_state(state["future_generator"])
-        if self.data.expected is not None:
-            self.data.expected.values = state["future_values"]
 
 
 @torch.no_grad()

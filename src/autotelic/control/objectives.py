@@ -190,7 +190,7 @@ def expected_lookahead(
 ) -> Callable[[Int[Tensor, " K"]], Float[Tensor, " K"]]:
     """Return the look-ahead of some segments under `future="expected"`.
 
-    With a generator, as in training: value and gradient apart, from a sample of states. Without: from all of them.
+    With a generator, as in training: from a sample of states. Without: from all of them.
     """
     regression = data.expected
     if regression is None:

@@ -136,6 +136,8 @@ def run_online(
 ) -> list[Row]:
     """Return one row per round, after its updates; the first row is the policy before any answer."""
     pebble, training = pebble or PebbleSettings(), training.on(online.env, online.actions == "tanh")
+    if online.caution:
+        progress(online.caution)
     parts = {"online": online} | ({"pebble": pebble} if training.method == "pebble" else {})
     config = {f"{name}_{k}": v for name, part in parts.items() for k, v in asdict(part).items()}
     run = RunFolder(output, f"online_{training.method}", asdict(training) | config, training.seed, resume=False)

@@ -85,6 +85,16 @@ class JudgeSettings:
         if not 0 < self.critic_gamma < 1:
             raise UserError("critic_gamma lies between 0 and 1: episodes end by the clock alone, values are of no end.")
 
+    @property
+    def caution(self) -> str | None:
+        """A line of warning about the judge, or None."""
+        if self.temperature_unit == "score" or not self.temperature:
+            return None
+        return (
+            "warning: temperature_unit spread scales the judge's noise by the data: the more the segments differ, the "
+            "more often it errs, so that data sets cannot be compared. Use temperature_unit score."
+        )
+
     def noise(self, score: Float[ndarray, " N"], first: Int[ndarray, " M"], second: Int[ndarray, " M"]) -> float:
         """Return the temperature in units of the score."""
         return float(
