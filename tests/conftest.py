@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A busy machine is no fault of the code: no example has a deadline, and slow drawing is no failure.
@@ -14,6 +15,18 @@ settings.register_profile("house", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("house")
 
 pytest_plugins = ["tiny_trainer"]
+
+
+# A worker takes a file at a time: the longest come first, so that both workers end together (`--no-loadscope-reorder`).
+LONGEST = {
+    *("test_report_page", "test_docs", "test_controls_in_trl", "test_training", "test_shared_prefill", "test_data"),
+    *("test_pebble", "test_learning", "test_trainer", "test_linear_logprob_entropy", "test_objectives", "test_run"),
+    *("test_control_part", "test_gpu", "test_shared_prefix", "test_faults", "test_entropy_term", "test_groups"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 # Every `Trainer.train` collects garbage, which takes a third of a second where all of torch and TRL is looked through,

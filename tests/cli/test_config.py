@@ -83,6 +83,8 @@ def test_what_is_written_is_read_back():
         ("--kind three", "one of one, two"),
         ("--on maybe", "true or false"),
         ("--rate 1 2", "takes one value, got 2"),
+        ("--rate", "--rate needs a value"),
+        ("--text --count 3", "--text needs a value"),
         ("fast", "belongs to no option"),
         ("--config", "needs a file name"),
         ("--config no.yaml", "cannot read the recipe"),

@@ -1,7 +1,6 @@
 """`--tools`: functions are found, described to the model, and refused in one line where that cannot work."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -94,9 +93,11 @@ def test_a_model_without_a_template_is_refused_in_one_line(module, tmp_path, cap
     assert len(error.strip().splitlines()) == 1 and "lists of messages" in error
 
 
-def test_a_file_in_the_folder_of_the_command_is_found(module, tmp_path):
-    """Also by the installed command, which does not look there by itself."""
-    code = "import sys; from autotelic.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-P", "-c", code, *words(tmp_path, "--model_name_or_path", "any_pair")]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert "cannot import" not in found.stderr and "lists of messages" in found.stderr
+def test_a_file_in_the_folder_of_the_command_is_found(module, tmp_path, monkeypatch, capsys):
+    """Also by the installed command, whose path does not hold the folder."""
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    with pytest.raises(UserError, match="cannot import"):
+        read_tools("my_tools.add", MESSAGES)
+    assert main(words(tmp_path, "--model_name_or_path", "any_pair")) == 2
+    error = capsys.readouterr().err
+    assert "cannot import" not in error and "lists of messages" in error

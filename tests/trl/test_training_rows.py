@@ -71,3 +71,13 @@ def test_nothing_to_train_on(chatty):
         training_rows(None, [empo], chatty)
     with pytest.raises(UserError, match="the reward asks for it"):
         training_rows(None, [VerifierReward()], chatty, prompt="1+1=?")
+
+
+def test_an_empty_prompt_is_refused(tmp_path):
+    """Nothing could be sampled from it: transformers would end in a traceback."""
+    with pytest.raises(UserError, match="--prompt is empty"):
+        training_rows(None, [empo], build_tokenizer(), prompt="  ")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "1+1=?"}\n{"prompt": ""}\n')
+    with pytest.raises(UserError, match="row 2: the prompt is empty"):
+        training_rows(str(path), [empo], build_tokenizer())

@@ -115,6 +115,8 @@ def read(
                 continue
             if name not in kinds:
                 raise UserError(former(name) or where.format(name) + closest(name, kinds))
+            if source is given and value is True and needs_value(kinds[name]):
+                raise UserError(f"--{name} needs a value")
             values[name] = convert(value, kinds[name], name)
     try:
         return [cls(**{name: values[name] for name in fields_of(cls) if name in values}) for cls in classes]
@@ -189,6 +191,11 @@ def convert(value: Any, kind: Any, name: str) -> Any:
             raise UserError(f"{name} takes one value, got {len(value)}: {' '.join(map(str, value))}")
         value = value[0]
     return convert_one(value, members, name)
+
+
+def needs_value(kind: Any) -> bool:
+    """Tell whether an option means nothing without a word: it is neither a switch nor a method."""
+    return not holds_mapping(members_of(kind)) and not {bool, Any} & set(members_of(kind))
 
 
 def members_of(kind: Any) -> list[Any]:

@@ -126,7 +126,7 @@ def regime_warnings(entropy: Series, reward: Series, *, intervention: str | None
     h, r = as_series(entropy, "entropy"), as_series(reward, "reward")
     found = []
     if intervention:
-        found.append(f"intervention: {intervention} acts on entropy; the law was found without, and not under one")
+        found.append(f"intervention: {intervention} acts on entropy; the law was found on runs without one")
     if len(h) < MIN_POINTS:
         found.append(f"too few points: {len(h)} evaluations, at least {MIN_POINTS} are needed")
     span = float(np.ptp(np.exp(h)))

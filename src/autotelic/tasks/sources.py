@@ -284,6 +284,8 @@ def _select(
         cleaned = {
             role: _CLEAN[role](value, f"{where}, {names[role]}") for role, value in found.items() if value is not None
         }
+        if isinstance(cleaned["prompt"], str) and not cleaned["prompt"].strip():
+            raise UserError(f"{where}: the prompt is empty: give it a text, or take the row out.")
         selected.append(cleaned | {column: _kept(row, column, cleaned, where) for column in keep})
     if not selected:
         raise UserError(f"{name} is empty: it has no rows.")

@@ -48,6 +48,8 @@ def training_rows(
     if prompt is not None:
         if wanted:
             raise UserError(f"one prompt has no column {', '.join(wanted)}, and the reward asks for it: give --dataset")
+        if not prompt.strip():
+            raise UserError("--prompt is empty: give the text to train on")
         rows: list[dict[str, Any]] = [{"id": "prompt", "prompt": prompt}]
     elif source is None:
         raise UserError("nothing to train on: give --dataset SOURCE or --prompt TEXT")

@@ -414,7 +414,8 @@
         const all = data.law.filter((l) => !off(l.method)).flatMap((l) => l.r.concat(l.fit && !l.warnings.length ? l.fit.r : [])).filter((v) => v !== null);
         const [low, high] = all.length ? [Math.min(...all), Math.max(...all)] : [0, 1];
         const pad = 0.12 * (high - low || 0.1);
-        return { traces, layout: { hovermode: "closest", xaxis: { title: { text: "entropy H (nats per token)" }, rangemode: "tozero" }, yaxis: { title: { text: "reward R" }, range: [low - pad, high + pad] } } };
+        const widest = 1.05 * Math.max(...data.law.flatMap((l) => l.h), 0.01);
+        return { traces, layout: { hovermode: "closest", xaxis: { title: { text: "entropy H (nats per token)" }, range: [-0.02 * widest, widest] }, yaxis: { title: { text: "reward R" }, range: [low - pad, high + pad] } } };
       },
     });
     const interval = (v, i) => number(v) + " [" + number(i[0]) + ", " + number(i[1]) + "]";
