@@ -35,7 +35,7 @@ class EntropyLawCallback(TrainerCallback):
             own log history.
         min_points: evaluations before the first fit, 3 at least.
         stop_when_remaining_below: stop once the upper bound of the remaining gain is below this; None never stops.
-        intervention: what acts on entropy in this run, if anything; then it never stops, as the law is not known to hold.
+        intervention: what acts on entropy in this run, if anything; then it never stops.
         entropy_column: name of the entropy in the log; None takes the first known one.
         reward_column: name of the reward, likewise.
     """
