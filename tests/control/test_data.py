@@ -23,7 +23,7 @@ from autotelic.control.episodes import (
     to_environment,
     write_minari,
 )
-from autotelic.control.judges import LearnedCritic, SimulatedCritic, action_part, judge_segments, rewards_to_go
+from autotelic.control.judges import JudgedSegments, LearnedCritic, SimulatedCritic, rewards_to_go
 from autotelic.control.networks import GaussianPolicy, load_policy
 from autotelic.control.point_reach import LinearBehavior, PointReach
 from autotelic.control.sac import SAC
@@ -232,18 +232,18 @@ def test_judges_by_hand(episodes):
     best, own = np.full(size, 2.0, dtype=np.float32), np.full(size, 1.0, dtype=np.float32)
     where = (np.array([1, 6]), np.array([0, 15]), np.array([3, 5]))
     total = [episodes[1].rewards[:3].sum(), episodes[6].rewards[15:].sum()]
-    np.testing.assert_allclose(judge_segments("return", episodes, *where, 0.5, None, None), total, rtol=1e-5)
+    np.testing.assert_allclose(JudgedSegments(episodes, *where, 0.5).scores("return"), total, rtol=1e-5)
     np.testing.assert_allclose(
-        judge_segments("advantage", episodes, *where, 0.5, best, own), np.add(total, [-3, -5]), rtol=1e-5
+        JudgedSegments(episodes, *where, 0.5, best, own).scores("advantage"), np.add(total, [-3, -5]), rtol=1e-5
     )
     np.testing.assert_allclose(
-        judge_segments("regret", episodes, *where, 0.5, best, own), np.add(total, [-4.5, -7.5]), rtol=1e-5
+        JudgedSegments(episodes, *where, 0.5, best, own).scores("regret"), np.add(total, [-4.5, -7.5]), rtol=1e-5
     )
     tail = episodes[1].rewards[:3] @ [1, 0.5, 0.25] + 0.125 - 2
-    assert judge_segments("regret_tail", episodes, *where, 0.5, best, own)[0] == pytest.approx(tail, rel=1e-5)
+    assert JudgedSegments(episodes, *where, 0.5, best, own).scores("regret_tail")[0] == pytest.approx(tail, rel=1e-5)
     for judge in ("regret", "regret_tail", "advantage"):
         with pytest.raises(UserError, match="critics"):
-            judge_segments(judge, episodes, *where, 0.5, None, None)
+            JudgedSegments(episodes, *where, 0.5).scores(judge)
 
 
 def test_the_actions_part_is_the_behaviours_own_advantage(episodes, generator):
@@ -251,22 +251,19 @@ def test_the_actions_part_is_the_behaviours_own_advantage(episodes, generator):
     size = sum(len(e) + 1 for e in episodes)
     best, own = generator.standard_normal((2, size)).astype(np.float32)
     where, row = (np.array([2]), np.array([7]), np.array([2])), 2 * 21 + 7
-    rest = {
-        judge: judge_segments(judge, episodes, *where, 0.9, best, own)
-        - action_part(judge, episodes, *where, 0.9, best, own)
-        for judge in ("regret", "regret_tail", "advantage")
-    }
+    judged = JudgedSegments(episodes, *where, 0.9, best, own)
+    rest = {judge: judged.scores(judge) - judged.action_part(judge) for judge in ("regret", "regret_tail", "advantage")}
     gap = (own - best)[row : row + 2]
     assert rest["regret"][0] == pytest.approx(gap.sum(), abs=1e-4)
     assert rest["regret_tail"][0] == pytest.approx(gap[0], abs=1e-4) and rest["advantage"][0] == 0
-    assert action_part("return", episodes, *where, 0.9, best, own) is None
+    assert judged.action_part("return") is None
 
 
 def test_the_judge_reads_the_right_state(episodes):
     """V* counts states: the advantage then telescopes to rewards + gamma (n + 1) - n over the segment's own rows."""
     size = sum(len(e) + 1 for e in episodes)
     best = np.arange(size, dtype=np.float32)
-    score = judge_segments("advantage", episodes, np.array([2]), np.array([7]), np.array([2]), 1.0, best, best)
+    score = JudgedSegments(episodes, np.array([2]), np.array([7]), np.array([2]), 1.0, best, best).scores("advantage")
     assert score[0] == pytest.approx(episodes[2].rewards[7:9].sum() + 2, rel=1e-4)
 
 
@@ -482,7 +479,9 @@ def test_the_report_by_hand(episodes):
     rows = [replace(e, rewards=r) for e, r in zip(episodes, rewards, strict=True)]
     own = np.repeat([-10.0] * 4 + [-30.0] * 4, 21).astype(np.float32)
     values = {"best": np.zeros_like(own), "own": own, "best_again": np.zeros_like(own), "own_again": -own}
-    score = judge_segments("regret", rows, np.arange(8), np.zeros(8, int), np.full(8, 3), 1.0, values["best"], own)
+    score = JudgedSegments(rows, np.arange(8), np.zeros(8, int), np.full(8, 3), 1.0, values["best"], own).scores(
+        "regret"
+    )
     report = data_report("regret", 1.0, rows, pairs_of(rows, [1, 0, 0, 1], score), values)
     assert report["actions_decide"] == 0.25 and report["noise_flips"] == 0.25 and report["above_optimum"] == 0
     assert report["critic_flips"] == 0.75 and report["ppl_test"] is False

@@ -1,5 +1,6 @@
 """The fit of R = -a exp(H) + b, its intervals, its forecast and its warnings."""
 
+import json
 import math
 
 import numpy as np
@@ -60,6 +61,24 @@ def test_the_share_taken_is_that_of_the_line():
     entropy, reward = curve(np.random.default_rng(2), noise=0.0)
     law = fit_entropy_law(entropy, reward)
     assert law.share_taken == pytest.approx((reward[-1] - reward[0]) / (law.ceiling - reward[0]))
+
+
+def test_remaining_gain_is_ceiling_less_the_law():
+    law = fit_entropy_law(*curve(np.random.default_rng(2)))
+    gain, high = law.remaining_gain(0.4)
+    assert gain == pytest.approx(law.ceiling - float(law.predict(0.4)))
+    assert high > gain
+    assert law.remaining_gain(0.0) == (0.0, 0.0)
+    assert (law.metrics(0.4)["law/remaining"], law.metrics(0.4)["law/remaining_high"]) == (gain, high)
+
+
+def test_a_fit_is_json_even_where_the_first_entropy_is_zero():
+    """At H_0 = 0 no gain was ever left, so its share has no meaning: None, as JSON has no NaN."""
+    law = fit_entropy_law([0.0, 0.1, 0.2], [0.9, 0.8, 0.7])
+    assert math.isnan(law.share_taken)
+    found = json.loads(json.dumps(law.as_dict(), allow_nan=False))
+    assert found["share_taken"] is None
+    assert (found["ceiling"], tuple(found["ceiling_interval"])) == (law.ceiling, law.ceiling_interval)
 
 
 def test_tensors_and_lists_are_taken_alike():

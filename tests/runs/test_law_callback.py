@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from autotelic.errors import UserError
 from autotelic.functional import fit_entropy_law
 from autotelic.runs.callbacks import MetricsFile, read_rows
-from autotelic.runs.law_callback import EntropyLawCallback, remaining_gain
+from autotelic.runs.law_callback import EntropyLawCallback
 
 ARGS = TrainingArguments(use_cpu=True, report_to="none")
 
@@ -50,14 +50,6 @@ def test_the_fit_is_that_of_all_points_so_far(tmp_path):
         assert row["law/ceiling_low"] == pytest.approx(law.ceiling_interval[0])
         assert row["law/remaining"] == pytest.approx(law.a * math.expm1(entropy[row["step"] - 1]))
     assert rows[-1]["law/ceiling_low"] < 0.6 < rows[-1]["law/ceiling_high"]
-
-
-def test_remaining_gain_is_ceiling_less_the_law(tmp_path):
-    law = fit_entropy_law(*curve())
-    gain, high = remaining_gain(law, 0.4)
-    assert gain == pytest.approx(law.ceiling - float(law.predict(0.4)))
-    assert high > gain
-    assert remaining_gain(law, 0.0) == (0.0, 0.0)
 
 
 def test_a_resumed_run_fits_the_same_points(tmp_path):

@@ -12,7 +12,6 @@ reward R is the mean validation accuracy where the log has it. Several logs give
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -129,28 +128,10 @@ def fitted(curve: Any, args: argparse.Namespace, detected: str | None) -> tuple[
         forecasts = rolling_forecasts(curve.step, curve.entropy, curve.reward, shares=shares)
     else:
         warnings.append(f"no forecast: it needs at least 4 evaluations, the log has {len(curve.step)}")
-    rows = [
-        {
-            "share": f.share,
-            "num_fitted": f.num_fitted,
-            "num_predicted": f.num_predicted,
-            "rmse": f.rmse,
-            "final_error": f.final_error,
-        }
-        for f in forecasts
-    ]
+    names = ("share", "num_fitted", "num_predicted", "rmse", "final_error")
+    rows = [{name: getattr(each, name) for name in names} for each in forecasts]
     result = {
-        "a": fit.a,
-        "b": fit.b,
-        "ceiling": fit.ceiling,
-        "a_interval": list(fit.a_interval),
-        "b_interval": list(fit.b_interval),
-        "ceiling_interval": list(fit.ceiling_interval),
-        "share_taken": fit.share_taken if math.isfinite(fit.share_taken) else None,
-        "r_squared": fit.r_squared,
-        "residual_std": fit.residual_std,
-        "num_points": fit.num_points,
-        "entropy_range": list(fit.entropy_range),
+        **fit.as_dict(),
         "last_step": curve.step[-1].item(),
         "last_entropy": float(curve.entropy[-1]),
         "last_reward": float(curve.reward[-1]),

@@ -22,7 +22,7 @@ from autotelic.control.behaviors import ScriptedBehavior, build_behaviors
 from autotelic.control.data_report import Values, behaviors_apart, data_report, describe
 from autotelic.control.environments import VectorEnvironment, expert, make
 from autotelic.control.episodes import Behavior, Episode, collect, read_minari, success_rate, write_minari
-from autotelic.control.judges import Critic, LearnedCritic, SimulatedCritic, expert_episodes, judge_segments
+from autotelic.control.judges import Critic, JudgedSegments, LearnedCritic, SimulatedCritic, expert_episodes
 from autotelic.control.segments import Preferences, answer, cut_segments, pair_up, read_preferences, write_preferences
 from autotelic.control.settings import DataSettings, JudgeSettings
 from autotelic.control.soft_optimum import SoftOptimum, train_soft_optimum
@@ -187,8 +187,9 @@ def label(settings: DataSettings, episodes: list[Episode], values: Values) -> Pr
     episode, start = cut_segments(episodes, settings.segments, settings.segment_length, generator)
     length = np.full(len(start), settings.segment_length)
     first, second = pair_up(len(start), settings.comparisons, generator, settings.pairs or None)
-    where, critics = (episode, start, length), (values.get("best"), values.get("own"))
-    score = judge_segments(settings.judge, episodes, *where, settings.critic_gamma, *critics)
+    where = (episode, start, length)
+    judged = JudgedSegments(episodes, *where, settings.critic_gamma, values.get("best"), values.get("own"))
+    score = judged.scores(settings.judge)
     noise = settings.noise(score, first, second)
     labels = answer(score, first, second, generator, noise, settings.flip_fraction)
     return Preferences(*where, first, second, labels, score, asdict(settings))

@@ -12,6 +12,7 @@ method can learn the difference, and the set is no test of PPL.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from autotelic.control.episodes import Behavior, Episode
-from autotelic.control.judges import action_part, judge_segments
+from autotelic.control.judges import JudgedSegments
 from autotelic.control.segments import Preferences
 
 Values = Mapping[str, Float[ndarray, " L"]]
@@ -52,15 +53,15 @@ def data_report(
     report["noise_flips"] = float(np.mean((p.label > 0.5) != won))
     report["table_accuracy"] = table_accuracy(episodes, p)
     if values:
-        where = (episodes, p.episode, p.start, p.length, gamma)
+        judged = JudgedSegments(episodes, p.episode, p.start, p.length, gamma, values["best"], values["own"])
         report["above_optimum"] = float(np.mean(values["own"] > values["best"]))
-        part = action_part(judge, *where, values["best"], values["own"])
+        part = judged.action_part(judge)
         if part is not None:
             rest = score - part
             tied = np.isclose(rest[p.second], rest[p.first], rtol=0, atol=1e-6 * float(np.abs(score).max() + 1))
             report["actions_decide"] = float(np.mean((winner(p, rest) != won) | tied))
-            again = judge_segments(judge, *where, values["best_again"], values["own_again"])
-            report["critic_flips"] = float(np.mean(winner(p, again) != won))
+            again = replace(judged, best=values["best_again"], own=values["own_again"])
+            report["critic_flips"] = float(np.mean(winner(p, again.scores(judge)) != won))
     actions, flips = report["actions_decide"], report["noise_flips"] + (report["critic_flips"] or 0.0)
     report["ppl_test"] = None if actions is None else bool(actions >= flips)
     return report

@@ -21,6 +21,7 @@ the time limit). Deviations: `regret_tail`; the expert's value for V*.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -164,20 +165,11 @@ def expert_episodes(
     return episodes, starts
 
 
-def judge_segments(
-    judge: str,
-    episodes: Sequence[Episode],
-    episode: Int[ndarray, " N"],
-    start: Int[ndarray, " N"],
-    length: Int[ndarray, " N"],
-    gamma: Number,
-    best: Float[ndarray, " L"] | None,
-    own: Float[ndarray, " L"] | None,
-) -> Float[ndarray, " N"]:
-    """Score every segment by the formulas of the module's docstring.
+@dataclass(frozen=True)
+class JudgedSegments:
+    """Segments of recorded episodes with what a judge needs to score them, by the formulas of the module's docstring.
 
     Args:
-        judge: one of `JUDGES`.
         episodes: the recorded ones.
         episode: of each segment.
         start: its first step.
@@ -186,57 +178,54 @@ def judge_segments(
         best: V* of every recorded state, episode after episode, T + 1 rows each; the return needs neither.
         own: V^mu of the same states, mu being each episode's behaviour.
     """
-    if judge not in JUDGES:
-        raise UserError(f"unknown judge {judge!r}: one of {', '.join(JUDGES)}.")
-    if judge != "return" and (best is None or (own is None and judge != "advantage")):
-        raise UserError(f"judge {judge!r} needs the critics' values: collect with critic_episodes above 0.")
-    if judge == "return" or best is None:
-        return _sums(episodes, episode, start, length, 1.0, None, None)
-    if judge == "regret_tail":
-        return _sums(episodes, episode, start, length, gamma, own, best, tail=True)
-    return _sums(episodes, episode, start, length, gamma, own if judge == "regret" else best, best)
 
+    episodes: Sequence[Episode]
+    episode: Int[ndarray, " N"]
+    start: Int[ndarray, " N"]
+    length: Int[ndarray, " N"]
+    gamma: Number
+    best: Float[ndarray, " L"] | None = None
+    own: Float[ndarray, " L"] | None = None
 
-def action_part(
-    judge: str,
-    episodes: Sequence[Episode],
-    episode: Int[ndarray, " N"],
-    start: Int[ndarray, " N"],
-    length: Int[ndarray, " N"],
-    gamma: Number,
-    best: Float[ndarray, " L"],
-    own: Float[ndarray, " L"],
-) -> Float[ndarray, " N"] | None:
-    """Return what a segment's actions add to its score, against the behaviour's own expectation: its advantages.
+    def scores(self, judge: str) -> Float[ndarray, " N"]:
+        """Score every segment; the judge is one of `JUDGES`."""
+        if judge == "return":
+            return self._sums(None, None)
+        own, best = self._values(judge)
+        return self._sums(own, best, tail=judge == "regret_tail")
 
-    `regret` sum_t A^mu(s_t, a_t), `regret_tail` sum_t gamma^t A^mu(s_t, a_t), with A^mu = r + gamma V^mu(s') - V^mu(s);
-    the whole score for `advantage`; None for `return`, which has no such baseline. The arguments are `judge_segments`'.
-    """
-    if judge == "return":
-        return None
-    value = best if judge == "advantage" else own
-    return _sums(episodes, episode, start, length, gamma, value, value, tail=judge == "regret_tail")
+    def action_part(self, judge: str) -> Float[ndarray, " N"] | None:
+        """Return what a segment's actions add to its score, against the behaviour's own expectation: its advantages.
 
+        `regret` sum_t A^mu(s_t, a_t), `regret_tail` sum_t gamma^t A^mu(s_t, a_t), with A^mu = r + gamma V^mu(s') -
+        V^mu(s); the whole score for `advantage`; None for `return`, which has no such baseline.
+        """
+        if judge == "return":
+            return None
+        own, _ = self._values(judge)
+        return self._sums(own, own, tail=judge == "regret_tail")
 
-def _sums(
-    episodes: Sequence[Episode],
-    episode: ndarray,
-    start: ndarray,
-    length: ndarray,
-    gamma: Number,
-    later: ndarray | None,
-    now: ndarray | None,
-    tail: bool = False,
-) -> Float[ndarray, " N"]:
-    """Sum r_t + gamma later(s_t+1) - now(s_t) over each segment; `tail`: `later` counts at its end, `now` first."""
-    reward = np.concatenate([np.append(e.rewards, 0.0) for e in episodes])
-    offset = np.concatenate([[0], np.cumsum([len(e) + 1 for e in episodes])[:-1]])[episode] + start
-    row, step = np.repeat(np.arange(len(episode)), length), np.concatenate([np.arange(n) for n in length.tolist()])
-    at = offset[row] + step
-    gain = reward[at] * gamma**step if tail else reward[at]
-    if later is not None and now is not None and not tail:
-        gain = gain + gamma * later[at + 1] - now[at]
-    total = np.bincount(row, gain, minlength=len(episode))
-    if later is not None and now is not None and tail:
-        total = total + gamma**length * later[offset + length] - now[offset]
-    return total.astype(np.float32)
+    def _values(self, judge: str) -> tuple[Float[ndarray, " L"], Float[ndarray, " L"]]:
+        """Return the value that goes on after a step, V^mu (V* for `advantage`), and V*."""
+        if judge not in JUDGES:
+            raise UserError(f"unknown judge {judge!r}: one of {', '.join(JUDGES)}.")
+        own = self.best if judge == "advantage" else self.own
+        if self.best is None or own is None:
+            raise UserError(f"judge {judge!r} needs the critics' values: collect with critic_episodes above 0.")
+        return own, self.best
+
+    def _sums(self, later: ndarray | None, now: ndarray | None, tail: bool = False) -> Float[ndarray, " N"]:
+        """Sum r_t + gamma later(s_t+1) - now(s_t) over each segment; `tail`: `later` counts at its end, `now` first."""
+        gamma, length = self.gamma, self.length
+        reward = np.concatenate([np.append(e.rewards, 0.0) for e in self.episodes])
+        begin = np.concatenate([[0], np.cumsum([len(e) + 1 for e in self.episodes])[:-1]])
+        offset = begin[self.episode] + self.start
+        row, step = np.repeat(np.arange(len(length)), length), np.concatenate([np.arange(n) for n in length.tolist()])
+        at = offset[row] + step
+        gain = reward[at] * gamma**step if tail else reward[at]
+        if later is not None and now is not None and not tail:
+            gain = gain + gamma * later[at + 1] - now[at]
+        total = np.bincount(row, gain, minlength=len(length))
+        if later is not None and now is not None and tail:
+            total = total + gamma**length * later[offset + length] - now[offset]
+        return total.astype(np.float32)

@@ -25,7 +25,7 @@ from autotelic.control.behaviors import build_behaviors
 from autotelic.control.collection import best_critics, own_critic
 from autotelic.control.environments import VectorEnvironment, expert, make
 from autotelic.control.episodes import Behavior, Episode, clipped, collect
-from autotelic.control.judges import judge_segments
+from autotelic.control.judges import JudgedSegments
 from autotelic.control.learners import PreferenceLearner
 from autotelic.control.networks import GaussianPolicy
 from autotelic.control.pebble import Pebble
@@ -237,7 +237,7 @@ class _Rounds:
         rows = self.student.choose(episodes, drawn, online.round_answers)
         first, second = first[rows], second[rows]
         stored = {name: np.concatenate([v[name] for v in self.values]) for name in (self.values or [{}])[0]}
-        best, own = stored.get("best"), stored.get("own")
-        score = judge_segments(online.judge, episodes, episode, start, size, online.critic_gamma, best, own)
+        critics = (stored.get("best"), stored.get("own"))
+        score = JudgedSegments(episodes, episode, start, size, online.critic_gamma, *critics).scores(online.judge)
         labels = answer(score, first, second, generator, online.noise(score, first, second))
         return Preferences(episode, start, size, first, second, labels, score)

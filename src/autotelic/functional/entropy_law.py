@@ -114,6 +114,41 @@ class EntropyLaw:
         centre, half = float(self.predict(entropy)), self.line.half_width(math.exp(entropy), level)
         return centre - half, centre + half
 
+    def remaining_gain(self, entropy: float) -> tuple[float, float]:
+        """Return what is left to gain at this entropy, a (exp(H) - 1), and the upper end of its 95 % interval."""
+        spent = math.expm1(max(entropy, 0.0))
+        return self.a * spent, self.a_interval[1] * spent
+
+    def as_dict(self) -> dict[str, float | int | list[float] | None]:
+        """Return the fit as JSON holds it; `share_taken` is None where it has no meaning. Warnings are left out."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "ceiling": self.ceiling,
+            "a_interval": list(self.a_interval),
+            "b_interval": list(self.b_interval),
+            "ceiling_interval": list(self.ceiling_interval),
+            "share_taken": self.share_taken if math.isfinite(self.share_taken) else None,
+            "r_squared": self.r_squared,
+            "residual_std": self.residual_std,
+            "num_points": self.num_points,
+            "entropy_range": list(self.entropy_range),
+        }
+
+    def metrics(self, entropy: float) -> dict[str, float]:
+        """Return the metrics `law/*` of a run that is now at this entropy, in nats."""
+        remaining, remaining_high = self.remaining_gain(entropy)
+        return {
+            "law/a": self.a,
+            "law/b": self.b,
+            "law/ceiling": self.ceiling,
+            "law/ceiling_low": self.ceiling_interval[0],
+            "law/ceiling_high": self.ceiling_interval[1],
+            "law/remaining": remaining,
+            "law/remaining_high": remaining_high,
+            "law/num_points": float(self.num_points),
+        }
+
 
 def regime_warnings(entropy: Series, reward: Series, *, intervention: str | None = None) -> tuple[str, ...]:
     """Return why the law has no standing on this curve: one sentence each, none if nothing was found.

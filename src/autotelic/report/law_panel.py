@@ -83,19 +83,12 @@ def law_of(group: Group) -> dict[str, Any] | None:
         return entry
     grid = np.linspace(0.0, float(entropy.max()) * 1.02, 60)
     bands = [fit.predict_interval(float(h)) for h in grid]
-    entry["fit"] = {
-        "a": fit.a,
-        "b": fit.b,
-        "ceiling": fit.ceiling,
-        "a_interval": list(fit.a_interval),
-        "b_interval": list(fit.b_interval),
-        "ceiling_interval": list(fit.ceiling_interval),
-        "share_taken": fit.share_taken if len(curves) == 1 and np.isfinite(fit.share_taken) else None,
-        "r_squared": fit.r_squared,
-        "points": fit.num_points,
+    entry["fit"] = fit.as_dict() | {
         "h": short(grid),
         "r": short(fit.predict(grid)),
         "low": short([low for low, _ in bands]),
         "high": short([high for _, high in bands]),
     }
+    if len(curves) > 1:
+        entry["fit"]["share_taken"] = None  # the first and the last point belong to different seeds
     return entry

@@ -12,7 +12,6 @@ law: under an intervention, with a rebounding entropy or too few points the run 
 """
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,12 @@ class EntropyLawCallback(TrainerCallback):
             self.law = fit_entropy_law(curve.entropy, curve.reward, intervention=self.intervention)
         except UserError:
             return False  # the entropy has not moved yet
-        low, high = remaining_gain(self.law, float(curve.entropy[-1]))
-        self._write(state, self.law, low, high)
+        row = {"step": state.global_step, **self.law.metrics(float(curve.entropy[-1]))}
+        if self.metrics_file is None:
+            state.log_history.append(row)
+        else:
+            self.metrics_file.append(row)
+        high = row["law/remaining_high"]
         if self.stop_below is None or self.law.warnings or not high < self.stop_below:
             return False
         print(
@@ -116,29 +119,6 @@ class EntropyLawCallback(TrainerCallback):
             return pick_curve(log_from_rows(Path("this run"), self._rows, None), **self.columns)
         except UserError:
             return None  # no entropy or no reward has been logged yet
-
-    def _write(self, state: TrainerState, law: EntropyLaw, remaining: float, remaining_high: float) -> None:
-        values = {
-            "law/a": law.a,
-            "law/b": law.b,
-            "law/ceiling": law.ceiling,
-            "law/ceiling_low": law.ceiling_interval[0],
-            "law/ceiling_high": law.ceiling_interval[1],
-            "law/remaining": remaining,
-            "law/remaining_high": remaining_high,
-            "law/num_points": float(law.num_points),
-        }
-        row = {"step": state.global_step, **values}
-        if self.metrics_file is None:
-            state.log_history.append(row)
-        else:
-            self.metrics_file.append(row)
-
-
-def remaining_gain(law: EntropyLaw, entropy: float) -> tuple[float, float]:
-    """Return what the law leaves to gain at this entropy, a (exp(H) - 1), and the upper end of its 95 % interval."""
-    spent = math.expm1(max(entropy, 0.0))
-    return law.a * spent, law.a_interval[1] * spent
 
 
 def read_from(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:

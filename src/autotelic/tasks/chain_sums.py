@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autotelic.errors import UserError, one_of
+from autotelic.tasks.distinct import distinct_problems
 
 STRATEGIES = ("left_to_right", "any_pair")
 SPLITS = ("train", "test", "ood")
@@ -115,19 +116,14 @@ def problems(world: ChainSums, split: str, count: int, seed: int = 0) -> list[di
         count: number of rows.
         seed: the same seed gives the same rows; a larger count continues a smaller one.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}{one_of(split, SPLITS)}")
-    if count < 1:
-        raise UserError(f"the number of problems must be at least 1, got {count}.")
-    rng = random.Random(f"chain_sums/{split}/{seed}")
-    rows: dict[str, dict[str, str]] = {}
-    for _ in range(100 * count):
+
+    def draw(rng: random.Random) -> tuple[str, dict[str, str]]:
         terms = sample_terms(world, split, rng)
         prompt = f"{render(terms)}=?"
-        rows.setdefault(prompt, {"id": f"chain_sums-{split}-{len(rows)}", "prompt": prompt, "answer": str(sum(terms))})
-        if len(rows) == count:
-            return list(rows.values())
-    raise UserError(f"this world has too few {split} problems for {count}; raise max_terms or max_number.")
+        return prompt, {"prompt": prompt, "answer": str(sum(terms))}
+
+    remedy = "raise max_terms or max_number"
+    return distinct_problems("chain_sums", split, count, seed, splits=SPLITS, draw=draw, remedy=remedy)
 
 
 def corpus(world: ChainSums, rng: random.Random) -> Iterator[tuple[str, str]]:

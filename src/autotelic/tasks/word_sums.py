@@ -16,7 +16,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from autotelic.errors import UserError, one_of
+from autotelic.errors import UserError
+from autotelic.tasks.distinct import distinct_problems
 
 SPLITS = ("train", "validation", "test", "ood")
 OPERATORS = ("+", "-", "*")
@@ -110,28 +111,16 @@ def problems(settings: WordSums, split: str, count: int, seed: int = 0) -> list[
         count: number of rows.
         seed: the same seed gives the same rows; a larger count continues a smaller one.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}{one_of(split, SPLITS)}")
-    if count < 1:
-        raise UserError(f"the number of problems must be at least 1, got {count}.")
-    rng = random.Random(f"word_sums/{split}/{seed}")
-    rows: dict[str, dict[str, Any]] = {}
-    for _ in range(100 * count):
+
+    def draw(rng: random.Random) -> tuple[str, dict[str, Any]]:
         operator, a, b = _draw(settings, split, rng)
         question = _tell(operator, a, b, rng)
         answer = {"+": a + b, "-": a - b, "*": a * b}[operator]
-        rows.setdefault(
-            question,
-            {
-                "id": f"word_sums-{split}-{len(rows)}",
-                "prompt": messages(question, settings.examples),
-                "answer": str(answer),
-                "operator": operator,
-            },
-        )
-        if len(rows) == count:
-            return list(rows.values())
-    raise UserError(f"word_sums has too few {split} problems for {count}: raise max_number or max_factor.")
+        row = {"prompt": messages(question, settings.examples), "answer": str(answer), "operator": operator}
+        return question, row
+
+    remedy = "raise max_number or max_factor"
+    return distinct_problems("word_sums", split, count, seed, splits=SPLITS, draw=draw, remedy=remedy)
 
 
 def messages(question: str, examples: int = len(EXAMPLES)) -> list[dict[str, str]]:

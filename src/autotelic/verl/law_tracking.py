@@ -61,17 +61,7 @@ class LiveLaw:
             law = fit_entropy_law(entropy, reward, intervention=self.intervention)
         except UserError:
             return {}
-        spent = math.expm1(max(entropy[-1], 0.0))
-        return {
-            "law/a": law.a,
-            "law/b": law.b,
-            "law/ceiling": law.ceiling,
-            "law/ceiling_low": law.ceiling_interval[0],
-            "law/ceiling_high": law.ceiling_interval[1],
-            "law/remaining": law.a * spent,
-            "law/remaining_high": law.a_interval[1] * spent,
-            "law/num_points": float(law.num_points),
-        }
+        return law.metrics(entropy[-1])
 
 
 def validation_reward(metrics: Mapping[str, Any]) -> float | None:

@@ -419,7 +419,7 @@
       },
     });
     const interval = (v, i) => number(v) + " [" + number(i[0]) + ", " + number(i[1]) + "]";
-    const rows = data.law.map((l) => [label(l.method) + " (n = " + l.n + ")", ...(l.fit ? [interval(l.fit.a, l.fit.a_interval), interval(l.fit.b, l.fit.b_interval), interval(l.fit.ceiling, l.fit.ceiling_interval), number(l.fit.r_squared), String(l.fit.points)] : ["–", "–", "–", "–", String(l.h.length)]), l.warnings.length ? el("span", {}, l.warnings.map((w) => el("div", {}, "⚠ " + w))) : "none found"]);
+    const rows = data.law.map((l) => [label(l.method) + " (n = " + l.n + ")", ...(l.fit ? [interval(l.fit.a, l.fit.a_interval), interval(l.fit.b, l.fit.b_interval), interval(l.fit.ceiling, l.fit.ceiling_interval), number(l.fit.r_squared), String(l.fit.num_points)] : ["–", "–", "–", "–", String(l.h.length)]), l.warnings.length ? el("span", {}, l.warnings.map((w) => el("div", {}, "⚠ " + w))) : "none found"]);
     node.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Fits of the law" }, table(["method", "a", "b", "ceiling b − a", "R²", "points", "why it may not hold"], rows)));
   }
 
