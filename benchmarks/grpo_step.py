@@ -208,7 +208,8 @@ def small_world(args: Any) -> dict[str, Any]:
             }
             options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
             run, settings, model_args = train.parse("grpo", options)
-            (model, tokenizer), reward = train.load_model(model_args, settings), train.build_reward(run, settings)
+            reward, tokenizer = train.build_reward(run, settings), train.load_tokenizer(model_args, settings)
+            model = train.load_model(model_args, settings)
             parts = {"model": model, "reward": reward, "tokenizer": tokenizer}
             parts["rows"] = train.load_rows(run, reward, tokenizer)
             if name == TRL:

@@ -122,7 +122,7 @@ def trainer_of(method: str, folder: Path, args: Any, plain: bool = False) -> Any
     options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     run, settings, model_args = train.parse(method, options)
     reward = train.build_reward(run, settings)
-    model, tokenizer = train.load_model(model_args, settings)
+    model, tokenizer = train.load_model(model_args, settings), train.load_tokenizer(model_args, settings)
     parts = {"model": model, "reward": reward, "tokenizer": tokenizer, "rows": train.load_rows(run, reward, tokenizer)}
     if plain:
         from trl import GRPOTrainer

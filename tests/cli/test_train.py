@@ -64,9 +64,9 @@ def loaded(monkeypatch):
 
     def load(name, quantization=None, **settings):
         seen.update(settings, name=name, **(quantization.to_dict() if quantization is not None else {}))
-        return object(), object()
+        return object()
 
-    monkeypatch.setattr("autotelic.lm.load.load_model", load)
+    monkeypatch.setattr("autotelic.lm.load.load_weights", load)
     monkeypatch.setattr("autotelic.cli.train.require", lambda *args: None)
     return seen
 

@@ -272,16 +272,6 @@ def test_a_silencing_control_works_under_a_shared_ratio():
     HighEntropy().check(1, "sequence")  # silencing works under a shared ratio
 
 
-def test_names_on_the_command_line():
-    """Settings without a control, and those that it does not have, are refused."""
-    from autotelic.trl.arguments import RunArguments
-    from autotelic.trl.build import build_control
-
-    assert build_control(RunArguments(entropy_change_rows=4), config()).name == "observe"
-    with pytest.raises(UserError, match="no setting 'mu'"):
-        build_control(RunArguments(entropy_control="kl_cov,mu=1.0"), config())
-
-
 def test_a_warning_names_the_users_line(tmp_path):
     """Not a generated `__init__` of a dataclass: in a process without the tests' type checks, which wrap it."""
     import subprocess

@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return {"settings", "models": {name: statistics}}; every model is looked at before anything is sampled."""
     from autotelic.diagnostics.logit_shift import OFFICIAL, RAW, logit_shift
     from autotelic.lm.chat import prompt_texts
-    from autotelic.lm.load import load_model, load_tokenizer
+    from autotelic.lm.load import load_tokenizer, load_weights
     from autotelic.tasks import load_problems
 
     if len(set(args.models)) < len(args.models):
@@ -110,19 +110,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if given:
         shared = given_sequences(prompts, [row["responses"] for row in given], tokenizer)
     else:
-        shared = sample(load_model(args.models[0], device="auto")[0], tokenizer, prompts, args)
+        shared = sample(load_weights(args.models[0], device="auto"), tokenizer, prompts, args)
     sequences = dict.fromkeys(args.models, shared)
     loaders = {}
     for name in args.models:
 
         def loader(name: str = name) -> Any:
             say(args, f"{name} ...")
-            return load_model(name, device="auto")[0]
+            return load_weights(name, device="auto")
 
         loaders[name] = loader
     if official:
         for name in args.models[1:]:
-            sequences[name] = sample(load_model(name, device="auto")[0], tokenizer, prompts, args)
+            sequences[name] = sample(load_weights(name, device="auto"), tokenizer, prompts, args)
     progress = ProgressLine("sequences", quiet=args.quiet)
     results = logit_shift(
         loaders,

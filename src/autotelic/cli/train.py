@@ -138,7 +138,7 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
     check_model(model_args)
     control_of(run_args)
     reward = build_reward(run_args, training_args)
-    tokenizer = tokenizer_of(model_args, training_args)
+    tokenizer = load_tokenizer(model_args, training_args)
     rows = load_rows(run_args, reward, tokenizer)
     evaluate = build_evaluation(run_args, tokenizer, training_args)
     check_law(run_args, reward, evaluate)
@@ -146,7 +146,7 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
     follow = build_follower(run_args, tokenizer, training_args, rows)
     if not run_args.quiet:
         say(f"loading {model_args.model_name_or_path}")
-    model = load_model(model_args, training_args)[0]
+    model = load_model(model_args, training_args)
     return build_trainer(
         method,
         run_args,
@@ -168,14 +168,19 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
 
     from autotelic.preferences.run import build_preference_trainer, check_settings
 
+    check_model(model_args)
     check_settings(run_args)
+    reward = build_reward(run_args, training_args) if run_args.online_settings() else None
+    tokenizer = load_tokenizer(model_args, training_args)
+    evaluate = build_evaluation(run_args, tokenizer, training_args)
+    stop_rules = build_stop_rules(run_args, tokenizer, training_args)
     if not run_args.quiet:
         say(f"loading {model_args.model_name_or_path}")
-    model, tokenizer = load_model(model_args, training_args)
+    model = load_model(model_args, training_args)
 
     def load(name: str | None) -> Any:
         chosen = model_args if name is None else replace(model_args, model_name_or_path=name)
-        return load_model(chosen, training_args)[0].to(training_args.device)
+        return load_model(chosen, training_args).to(training_args.device)
 
     return build_preference_trainer(
         run_args,
@@ -183,9 +188,9 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
         model=model,
         tokenizer=tokenizer,
         load_model=load,
-        reward=build_reward(run_args, training_args) if run_args.online_settings() else None,
-        evaluate=build_evaluation(run_args, tokenizer, training_args),
-        stop_rules=build_stop_rules(run_args, tokenizer, training_args),
+        reward=reward,
+        evaluate=evaluate,
+        stop_rules=stop_rules,
         peft_config=peft_config_of(model_args, model),
     )
 
@@ -236,12 +241,12 @@ def say(text: str) -> None:
     print(f"autotelic: {text}", file=sys.stderr, flush=True)
 
 
-def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
-    """Return model and tokenizer as the options ask for them; with LoRA, an adapter folder goes on being trained."""
+def load_model(model_args: Any, training_args: Any) -> Any:
+    """Return the model as the options ask for it; with LoRA, an adapter folder goes on being trained."""
     import torch
     from trl import get_quantization_config
 
-    from autotelic.lm.load import load_model
+    from autotelic.lm.load import load_weights
 
     check_model(model_args)
     name = model_args.model_name_or_path
@@ -253,14 +258,14 @@ def load_model(model_args: Any, training_args: Any) -> tuple[Any, Any]:
         "quantization": get_quantization_config(model_args) if quantized(model_args) else None,
         "trust_remote_code": training_args.trust_remote_code,
     }
-    found = load_model(name, merge=not model_args.use_peft, **(wanted | dict(training_args.model_init_kwargs or {})))
+    model = load_weights(name, merge=not model_args.use_peft, **(wanted | dict(training_args.model_init_kwargs or {})))
     if not training_args.beta or model_args.use_peft:
         training_args.model_init_kwargs = None  # used; a reference model would be loaded with them too
-    return found
+    return model
 
 
-def tokenizer_of(model_args: Any, training_args: Any) -> Any:
-    """Return the tokenizer of a run's model, without the model."""
+def load_tokenizer(model_args: Any, training_args: Any) -> Any:
+    """Return the tokenizer of a run's model; it is read first, and what does not fit is refused before the model."""
     from autotelic.lm.load import load_tokenizer
 
     code = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}

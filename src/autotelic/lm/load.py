@@ -27,6 +27,14 @@ DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz")
 
 
 def load_model(
+    name: str | Path, *, revision: str = "main", trust_remote_code: bool = False, **options: Any
+) -> tuple[Any, Any]:
+    """Return a causal language model and its tokenizer; the options are those of `load_weights`."""
+    code: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return load_weights(name, **code, **options), load_tokenizer(name, **code)
+
+
+def load_weights(
     name: str | Path,
     *,
     dtype: str | None = None,
@@ -37,8 +45,8 @@ def load_model(
     device: str | None = None,
     merge: bool = True,
     **kwargs: Any,
-) -> tuple[Any, Any]:
-    """Return a causal language model and its tokenizer.
+) -> Any:
+    """Return a causal language model.
 
     Args:
         name: see the table at the top of this module.
@@ -63,26 +71,25 @@ def load_model(
     gpu = torch.cuda.is_available()
     where = resolve(name)
     base = adapter_base(Path(where))
-    code: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    code: dict[str, Any] = {} if base else {"revision": revision, "trust_remote_code": trust_remote_code}
     given = {"attn_implementation": attn_implementation, "quantization_config": quantization, **kwargs}
     with one_line(name):
         model = AutoModelForCausalLM.from_pretrained(
             base or where,
-            **({} if base else code),
+            **code,
             **{key: value for key, value in given.items() if value is not None},
             use_safetensors=True,  # a pickle runs what its author wrote
             dtype=dtype or ("auto" if gpu else "float32"),
         )
         if base:
             model = with_adapter(model, where, merge)
-    tokenizer = load_tokenizer(name, **code)
     if device is not None:
         model.to(("cuda" if gpu else "cpu") if device == "auto" else device)  # pyright: ignore[reportArgumentType]
-    return model, tokenizer
+    return model
 
 
 def load_tokenizer(name: str | Path, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
-    """Return the tokenizer that `load_model` returns, without loading the model."""
+    """Return the tokenizer of a model, without loading the model."""
     from transformers import AutoTokenizer
 
     where = resolve(name)

@@ -71,11 +71,8 @@ class RunArguments(CommonArguments):
     equivalence: Spec = option(
         "math", "reward", "when answers are the same: math | nli | judge,url=U,model=M | embedding | package.function"
     )
-    train_generations: int | None = option(
-        None, "reward", "vote on num_generations responses, train on so many of them"
-    )
-    max_generation_batches: int = option(
-        1, "reward", "dynamic sampling: prompts are drawn up to so many times until every group has signal; 1: once"
+    rollout: Spec = option(
+        "", "reward", "what is trained on: train_generations=32 of num_generations votes, max_generation_batches=10"
     )
     advantage: str = option(
         "grpo", "control", "grpo | rloo | max_rl | reinforce_pp | reinforce_pp_baseline: how advantages are estimated"
@@ -93,6 +90,16 @@ class RunArguments(CommonArguments):
         "0",
         "output",
         "prompts sampled again and again, for the report; 4,k=16,steps=10; 0: none",
+    )
+
+
+@dataclass(frozen=True)
+class TrainedRows:
+    """Which responses of a rollout are trained on."""
+
+    train_generations: int | None = setting(None, "vote on num_generations responses, train on so many of them")
+    max_generation_batches: int = setting(
+        1, "dynamic sampling: prompts are drawn up to so many times until every group has signal", unit="rollouts"
     )
 
 
@@ -181,6 +188,7 @@ MOVED = {
     "entropy_control": "fraction low high coef scope refresh on_policy target threshold mu min_weight adapt "
     "kl_form:form",
     "reward": "threshold_low:low threshold_high:high threshold_units:units prompt_fraction",
+    "rollout": "train_generations max_generation_batches",
     "em": "em_coef:coef em_reduction:reduction em_floor:floor em_positions:positions "
     "em_position_fraction:position_fraction em_compat:compat",
     "law": "law_stop_below:stop_below",

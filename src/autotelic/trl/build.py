@@ -18,7 +18,16 @@ from typing import Any
 from autotelic.errors import UserError
 from autotelic.runs.files import check_writable, write_atomically
 from autotelic.runs.method_settings import make, settings_of
-from autotelic.trl.arguments import CommonArguments, RunArguments, follow_of, law_of, logged_of, name_of, unnamed
+from autotelic.trl.arguments import (
+    CommonArguments,
+    RunArguments,
+    TrainedRows,
+    follow_of,
+    law_of,
+    logged_of,
+    name_of,
+    unnamed,
+)
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -93,12 +102,13 @@ def build_parts(method: str, run: RunArguments, training_args: Any) -> list[Any]
     from autotelic.trl.empty_responses import NotEmpty
     from autotelic.trl.entropy_term import EntropyMinimization, EntropyTerm
     from autotelic.trl.fast_passes import FastPasses
-    from autotelic.trl.label_free import LabelFree, SurplusVotes
+    from autotelic.trl.label_free import LabelFree, surplus_parts
     from autotelic.trl.rollout_log import RolloutLog
     from autotelic.trl.sampler_mismatch import SamplerMismatch
 
     parts: list[Any] = [NotEmpty(), LabelFree(), SamplerMismatch(), FastPasses(run.fused_head, run.shared_prefix)]
-    parts += [*advantage_parts(run.advantage), *dynamic_parts(run.max_generation_batches)]
+    trained = unnamed("rollout", run.rollout, TrainedRows)
+    parts += [*advantage_parts(run.advantage), *dynamic_parts(trained.max_generation_batches)]
     control = build_control(run, training_args)
     if control is not None:
         parts.append(Control(control, run.entropy_change_rows))
@@ -110,9 +120,7 @@ def build_parts(method: str, run: RunArguments, training_args: Any) -> list[Any]
     if logged.count:
         rollouts = Path(training_args.output_dir) / "rollouts.jsonl"
         parts.append(RolloutLog(rollouts, logged.count, logged.steps))
-    if run.train_generations is not None:
-        parts.append(SurplusVotes(run.train_generations))
-    return parts
+    return [*parts, *surplus_parts(trained.train_generations)]
 
 
 def control_of(run: RunArguments) -> Any:
