@@ -197,7 +197,7 @@ def evaluate_model(
     greedy: bool = True,
     chat: str | bool = "auto",
     equivalence: Any = None,
-    progress: Callable[[float, int], None] | None = None,
+    progress: Callable[[float, int], None] = lambda done, total: None,
     keep_interrupted: bool = False,
 ) -> Evaluation:
     """Sample k responses of every problem, and one greedy response, and score them.
@@ -233,42 +233,28 @@ def evaluate_model(
 
     rows, warnings = labelled_rows(problems, equivalence)
     prompts = prompt_texts([row["prompt"] for row in rows], tokenizer, chat)
-    total = len(rows) * (k + greedy)
 
-    def at(start: int) -> Callable[[float], None] | None:
-        if progress is None:
-            return None
-        report = progress
-        return lambda done: report(start + done, total)
+    def after(before: int) -> Callable[[float], None]:
+        return lambda done: progress(before + done, len(rows) * (k + greedy))
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
     options["keep_interrupted"] = keep_interrupted
-    sampled = sample(model, tokenizer, prompts, k=k, temperature=temperature, top_p=top_p, progress=at(0), **options)
-    done = sampled.complete(k)
-    decoded = None
+    sampled = sample(model, tokenizer, prompts, k=k, temperature=temperature, top_p=top_p, progress=after(0), **options)
+    done, decoded = sampled.complete(k), None
     if greedy and all(done):
-        decoded = sample(model, tokenizer, prompts, temperature=0, statistics=(), progress=at(len(rows) * k), **options)
+        options |= {"temperature": 0, "statistics": (), "progress": after(len(rows) * k)}
+        decoded = sample(model, tokenizer, prompts, **options)
     if not any(done):
         raise KeyboardInterrupt
-    tokens, entropy = sampled.num_tokens, None if sampled.entropy is None else sampled.entropy_sum
-    if entropy is None:
+    if sampled.entropy is None:
         warnings.append(f"no entropy: {model.name} gives tokens, and not the distributions that they came from")
-    samples = []
-    for p in (place for place, is_done in enumerate(done) if is_done):
-        own = slice(p * k, (p + 1) * k)
-        total = tokens[own].sum()
-        samples.append(
-            score_prompt(
-                rows[p],
-                sampled.texts[own],
-                index=p,
-                greedy=decoded.texts[p] if decoded and decoded.done.all() else None,
-                entropy=None if entropy is None else float(entropy[own].sum() / total),
-                num_tokens=None if math.isnan(total) else round(total),
-                equivalence=equivalence,
-            )
-        )
     interrupted = not all(done) or (decoded is not None and not decoded.done.all())
+    best = None if decoded is None or interrupted else decoded.texts
+    samples = []
+    for p in np.flatnonzero(done).tolist():
+        own = sampled.of_prompt(p, k)
+        more = {"entropy": own.entropy, "num_tokens": own.num_tokens, "greedy": None if best is None else best[p]}
+        samples.append(score_prompt(rows[p], own.texts, index=p, equivalence=equivalence, **more))
     if interrupted:
         warnings.append(f"interrupted: {len(samples)} of {len(rows)} prompts were sampled")
     settings = {"k": k, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}

@@ -224,9 +224,7 @@ def closing(text: str, start: int) -> int:
 
 def _argument(text: str, position: int) -> tuple[str, int]:
     """Return a command's argument in braces, and where it ends; nothing where there are no braces."""
-    start = position
-    while start < len(text) and text[start] == " ":
-        start += 1
+    start = _after_spaces(text, position)
     end = closing(text, start) if text[start : start + 1] == "{" else -1
     return (text[start + 1 : end], end + 1) if end > 0 else ("", position)
 
@@ -257,19 +255,7 @@ def _unstyled(text: str, depth: int) -> str:
                 continue
             position = after
             content = f"\\{content} " if name == "operatorname" and content in _RENAMED else content
-            inner = _unstyled(content, depth + 1)
-            if name in _INLINE:
-                out.append(
-                    f" {inner} "
-                    if name in ("fbox", "boxed", "framebox")
-                    else f"{{{inner}}}"
-                    if len(inner.strip()) > 1
-                    else f" {inner} "
-                )
-            elif name in ("textcolor",):
-                out.append(inner)
-            else:
-                out.append(" " + _marked(inner, upright=name not in ("textbf", "textit")) + " ")
+            out.append(_content(name, _unstyled(content, depth + 1)))
         elif name in ("quad", "qquad"):
             out.append(" \\quad ")
         elif (
@@ -280,16 +266,26 @@ def _unstyled(text: str, depth: int) -> str:
             position += repeat.end()
             out.append(f"\\overline{{{repeat.group(1)}}}")
         else:
-            renamed = _RENAMED.get(name, name)
-            out.append(
-                f"\\{renamed} "
-                if renamed.isalpha() and renamed != "i"
-                else "\\" + renamed
-                if renamed in ("{", "}")
-                else f" {renamed} "
-            )
+            out.append(_renamed(name))
     out.append(text[position:])
     return "".join(out)
+
+
+def _content(name: str, inner: str) -> str:
+    """Return what a command about the look of its argument leaves of it."""
+    if name in _INLINE:
+        return f"{{{inner}}}" if name not in ("fbox", "boxed", "framebox") and len(inner.strip()) > 1 else f" {inner} "
+    if name == "textcolor":
+        return inner
+    return " " + _marked(inner, upright=name not in ("textbf", "textit")) + " "
+
+
+def _renamed(name: str) -> str:
+    """Return a command under its one name, or the character that it stands for."""
+    name = _RENAMED.get(name, name)
+    if name.isalpha() and name != "i":
+        return f"\\{name} "
+    return "\\" + name if name in ("{", "}") else f" {name} "
 
 
 def _marked(text: str, upright: bool) -> str:
@@ -324,6 +320,9 @@ def _word(word: str) -> str:
     return f"\\text{{{word}}}"
 
 
+_LIKE_FUNCTIONS = {"sing", "tang", "logs", "pie", "pin", "pit", "sins"}
+
+
 def _words_marked(text: str) -> str:
     r"""Mark the words that stand outside ``\text``; runs of letters that are products stay."""
     only_words = re.search(r"[\\^_=+*/<>|{}\[\]\d]", text) is None
@@ -339,47 +338,44 @@ def _words_marked(text: str) -> str:
         if found in _BARE or lower in ("and", "or", "infinity", "inf", "oo", "pi", "percent", "percentage", "pct"):
             return "\\infty " if lower in ("inf", "oo") else _word(found)
         for name in ("sqrt", "pi", "cos", "sin", "tan", "ln", "log", "exp"):
-            if (
-                found.startswith(name)
-                and len(found) == len(name) + 1
-                and found not in _SHORT_WORDS | {"sing", "tang", "logs", "pie", "pin", "pit", "sins"}
-            ):
+            if found.startswith(name) and len(found) == len(name) + 1 and found not in _SHORT_WORDS | _LIKE_FUNCTIONS:
                 return f"\\{name} {found[-1]}"
-        if lower in _NUMBER_WORDS and only_words:
-            return _word(found)
-        loose = before[-1:] in ("", " ", "(", ",", "-", "}") or before[-1:].isdigit()
-        free = loose and after in ("", " ", ")", ",", ".", ";", ":", "/", "?", "!", "-", "^")
-        if lower in ("am", "pm") and not before.rstrip()[-1:].isdigit():
-            return found
-        if lower in _SHORT_WORDS or re.search(r"[-'][A-Za-z]{3}|[A-Za-z]{3}[-']", found):
-            return _word(found)
-        if (
-            (found in UNITS or lower in UNITS)
-            and not (lower == "hr" and re.search(r"\\pi\s*$", before))
-            and re.search(r"[\d)}%iA-Za-z.]\s*(?:/\s*|\\cdot\s*)?$", before)
-            and free
-        ):
-            return _word(found)
-        if (
-            lower in MAGNITUDES
-            or len(found) >= 5
-            or (lower in ("sq", "cu") and free)
-            or (only_words and re.fullmatch("[IVX]{2,}", found))
-        ):
-            return _word(found)
-        if only_words and ((len(found) == 2 and found.istitle()) or (len(found) > 2 and not _product(found))):
-            return _word(found)
-        if (
-            len(found) >= 3
-            and free
-            and not _product(found)
-            and before[-1:] in (" ", "")
-            and after in ("", " ", ".", ",")
-        ):
-            return _word(found)
-        return found
+        return _word(found) if _reads_as_word(found, before, after, only_words) else found
 
     return _PIECE.sub(mark, text)
+
+
+def _reads_as_word(found: str, before: str, after: str, only_words: bool) -> bool:
+    """Return whether a run of letters is a word; else it is a product of variables.
+
+    Args:
+        found: the run.
+        before: the text before it.
+        after: the character after it.
+        only_words: the text holds no mathematics.
+    """
+    lower = found.lower()
+    if lower in _NUMBER_WORDS and only_words:
+        return True
+    if lower in ("am", "pm") and not before.rstrip()[-1:].isdigit():
+        return False
+    if lower in _SHORT_WORDS or re.search(r"[-'][A-Za-z]{3}|[A-Za-z]{3}[-']", found):
+        return True
+    loose = before[-1:] in ("", " ", "(", ",", "-", "}") or before[-1:].isdigit()
+    free = loose and after in ("", " ", ")", ",", ".", ";", ":", "/", "?", "!", "-", "^")
+    hour_times_pi = lower == "hr" and re.search(r"\\pi\s*$", before)
+    measures = (found in UNITS or lower in UNITS) and not hour_times_pi
+    if measures and free and re.search(r"[\d)}%iA-Za-z.]\s*(?:/\s*|\\cdot\s*)?$", before):
+        return True
+    if lower in MAGNITUDES or len(found) >= 5 or (lower in ("sq", "cu") and free):
+        return True
+    if only_words:
+        if re.fullmatch("[IVX]{2,}", found) or (len(found) == 2 and found.istitle()):
+            return True
+        if len(found) > 2 and not _product(found):
+            return True
+    alone = free and before[-1:] in (" ", "") and after in ("", " ", ".", ",")
+    return len(found) >= 3 and alone and not _product(found)
 
 
 def _product(run: str) -> bool:
@@ -432,7 +428,7 @@ def _braced(text: str) -> str:
     r"""Give every argument of ``\frac``, ``\binom``, ``\sqrt``, ``^`` and ``_`` its braces, as LaTeX reads them."""
     text = re.sub(r"(?<![\\A-Za-z])\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}", _infix, text)
     text = re.sub(r"\\log\s*_(\d)(\d+)(?=\s*(?:$|[-+=,)]))", r"\\log_{\1}{\2}", text)
-    return _inside(text, -1)[0]
+    return _inside(text, -1)
 
 
 def _infix(match: re.Match[str]) -> str:
@@ -445,37 +441,11 @@ def _next(text: str, position: int, depth: int) -> tuple[str, int]:
     """Return the next token with its arguments in braces, and where it ends."""
     c = text[position]
     if c == "\\":
-        match = _COMMAND.match(text, position)
-        if match is None:
-            return "", position + 1
-        name, after = match.group(1), match.end()
-        if name == "text":
-            end = closing(text, after)
-            return (text[position : end + 1], end + 1) if end > 0 else ("", after)
-        if name not in _TAKES or depth > MAX_DEPTH:
-            return match.group() + (" " if name else ""), after
-        out = match.group()
-        if name == "sqrt":
-            option = re.match(r"\s*\[([^\[\]]*)\]", text[after : after + 50])
-            out, after = (f"\\sqrt[{option.group(1)}]", after + option.end()) if option else (out, after)
-            while text[after : after + 1] == " ":
-                after += 1
-            if text[after : after + 1] == "(" and (end := _parenthesis(text, after)) > 0:
-                inner, _ = _inside(text[after + 1 : end], depth)
-                return f"{out}{{{inner}}}", end + 1
-            if number := re.match(r"\d+", text[after:]):
-                return f"{out}{{{number.group()}}}", after + number.end()
-        for _ in range(_TAKES[name]):
-            inner, after = _one(text, after, depth + 1)
-            out += f"{{{inner}}}"
-        return out, after
+        return _command(text, position, depth)
     if c in "^_" and depth <= MAX_DEPTH:
-        after = position + 1
-        while text[after : after + 1] == " ":
-            after += 1
+        after = _after_spaces(text, position + 1)
         if text[after : after + 1] == "(" and (end := _parenthesis(text, after)) > 0:
-            inner, _ = _inside(text[after + 1 : end], depth)
-            return f"{c}{{{inner}}}", end + 1
+            return f"{c}{{{_inside(text[after + 1 : end], depth)}}}", end + 1
         number = re.match(r"-?\d+" if c == "^" else r"\d+", text[after:])
         if number:
             return f"{c}{{{number.group()}}}", after + number.end()
@@ -484,29 +454,57 @@ def _next(text: str, position: int, depth: int) -> tuple[str, int]:
     return c, position + 1
 
 
+def _command(text: str, position: int, depth: int) -> tuple[str, int]:
+    """Return a command with its arguments in braces, and where it ends."""
+    match = _COMMAND.match(text, position)
+    if match is None:
+        return "", position + 1
+    out, name, after = match.group(), match.group(1), match.end()
+    if name == "text":
+        end = closing(text, after)
+        return (text[position : end + 1], end + 1) if end > 0 else ("", after)
+    if name not in _TAKES or depth > MAX_DEPTH:
+        return out + (" " if name else ""), after
+    if name == "sqrt":
+        option = re.match(r"\s*\[([^\[\]]*)\]", text[after : after + 50])
+        out, after = (f"\\sqrt[{option.group(1)}]", after + option.end()) if option else (out, after)
+        after = _after_spaces(text, after)
+        if text[after : after + 1] == "(" and (end := _parenthesis(text, after)) > 0:
+            return f"{out}{{{_inside(text[after + 1 : end], depth)}}}", end + 1
+        if number := re.match(r"\d+", text[after:]):
+            return f"{out}{{{number.group()}}}", after + number.end()
+    for _ in range(_TAKES[name]):
+        inner, after = _one(text, after, depth + 1)
+        out += f"{{{inner}}}"
+    return out, after
+
+
 def _one(text: str, position: int, depth: int) -> tuple[str, int]:
-    """Return one argument without its braces."""
-    while text[position : position + 1] == " ":
-        position += 1
+    """Return one argument without its braces, and where it ends."""
+    position = _after_spaces(text, position)
     if position >= len(text):
         return "", position
     if text[position] == "{":
         end = closing(text, position)
-        if end < 0:
-            return "", len(text)
-        return _inside(text[position + 1 : end], depth)[0], end + 1
+        return (_inside(text[position + 1 : end], depth), end + 1) if end > 0 else ("", len(text))
     if text[position] == "-":
         inner, after = _one(text, position + 1, depth)
         return "-" + inner, after
     return _next(text, position, depth)
 
 
-def _inside(text: str, depth: int) -> tuple[str, int]:
+def _inside(text: str, depth: int) -> str:
     out, position = [], 0
     while position < len(text):
         piece, position = _next(text, position, depth + 1)
         out.append(piece)
-    return "".join(out), position
+    return "".join(out)
+
+
+def _after_spaces(text: str, position: int) -> int:
+    while text[position : position + 1] == " ":
+        position += 1
+    return position
 
 
 def _parenthesis(text: str, start: int) -> int:

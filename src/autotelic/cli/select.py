@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,14 +167,11 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
         if index == 0 and found.entropy is None:
             say(args, f"no token_entropy: {model.name} gives tokens, and not the distributions that they came from")
         done = found.complete(args.k)
-        for p, row in enumerate(rows):
-            own = slice(p * args.k, (p + 1) * args.k)
-            if not done[p]:
-                continue
-            row["responses"] += found.texts[own]
-            row["temperatures"] += [temperature] * args.k
-            if found.entropy is not None:
-                row["entropy"] = float(found.entropy_sum[own].sum() / found.num_tokens[own].sum())
+        for p in (place for place, is_done in enumerate(done) if is_done):
+            own = found.of_prompt(p, args.k)
+            rows[p]["responses"] += own.texts
+            rows[p]["temperatures"] += [temperature] * args.k
+            rows[p] |= {} if own.entropy is None else {"entropy": own.entropy}
         if not all(done):
             args.interrupted = f"interrupted: {sum(done)} of {len(rows)} prompts at temperature {temperature}"
             print(args.interrupted, file=sys.stderr)
@@ -202,36 +200,31 @@ def score(samples: Sequence[Mapping[str, Any]], same: Any = None, progress: Any 
     unread = {labelled[place]["id"] for place in places}
     if note:
         print(f"warning: {note}: these prompts count as unlabelled", file=sys.stderr)
-    seen: set[str] = set()
+    repeated = next((name for name, count in Counter(sample["id"] for sample in samples).items() if count > 1), None)
+    if repeated is not None:
+        raise UserError(f"two prompts have the id {repeated!r}: ids must differ, ties are broken by them")
     rows = []
     for sample in samples:
-        if sample["id"] in seen:
-            raise UserError(f"two prompts have the id {sample['id']!r}: ids must differ, ties are broken by them")
-        seen.add(sample["id"])
-        temperatures = sample.get("temperatures")
         row: dict[str, Any] = {"id": sample["id"], "prompt": sample["prompt"], "num_samples": len(sample["responses"])}
-        row |= label_free_scores(
-            cluster(
-                [extract(text) for text in sample["responses"]],
-                equivalence=same,
-                question=question_text(sample["prompt"]),
-            ),
-            temperatures=temperatures,
-            token_entropy=sample.get("entropy"),
-        )
+        found = [extract(text) for text in sample["responses"]]
+        clusters = cluster(found, equivalence=same, question=question_text(sample["prompt"]))
+        more = {"temperatures": sample.get("temperatures"), "token_entropy": sample.get("entropy")}
+        row |= label_free_scores(clusters, **more)
         if sample.get("answer") is not None and sample["id"] not in unread:
-            first = temperatures[0] if temperatures else None
-            responses = [
-                text
-                for text, t in zip(sample["responses"], temperatures or [None] * len(sample["responses"]), strict=True)
-                if t == first
-            ]
-            scored = score_prompt(sample, responses, index=0, equivalence=same)
+            scored = score_prompt(sample, at_first_temperature(sample), index=0, equivalence=same)
             row |= labelled_scores(scored.correct) | {"answer": sample["answer"]}
         rows.append(row)
         if progress is not None:
             progress(len(rows), len(samples))
     return rows
+
+
+def at_first_temperature(sample: Mapping[str, Any]) -> list[str]:
+    """Return the responses that were drawn at the first temperature: all of them where none is told."""
+    temperatures = sample.get("temperatures")
+    if not temperatures:
+        return list(sample["responses"])
+    return [text for text, t in zip(sample["responses"], temperatures, strict=True) if t == temperatures[0]]
 
 
 def table(rows: Sequence[Mapping[str, Any]], by: str, total: int) -> str:

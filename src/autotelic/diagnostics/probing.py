@@ -1,11 +1,14 @@
 """Probes a model on fixed prompts, without labels: what the stop rules look at, and what the report follows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotelic.diagnostics.probe_statistics import ProbeStatistics, statistics_of
 from autotelic.diagnostics.rising_rules import unknown_share, words_of
 from autotelic.errors import UserError
+
+if TYPE_CHECKING:
+    from autotelic.lm.sampling import Responses
 
 MAX_FOLLOWED_PROMPTS, MAX_FOLLOWED_RESPONSES = 32, 16  # so that what is written stays small, however long a run is
 ROWS_AT_ONCE = 64
@@ -125,27 +128,29 @@ def make_follower(
             statistics=("entropy", "surprisal"),
             statistics_temperature=temperature,
         )
-        responses = [
-            {
-                "text": text,
-                "tokens": [tokenizer.decode([token]) for token in ids],
-                "entropy": [round(float(value), 4) for value in entropies],
-                "surprisal": [round(float(value), 4) for value in surprisals],
-            }
-            for text, ids, entropies, surprisals in zip(
-                found.texts, found.tokens, found.entropy or (), found.surprisal or (), strict=True
-            )
-        ]
+        written = written_down(found, tokenizer)
+        groups = [clustered(written[i * k : i * k + k]) for i in range(len(rows))]
+        names = [str(row.get("id", i)) for i, row in enumerate(rows)]
         return [
-            {
-                "prompt_id": str(row.get("id", i)),
-                "prompt": texts[i],
-                "responses": clustered(responses[i * k : i * k + k]),
-            }
-            for i, row in enumerate(rows)
+            {"prompt_id": name, "prompt": text, "responses": responses}
+            for name, text, responses in zip(names, texts, groups, strict=True)
         ]
 
     return follow
+
+
+def written_down(found: "Responses", tokenizer: Any) -> list[dict[str, Any]]:
+    """Return each response as the rollout files hold it: text, and the text, entropy and surprisal of its tokens."""
+    columns = (found.texts, found.tokens, found.entropy or (), found.surprisal or ())
+    return [
+        {
+            "text": text,
+            "tokens": [tokenizer.decode([token]) for token in ids],
+            "entropy": [round(float(value), 4) for value in entropies],
+            "surprisal": [round(float(value), 4) for value in surprisals],
+        }
+        for text, ids, entropies, surprisals in zip(*columns, strict=True)
+    ]
 
 
 def clustered(responses: list[dict[str, Any]]) -> list[dict[str, Any]]:

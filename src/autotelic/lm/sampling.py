@@ -4,10 +4,12 @@ The prompt of a group is computed once (`autotelic.lm.shared_prefill`), and entr
 generation makes anyway, so that no second pass runs over the responses. The global random state is left as it was.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +22,19 @@ from autotelic.lm.shared_prefill import MIN_PROMPT, share_prefill, split_over_pr
 MAX_LOGIT_ELEMENTS = 64_000_000
 """Logits whose entropy is taken at once: 256 MB in float32."""
 STATISTICS = ("entropy", "surprisal")
+
+Row = tuple[str, list[int], bool, np.ndarray, np.ndarray]
+"""One response: text, tokens, whether it ended by itself, entropy and surprisal of each token."""
+
+
+class PromptResponses(NamedTuple):
+    """The responses of one prompt; None: not known."""
+
+    texts: list[str]
+    entropy: float | None
+    """Mean over their tokens, in nats."""
+    num_tokens: int | None
+    """Of all of them together."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,22 @@ class Responses:
     done: np.ndarray
     counts: np.ndarray | None = None
 
-    @property
+    @classmethod
+    def of_rows(cls, found: Sequence[Row | None], statistics: Sequence[str]) -> "Responses":
+        """Return rows, None where one was not sampled, with the statistics that were asked for."""
+        done = np.array([response is not None for response in found], dtype=bool)
+        nothing: Row = ("", [], False, np.zeros(0), np.zeros(0))
+        texts, tokens, ended, entropies, surprisals = zip(*(response or nothing for response in found), strict=True)
+        return cls(
+            list(texts),
+            list(tokens),
+            np.array(ended, dtype=bool),
+            list(entropies) if "entropy" in statistics else None,
+            list(surprisals) if "surprisal" in statistics else None,
+            done,
+        )
+
+    @cached_property
     def num_tokens(self) -> np.ndarray:
         """Tokens of each response, the end token included; NaN where a server does not tell."""
         return np.array([len(row) for row in self.tokens]) if self.counts is None else self.counts
@@ -52,11 +82,18 @@ class Responses:
         """Tell of each prompt, with k responses, whether all of them were sampled."""
         return [bool(self.done[i : i + k].all()) for i in range(0, len(self.done), k)]
 
+    def of_prompt(self, number: int, k: int) -> PromptResponses:
+        """Return the k responses of a prompt, counted from 0."""
+        own = slice(number * k, (number + 1) * k)
+        tokens = self.num_tokens[own].sum()
+        entropy = None if self.entropy is None else float(self.entropy_sum[own].sum() / tokens)
+        return PromptResponses(self.texts[own], entropy, None if math.isnan(tokens) else round(tokens))
+
     def without_end(self) -> list[list[int]]:
         """Return the tokens without the end token of those that ended."""
         return [row[:-1] if ended else row for row, ended in zip(self.tokens, self.ended, strict=True)]
 
-    @property
+    @cached_property
     def entropy_sum(self) -> np.ndarray:
         """Sum of each response's token entropies, in nats."""
         if self.entropy is None:
@@ -140,7 +177,7 @@ def sample(
     rows = [p * k + j for p in order for j in range(k)]
     size = batch_size // k * k or batch_size  # whole groups, where a batch holds one
     config = generation_config(model, tokenizer, temperature, top_p, max_new_tokens)
-    found: list[Any] = [None] * len(rows)
+    found: list[Row | None] = [None] * len(rows)
     share = "off" if max(map(len, ids), default=0) < MIN_PROMPT else shared_prefix
     cuda = [model.device] if model.device.type == "cuda" else []
     with evaluating(model), shared_prefill(model, share), torch.random.fork_rng(devices=cuda), torch.no_grad():
@@ -155,17 +192,7 @@ def sample(
         except KeyboardInterrupt:
             if not keep_interrupted:
                 raise
-    done = np.array([response is not None for response in found], dtype=bool)
-    nothing = ("", [], False, np.zeros(0), np.zeros(0))
-    texts, tokens, ended, entropies, surprisals = zip(*(response or nothing for response in found), strict=True)
-    return Responses(
-        list(texts),
-        list(tokens),
-        np.array(ended, dtype=bool),
-        list(entropies) if "entropy" in statistics else None,
-        list(surprisals) if "surprisal" in statistics else None,
-        done,
-    )
+    return Responses.of_rows(found, statistics)
 
 
 class Reader:
@@ -211,10 +238,8 @@ class Reader:
         return torch.stack(steps, dim=1).float().cpu().numpy() if steps else np.zeros((rows, self.steps))
 
 
-def continued(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], config: Any, reader: Reader
-) -> list[tuple[str, list[int], bool, np.ndarray, np.ndarray]]:
-    """Continue one batch; return each row's text, tokens, whether it ended, entropies and surprisals."""
+def continued(model: Any, tokenizer: Any, prompts: Sequence[list[int]], config: Any, reader: Reader) -> list[Row]:
+    """Continue one batch."""
     from transformers import LogitsProcessorList
 
     ids, attention = (x.to(model.device) for x in left_padded(prompts, tokenizer))
