@@ -13,7 +13,8 @@ as a column `response` (or `responses`) of the prompt file.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return {"settings", "models": {name: statistics}}; every model is looked at before anything is sampled."""
     from autotelic.diagnostics.logit_shift import OFFICIAL, RAW, logit_shift
     from autotelic.lm.chat import prompt_texts
-    from autotelic.lm.load import load_tokenizer, load_weights
+    from autotelic.lm.load import load_weights
     from autotelic.tasks import load_problems
 
     if len(set(args.models)) < len(args.models):
@@ -99,30 +100,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         config=args.dataset_config,
         say=lambda text: say(args, text),
     )
-    tokenizers = {name: load_tokenizer(name) for name in args.models}
-    tokenizer = tokenizers[args.models[0]]
-    for name, own in tokenizers.items():
-        if own.get_vocab() != tokenizer.get_vocab():
-            raise UserError(f"{name} has another vocabulary than {args.models[0]}: logits cannot be compared")
+    tokenizer = common_tokenizer(args.models)
     say_chat(args, [row["prompt"] for row in rows], tokenizer)
     prompts = prompt_texts([row["prompt"] for row in rows], tokenizer, args.chat)
     say(args, f"{len(rows)} prompts, text of {'each model' if official else 'the file' if given else args.models[0]}")
     if given:
         shared = given_sequences(prompts, [row["responses"] for row in given], tokenizer)
+        sequences = dict.fromkeys(args.models, shared)
     else:
-        shared = sample(load_weights(args.models[0], device="auto"), tokenizer, prompts, args)
-    sequences = dict.fromkeys(args.models, shared)
-    loaders = {}
-    for name in args.models:
+        writers = args.models if official else args.models[:1]
+        texts = [sample(load_weights(name, device="auto"), tokenizer, prompts, args) for name in writers]
+        sequences = dict(zip(args.models, texts if official else texts * len(args.models), strict=True))
 
-        def loader(name: str = name) -> Any:
-            say(args, f"{name} ...")
-            return load_weights(name, device="auto")
+    def load(name: str) -> Any:
+        say(args, f"{name} ...")
+        return load_weights(name, device="auto")
 
-        loaders[name] = loader
-    if official:
-        for name in args.models[1:]:
-            sequences[name] = sample(load_weights(name, device="auto"), tokenizer, prompts, args)
+    loaders = {name: partial(load, name) for name in args.models}
     progress = ProgressLine("sequences", quiet=args.quiet)
     results = logit_shift(
         loaders,
@@ -139,6 +133,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         print(f"interrupted: {len(results)} of {len(args.models)} models were measured", file=sys.stderr)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     return {"settings": settings, "models": results}
+
+
+def common_tokenizer(models: Sequence[str]) -> Any:
+    """Return the first model's tokenizer; refuse models of another vocabulary, whose logits cannot be compared."""
+    from autotelic.lm.load import load_tokenizer
+
+    first, *others = [(name, load_tokenizer(name)) for name in models]
+    for name, tokenizer in others:
+        if tokenizer.get_vocab() != first[1].get_vocab():
+            raise UserError(f"{name} has another vocabulary than {first[0]}: logits cannot be compared")
+    return first[1]
 
 
 def given_responses(args: argparse.Namespace) -> list[dict[str, Any]] | None:

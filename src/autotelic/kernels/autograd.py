@@ -161,6 +161,14 @@ def linear_loss(
                 f"linear_loss: a column has {x.shape[0]} rows, targets {targets.shape[0]}; give one per token"
             )
     engine = choose(backend, hidden, weight)
+    row_loss = differentiated(loss_fn, columns, weights)
+    max_elements = max_logits_mib * 2**20 // widest(hidden, weight, bias).itemsize if torch.is_grad_enabled() else None
+    losses, *rest = _Loss.apply(hidden, weight, bias, targets, head, engine, row_loss, weights, max_elements)  # pyright: ignore[reportGeneralTypeIssues]
+    return LossOutput(losses, *rest)
+
+
+def differentiated(loss_fn: Callable[..., Tensor], columns: tuple[Tensor, ...], weights: Tensor | None) -> RowLoss:
+    """Return a function from some rows' log-probabilities and entropies to their losses and both derivatives."""
 
     def row_loss(logprobs: Tensor, entropy: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
@@ -170,18 +178,14 @@ def linear_loss(
                 raise UserError(
                     f"loss_fn returned shape {tuple(losses.shape)}, not one loss per row {tuple(logprobs.shape)}"
                 )
-            scales = None if weights is None else weights[rows].to(losses.dtype)
             if not losses.requires_grad:
                 return losses, torch.zeros_like(logprobs), torch.zeros_like(entropy)
-            found = torch.autograd.grad(
-                losses, pair, torch.ones_like(losses) if scales is None else scales, allow_unused=True
-            )
+            scales = torch.ones_like(losses) if weights is None else weights[rows].to(losses.dtype)
+            found = torch.autograd.grad(losses, pair, scales, allow_unused=True)
         grads = [torch.zeros_like(x) if g is None else g for g, x in zip(found, pair, strict=True)]
         return losses.detach(), grads[0], grads[1]
 
-    max_elements = max_logits_mib * 2**20 // widest(hidden, weight, bias).itemsize if torch.is_grad_enabled() else None
-    losses, *rest = _Loss.apply(hidden, weight, bias, targets, head, engine, row_loss, weights, max_elements)  # pyright: ignore[reportGeneralTypeIssues]
-    return LossOutput(losses, *rest)
+    return row_loss
 
 
 @torch.no_grad()

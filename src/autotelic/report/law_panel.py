@@ -51,44 +51,47 @@ def without_accuracy(groups: Sequence[Group]) -> list[str]:
 def law_of(group: Group) -> dict[str, Any] | None:
     """Fit the law to the points of all seeds of one method."""
     from autotelic.controls.table import intervention
-    from autotelic.functional.entropy_law import fit_entropy_law, regime_warnings
+    from autotelic.functional.entropy_law import regime_warnings
 
     curves = curves_of(group)
     if not curves:
         return None
-    kept = [{int(s) for s in thin(curve.step.tolist())} for curve in curves]
-    inside = [np.isin(curve.step, sorted(steps)) for curve, steps in zip(curves, kept, strict=True)]
-    entry: dict[str, Any] = {
+    kept = [np.isin(curve.step, sorted({int(s) for s in thin(curve.step.tolist())})) for curve in curves]
+
+    def shown(name: str) -> np.ndarray:
+        return np.concatenate([getattr(c, name)[inside] for c, inside in zip(curves, kept, strict=True)])
+
+    acts = intervention(group.method, control_of(settings_of(group.runs[0].description)))
+    warnings: dict[str, None] = {}
+    for curve in curves:
+        warnings |= dict.fromkeys(regime_warnings(curve.entropy, curve.reward, intervention=acts))
+        warnings |= dict.fromkeys(curve.notes)
+    fit = None
+    try:
+        fit = drawn_fit(curves)
+    except UserError as error:
+        warnings[f"no fit: {error}"] = None
+    return {
         "method": group.key,
         "n": len(curves),
         "entropy_metric": curves[0].entropy_column,
         "reward_metric": curves[0].reward_column,
-        "h": short(np.concatenate([c.entropy[i] for c, i in zip(curves, inside, strict=True)])),
-        "r": short(np.concatenate([c.reward[i] for c, i in zip(curves, inside, strict=True)])),
-        "step": np.concatenate([c.step[i] for c, i in zip(curves, inside, strict=True)]).tolist(),
-        "fit": None,
-        "warnings": [],
+        "h": short(shown("entropy")),
+        "r": short(shown("reward")),
+        "step": shown("step").tolist(),
+        "fit": fit,
+        "warnings": list(warnings),
     }
-    acts = intervention(group.method, control_of(settings_of(group.runs[0].description)))
-    found: dict[str, None] = {}
-    for curve in curves:
-        found |= dict.fromkeys(regime_warnings(curve.entropy, curve.reward, intervention=acts))
-        found |= dict.fromkeys(curve.notes)
-    entry["warnings"] = list(found)
+
+
+def drawn_fit(curves: Sequence[Curve]) -> dict[str, Any]:
+    """Return the fit to the points of all seeds, with its line and band."""
+    from autotelic.functional.entropy_law import fit_entropy_law
+
     entropy = np.concatenate([curve.entropy for curve in curves])
-    try:
-        fit = fit_entropy_law(entropy, np.concatenate([curve.reward for curve in curves]))
-    except UserError as error:
-        entry["warnings"].append(f"no fit: {error}")
-        return entry
+    fit = fit_entropy_law(entropy, np.concatenate([curve.reward for curve in curves]))
     grid = np.linspace(0.0, float(entropy.max()) * 1.02, 60)
-    bands = [fit.predict_interval(float(h)) for h in grid]
-    entry["fit"] = fit.as_dict() | {
-        "h": short(grid),
-        "r": short(fit.predict(grid)),
-        "low": short([low for low, _ in bands]),
-        "high": short([high for _, high in bands]),
-    }
-    if len(curves) > 1:
-        entry["fit"]["share_taken"] = None  # the first and the last point belong to different seeds
-    return entry
+    low, high = np.array([fit.predict_interval(float(h)) for h in grid]).T
+    lines = {"h": short(grid), "r": short(fit.predict(grid)), "low": short(low), "high": short(high)}
+    one = len(curves) == 1  # else the first and the last point belong to different seeds
+    return fit.as_dict() | lines | ({} if one else {"share_taken": None})

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from autotelic.answers import cluster_group, default_pool, equivalence, extract
+from autotelic.answers import Clustering, cluster_group, default_pool, equivalence, extract
 from autotelic.errors import UserError
 from autotelic.functional import cluster_sizes, semantic_entropy
 from autotelic.rewards.groups import Group, Row, gather_groups, prompt_key
@@ -215,34 +215,16 @@ class LabelFreeReward(ABC):
             step: of the run.
             progress: called with the groups that are clustered, and how many there are.
         """
-        width = max((len(group.rows) for group in groups), default=0)
-        rewards = torch.zeros(len(groups), width, dtype=torch.float64)
-        clusters = torch.full((len(groups), width), -1, dtype=torch.int64)
-        valid = torch.zeros(len(groups), width, dtype=torch.bool)
+        timeouts = default_pool().stats.timeouts
+        clusters, valid, partitions = self._clustered(groups, progress)
+        rewards = torch.zeros(clusters.shape, dtype=torch.float64)
         mask = torch.zeros(len(groups), dtype=torch.bool)
         scale = torch.ones(len(groups), dtype=torch.float64)
-        counts = {"undecided": 0, "intransitive": 0, "asymmetric": 0}
-        timeouts = default_pool().stats.timeouts
-        partitions = []
-        for p, group in enumerate(groups):
-            valid[p, : len(group.rows)] = torch.tensor([row.valid for row in group.rows])
-            partition = cluster_group(
-                [r.answer for r in group.rows if r.valid],
-                equivalence=self.equivalence,
-                linkage=self.linkage,
-                question=group.question,
-            )
-            partitions.append(partition.clusters)
-            clusters[p, valid[p]] = torch.tensor(partition.clusters, dtype=torch.int64)
-            for key in counts:
-                counts[key] += getattr(partition, f"num_{key}")
-            if progress is not None:
-                progress(p + 1, len(groups))
         sizes = valid.sum(-1)
         for size in sorted({int(s) for s in sizes} - {0}):
             chosen = [p for p in range(len(groups)) if int(sizes[p]) == size]
             kept = [Group(tuple(r for r in groups[p].rows if r.valid), groups[p].first) for p in chosen]
-            batch = Batch(kept, torch.tensor([partitions[p] for p in chosen], dtype=torch.int64), step)
+            batch = Batch(kept, torch.tensor([partitions[p].clusters for p in chosen], dtype=torch.int64), step)
             index = torch.tensor(chosen)
             values = self.rewards(batch).to(torch.float64)
             for row, p in enumerate(chosen):
@@ -253,8 +235,27 @@ class LabelFreeReward(ABC):
         self._check_finite(rewards, groups)
         diagnostics = _diagnostics(clusters, valid, mask)
         diagnostics["semantic/timeouts"] = float(default_pool().stats.timeouts - timeouts)
-        diagnostics.update({f"semantic/{key}": float(value) for key, value in counts.items()})
+        for key in ("undecided", "intransitive", "asymmetric"):
+            diagnostics[f"semantic/{key}"] = float(sum(getattr(each, f"num_{key}") for each in partitions))
         return RewardResult(rewards, mask, valid, clusters, scale, diagnostics)
+
+    def _clustered(
+        self, groups: Sequence[Group], progress: Callable[[int, int], None] | None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Clustering]]:
+        """Cluster the valid answers of each group; return clusters `(P, G)`, -1 elsewhere, and what is valid."""
+        width = max((len(group.rows) for group in groups), default=0)
+        clusters = torch.full((len(groups), width), -1, dtype=torch.int64)
+        valid = torch.zeros(len(groups), width, dtype=torch.bool)
+        partitions = []
+        for p, group in enumerate(groups):
+            valid[p, : len(group.rows)] = torch.tensor([row.valid for row in group.rows])
+            answers = [row.answer for row in group.rows if row.valid]
+            how = {"equivalence": self.equivalence, "linkage": self.linkage, "question": group.question}
+            partitions.append(cluster_group(answers, **how))
+            clusters[p, valid[p]] = torch.tensor(partitions[p].clusters, dtype=torch.int64)
+            if progress is not None:
+                progress(p + 1, len(groups))
+        return clusters, valid, partitions
 
     def _rows(
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], stats: TokenStats | None
