@@ -1,5 +1,6 @@
 """What the adapters are tested on: tiny random models, a trainer on one, and updates on made-up tensors."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,57 +15,45 @@ def tokenizer():
     return build_tokenizer()
 
 
-@pytest.fixture(scope="session")
-def make_model(tokenizer):
+def tiny_qwen(tokenizer, seed: int = 0, **settings):
+    """A random Qwen3 of one layer over a tokenizer's words."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    def build(seed: int = 0):
-        torch.manual_seed(seed)
-        config = Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            max_position_embeddings=64,
-            tie_word_embeddings=True,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-        )
-        return Qwen3ForCausalLM(config)
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    return Qwen3ForCausalLM(Qwen3Config(**(shape | settings)))
 
-    return build
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer):
+    return partial(tiny_qwen, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def tiny():
     """A random Qwen3 of one layer and a tokenizer of single characters: (model, tokenizer), to sample from."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = ["<eos>", *"0123456789+-=? "]
     raw = Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}, unk_token="<eos>"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     raw.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<eos>", eos_token="<eos>")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(alphabet),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        eos_token_id=0,
-        pad_token_id=0,
-        bos_token_id=None,
-        tie_word_embeddings=False,
-    )
-    model = Qwen3ForCausalLM(config)
+    model = tiny_qwen(tokenizer, num_key_value_heads=2, tie_word_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight.mul_(10.0)  # away from the uniform distribution, so that entropy means something
     return model, tokenizer

@@ -49,29 +49,10 @@ def test_few_prompts_have_no_interval(tmp_path, capsys, prompts):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(make_model, tokenizer, tmp_path_factory):
     """An untrained model of the small world's alphabet, saved as a folder."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from autotelic.tasks.tokenizer import build_tokenizer
-
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
     folder = tmp_path_factory.mktemp("model")
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    make_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

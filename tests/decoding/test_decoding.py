@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tiny_trainer import random_model
 
 from autotelic.decoding import AdaptiveTemperature, EntropyMinimizer, adapt_temperature, minimize_entropy
 from autotelic.errors import UserError
@@ -113,25 +114,7 @@ def test_generation_takes_them(tiny_model):
 
 @pytest.fixture(scope="module")
 def tiny_model():
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=18,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        eos_token_id=None,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-    )
-    model = Qwen3ForCausalLM(config).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20.0)
-    return model
+    return random_model("Qwen3ForCausalLM", vocab_size=18, num_hidden_layers=1, eos_token_id=None).eval()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 PHASES = {"start": 0, "generation": 1, "update": 2, "checkpoint": 3, "final model": 4}
 LENGTHS = {"start": 0.5, "generation": 0.15, "update": 0.08, "checkpoint": 0.08, "final model": 0.03}
 """Seconds that a phase lasts, roughly: the kill comes within them."""
@@ -75,6 +77,7 @@ def prepare(folder: Path) -> None:
     import torch
     import transformers
     import trl
+    from tiny_trainer import tiny_qwen
 
     import autotelic.cli.train
     import autotelic.evaluation
@@ -86,23 +89,9 @@ def prepare(folder: Path) -> None:
     for name in ("AutoModelForCausalLM", "AutoTokenizer", "Trainer"):
         getattr(transformers, name)
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    config = transformers.Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
     folder.mkdir(parents=True, exist_ok=True)
-    transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "model")
+    tiny_qwen(tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     rows = [{"prompt": f"{i}+{i + 1}=?", "answer": str(2 * i + 1), "id": f"p{i}"} for i in range(8)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from tiny_trainer import tiny_qwen
 
 ROWS, GROUP, STEPS = 32, 16, 2
 METHODS = {
@@ -77,26 +78,13 @@ def one_prompt_teaches(prompts, completion_ids, **kwargs):
 def train(method, size, folder):
     """Two updates on this process's share of the rollout; return what must not depend on the number of processes."""
     from datasets import Dataset
-    from transformers import Qwen3Config, Qwen3ForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
     from autotelic.tasks.tokenizer import build_tokenizer
     from autotelic.trl import Control, DynamicSampling, entropy_control, with_parts
 
     tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            num_key_value_heads=1,
-            head_dim=16,
-            max_position_embeddings=64,
-            **sizes,
-            **special,
-        )
-    )
+    model = tiny_qwen(tokenizer, tie_word_embeddings=False)
     name, refills = method.partition(",")[0], [DynamicSampling(8)] if method == REFILLED else []
     control, seen = Control(entropy_control(name, **METHODS[name])), recorder()
     trainer = rollout_trainer(with_parts(GRPOTrainer), tokenizer)(

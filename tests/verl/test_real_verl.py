@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 warnings.simplefilter("ignore")  # of verl's optional engines
 
 import cpu_worker as cpu  # noqa: E402
-from cpu_parity import trl_loss_and_gradient  # noqa: E402
+from tiny_trainer import on_made_up_tensors  # noqa: E402
 
 from autotelic.controls.covariance import ClipCov, KLCov  # noqa: E402
 from autotelic.controls.entropy_control import EntropyControlWarning, UpdateBatch  # noqa: E402
@@ -337,7 +337,7 @@ def test_a_control_that_learns_from_the_present_policy():
     [("clip_cov", WIDE), ("kl_cov", {"fraction": 0.2}), ("observe", {}), ("stare", {}), ("steer", {})],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_numerical_equality_with_the_trl_path(name, settings):
+def test_numerical_equality_with_the_trl_path(make_trainer, name, settings):
     """The same tensors through TRL's trainer and through verl's loss: loss and gradient agree in every token."""
     from verl.workers.config import FSDPActorConfig
 
@@ -354,7 +354,9 @@ def test_numerical_equality_with_the_trl_path(name, settings):
     entropy = 2 * torch.rand(shape, generator=generator)
     advantages = torch.randn(8, generator=generator)
     ids = torch.arange(8)
-    loss, gradient = trl_loss_and_gradient(control, new, old, advantages, mask, entropy, ids)
+    more = {"rollout_entropy": entropy, "row_ids": ids}
+    made = on_made_up_tensors(make_trainer, control, new, old, advantages, mask, more, loss_type="dapo")
+    loss, gradient = made[:2]
     batch = UpdateBatch(
         logprobs=torch.where(mask, old, 0.0),
         advantages=torch.where(mask, advantages.unsqueeze(1), 0.0),
