@@ -21,7 +21,6 @@ class Clustering:
 
     Attributes:
         clusters: An integer per answer, numbered in order of first appearance; -1 where there is no answer.
-        num_unique: Different strings among the answers.
         num_pairs: Pairs that the equivalence was asked about.
         num_undecided: Pairs on which it could not tell (they count as different).
         num_intransitive: Triples a = b, b = c, a != c.
@@ -29,7 +28,6 @@ class Clustering:
     """
 
     clusters: list[int]
-    num_unique: int = 0
     num_pairs: int = 0
     num_undecided: int = 0
     num_intransitive: int = 0
@@ -113,7 +111,6 @@ def cluster_group(
             clusters.append(numbered.setdefault(label, len(numbered)))
     return Clustering(
         clusters=clusters,
-        num_unique=len({a for a in present if a is not None}),
         num_pairs=relation.num_pairs,
         num_undecided=relation.num_undecided,
         num_intransitive=relation.count_intransitive(),

@@ -18,7 +18,6 @@ from autotelic.compat.latex import FormulaError, Parser, run, tokenize
 
 POINTS = 3
 LARGEST = 1e12
-RELATIVE, ABSOLUTE = 1e-6, 1e-8
 """Values further apart than both are different: far beyond what rounding does below `LARGEST`."""
 
 FUNCTIONS: dict[str, Callable[[complex], complex]] = {
@@ -141,11 +140,3 @@ def fingerprint(latex: str) -> tuple[complex, ...] | None:
         return run(_NumericParser(tokenize(latex))).values
     except (NotExactError, FormulaError, ArithmeticError, ValueError):
         return None
-
-
-def surely_different(first: str, second: str) -> bool:
-    """Return whether the values of two formulas are further apart than rounding explains."""
-    one, two = fingerprint(first), fingerprint(second)
-    if one is None or two is None:
-        return False
-    return any(abs(a - b) > max(RELATIVE * max(abs(a), abs(b)), ABSOLUTE) for a, b in zip(one, two, strict=True))

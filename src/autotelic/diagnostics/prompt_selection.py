@@ -20,7 +20,6 @@ import numpy as np
 
 from autotelic.errors import UserError, closest
 
-LABELLED = ("mean", "variance", "pass_at_k")
 LABEL_FREE = ("majority_variance", "semantic_entropy", "token_entropy", "disagreement")
 """Scores to rank by, most promising prompt first."""
 

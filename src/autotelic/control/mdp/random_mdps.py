@@ -19,7 +19,6 @@ from autotelic.control.mdp.fit import CPL, Pairs, Segments, choose_label_model, 
 from autotelic.control.mdp.label_models import LabelKind, label_policies
 from autotelic.control.mdp.tabular import (
     FiniteMDP,
-    evaluate,
     log_softmax,
     negative_regret,
     optimise,
@@ -198,8 +197,3 @@ def run_seed(
             fitted = fit_policy(features[name], data.pairs, alpha, l2=setup.l2)
             result[name] = distance(data.mdp, fitted)
     return result
-
-
-def behavior_values(mdp: FiniteMDP, policies: Float[ndarray, "K X A"]) -> Float[ndarray, " K"]:
-    """Mean hard value of each behaviour over states, in units of reward: how good and bad the data is."""
-    return np.array([evaluate(mdp, policy, bonus=False)[1].mean() for policy in policies])
