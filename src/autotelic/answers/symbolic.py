@@ -207,7 +207,7 @@ def same(a: Parsed, b: Parsed) -> bool | None:
     if {a.kind, b.kind} <= {"value", "letter"}:
         return _values(a, b)
     if {a.kind, b.kind} == {"value", "matrix"}:
-        return None if a.expression is None or b.expression is None else _equal(a.expression, b.expression)
+        return None if a.expression is None or b.expression is None else equal(a.expression, b.expression)
     if "opaque" in (a.kind, b.kind):
         return None
     if a.kind != b.kind or len(a.parts) != len(b.parts) or a.kind == "words":
@@ -252,7 +252,7 @@ def _named(a: Parsed, b: Parsed) -> Any:
     old, new = (re.fullmatch(r"[A-Za-z]\(([A-Za-z])\)", p.node.text) for p in (a, b))
     ours, its = a.parts[1].expression, b.parts[1].expression
     if old and new and old.group(1) != new.group(1) and ours is not None and its is not None:  # f(x) and f(y)
-        return _equal(ours, its.xreplace({_symbol(new.group(1)): _symbol(old.group(1))}))
+        return equal(ours, its.xreplace({_symbol(new.group(1)): _symbol(old.group(1))}))
     verdict = same(a.parts[1], b.parts[1])
     return verdict if verdict is True or a.node.text == b.node.text else _proportional(a, b) or verdict
 
@@ -390,10 +390,10 @@ def _values(a: Parsed, b: Parsed) -> bool | None:
             return bool((abs(first.expression - second.expression) * 10 ** len(printed.group(1))).evalf(20) <= 1)
     if a.values is not None and b.values is not None and values_apart(a.values, b.values):
         return False
-    return _equal(a.expression, b.expression)
+    return equal(a.expression, b.expression)
 
 
-def _equal(one: Any, two: Any) -> bool | None:
+def equal(one: Any, two: Any) -> bool | None:
     """Return True where the difference is zero by algebra, ``None`` where that is not shown."""
     if one == two:
         return True

@@ -1,21 +1,23 @@
 """How TTRL and EMPO's verl version decide that two answers are equal, quirks included. For `autotelic.compat.rewards`.
 
 The official graders hand answers to sympy's ``parse_expr``, which evaluates them as Python; here the same comparisons
-are made in the exact ring of `autotelic.compat.exact`, in floating point, or (math-verify's part) in the worker.
+are made on numbers in this process, and on formulas in the worker, which reads LaTeX.
 """
 
 import contextlib
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from functools import lru_cache
 
-from autotelic.compat.exact import NotExactError, Poly
-from autotelic.compat.latex import FormulaError, parse_expression
-from autotelic.compat.numeric import fingerprint
+from autotelic.answers.pool import Pool
 from autotelic.compat.texts import UNITS_VERL, drop_units, mathd
 from autotelic.errors import UserError
 
 TOLERANCE = 2e-3 * 1.01
+LARGEST = 1e12
+"""Of a value that is compared by its floating-point number."""
+pool = Pool(time_limit=20.0)
 
 
 class UnsafeQuirkError(UserError):
@@ -165,16 +167,21 @@ def _allowed(text: str) -> bool:
 
 
 def _formula(plain: str) -> str:
-    r"""Return plain text for our parser: the letters e and i are variables here, as they are to the official parser."""
+    r"""Return plain text as LaTeX: the letters e and i are variables here, as they are to the official parser."""
     text = plain.replace("sqrt", "\\sqrt ").replace("pi", "\\pi ")
     return re.sub(r"(?<![\\a-z])[ei](?![a-z])", lambda m: {"e": "\\epsilon ", "i": "\\iota "}[m.group()], text)
 
 
-def _exact(plain: str) -> Poly | None:
-    try:
-        return parse_expression(_formula(plain))
-    except (NotExactError, FormulaError):
-        return None
+@lru_cache(maxsize=65536)
+def _values(plain: str) -> list[complex] | None:
+    """Return the values of a formula at three points, None where it has none or they are too large."""
+    number = _float(plain)
+    if number is not None:
+        values = [complex(number)] * 3
+    else:
+        found = pool.request([f"formula:{_formula(plain)}"], [], mode="official")[0][0] or ()
+        values = [complex(*parts) for parts in found]
+    return values if values and all(abs(value) <= LARGEST for value in values) else None
 
 
 def _by_elements(given: str, truth: str, same: Callable[[str, str], bool], verl: bool) -> bool:
@@ -210,13 +217,8 @@ def _ttrl_same(given: str, truth: str) -> bool:
     """Return whether the difference is zero by algebra."""
     if not _allowed(f"({truth})-({given})"):
         return False
-    one, two = _exact(given), _exact(truth)
-    if one is not None and two is not None:
-        return not (one - two).terms
-    first, second = fingerprint(_formula(given)), fingerprint(_formula(truth))
-    if first is None or second is None:
-        return False
-    return all(abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1.0) for a, b in zip(first, second, strict=True))
+    leaves = [f"formula:{_formula(plain)}" for plain in (given, truth)]
+    return pool.request(leaves, [(0, 1)], mode="official")[1][0] is True
 
 
 def verl_plain_equal(given: str, truth: str) -> bool:
@@ -301,7 +303,7 @@ def _symbolically_close(truth: str, given: str) -> bool:
     if not (_allowed(truth) and _allowed(given)):
         return False
     truth, given = truth.split(";")[0], given.split(";")[0]  # the official parser reads the first statement only
-    one, two = fingerprint(_formula(given)), fingerprint(_formula(truth))
+    one, two = _values(given), _values(truth)
     if one is not None and two is not None and all(abs(b) > 0 for b in two):
         shares = [(b - a) / b for a, b in zip(one, two, strict=True)]
         if all(abs(s - shares[0]) <= 1e-9 for s in shares) and abs(shares[0]) <= TOLERANCE:

@@ -1,13 +1,26 @@
-"""math-verify as the published rewards call it, for `autotelic.compat.rewards`; imported by the worker process only.
+"""What the published rewards ask of math-verify and sympy, for `autotelic.compat`; imported by the worker process only.
 
-A leaf is ``extract:`` and a response (reported: the string that EMPO's TRL version extracts), or ``value:`` and an
-answer (compared as EMPO's verl version does, with three digits and "a number in an interval is equal to it").
+A leaf is ``extract:`` and a response (reported: the string that EMPO's TRL version extracts), ``value:`` and an answer
+(compared as EMPO's verl version does, with three digits and "a number in an interval is equal to it"), or ``formula:``
+and LaTeX (reported: its values at three points; compared: whether the difference is zero by algebra).
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import autotelic.answers.symbolic as symbolic
+from autotelic.answers.normalize import normalize
+from autotelic.answers.values import values_at
+
+POINTS = 3
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A sympy expression; None where it cannot be read."""
+
+    expression: Any
 
 
 def warm_up() -> None:
@@ -24,6 +37,8 @@ def parse(leaf: str) -> Any:
     from math_verify import parse as math_verify_parse
 
     kind, _, text = leaf.partition(":")
+    if kind == "formula":
+        return Formula(symbolic.expression_of(normalize(text), integers=False))
     if kind == "value":
         text = text if "$" in text else f"${text}$"
         config = LatexExtractionConfig(boxed_match_priority=0)
@@ -40,9 +55,15 @@ def parse(leaf: str) -> Any:
     return str(found[-1]) if found else ""
 
 
-def report(parsed: Any) -> str | None:
-    """Report an extracted string."""
-    return parsed if isinstance(parsed, str) else None
+def report(parsed: Any) -> Any:
+    """Report an extracted string, or a formula's values as pairs of a real and an imaginary part."""
+    if not isinstance(parsed, Formula):
+        return parsed if isinstance(parsed, str) else None
+    found = None if parsed.expression is None else values_at(parsed.expression)
+    if found is None or None in found[:POINTS]:
+        return None
+    values = [complex(value) for value, _ in found[:POINTS]]
+    return [(value.real, value.imag) for value in (values if len(values) == POINTS else values * POINTS)]
 
 
 def compare(first: Any, second: Any) -> bool | None:
@@ -50,6 +71,12 @@ def compare(first: Any, second: Any) -> bool | None:
     from math_verify import verify
     from sympy import Interval, Number
 
+    if isinstance(first, Formula):
+        return (
+            None
+            if None in (first.expression, second.expression)
+            else symbolic.equal(first.expression, second.expression)
+        )
     if not first or not second:
         return False
     try:

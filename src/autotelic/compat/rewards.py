@@ -20,14 +20,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from autotelic.answers.extraction import last_boxed
-from autotelic.answers.pool import Pool
-from autotelic.compat.graders import UnsafeQuirkError, ttrl_equal, verl_plain_equal
+from autotelic.compat.graders import UnsafeQuirkError, pool, ttrl_equal, verl_plain_equal
 from autotelic.compat.texts import MAX_COMPAT, ttrl_extract
 from autotelic.errors import UserError, one_of
 
 __all__ = ["MODES", "UnsafeQuirkError", "rewards"]
-
-_pool = Pool(time_limit=20.0)
 
 
 def rewards(responses: Sequence[str], mode: str) -> list[float]:
@@ -50,7 +47,7 @@ def _empo_trl(responses: list[str]) -> list[float]:
     import numpy as np
 
     leaves = [f"extract:{text[-20_000:]}" for text in responses]
-    read = _pool.request(leaves, [], mode="official")[0]
+    read = pool.request(leaves, [], mode="official")[0]
     answers = [_older_spelling(found or "", text) for found, text in zip(read, responses, strict=True)]
     ids: dict[object, int] = {}
     clusters = [ids.setdefault(answer.strip() or ("", i), len(ids)) for i, answer in enumerate(answers)]
@@ -99,7 +96,7 @@ def _verl_matrix(answers: list[str]) -> dict[tuple[int, int], bool]:
         for one, two in {(answers[i], answers[j]), (answers[i].split("=")[-1], answers[j].split("=")[-1])}:
             asked.append(((i, j), (index.setdefault(one, len(index)), index.setdefault(two, len(index)))))
     if asked:
-        verdicts = _pool.request([f"value:{text}" for text in index], [q for _, q in asked], mode="official")[1]
+        verdicts = pool.request([f"value:{text}" for text in index], [q for _, q in asked], mode="official")[1]
         for (pair, _), verdict in zip(asked, verdicts, strict=True):
             equal[pair] = equal[pair] or verdict is True
     return equal
