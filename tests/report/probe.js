@@ -1,4 +1,4 @@
-// Run inside the page by test_report_page.py: looks at what was drawn and writes it to `out`.
+// Run inside the page by test_page.py: looks at what was drawn and writes it to `out`.
 const $ = (s) => document.querySelector(s), all = (s) => [...document.querySelectorAll(s)];
 out.errors = document.documentElement.dataset.errors || '';
 out.title = document.title;

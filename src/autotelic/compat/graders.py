@@ -167,9 +167,13 @@ def _allowed(text: str) -> bool:
 
 
 def _formula(plain: str) -> str:
-    r"""Return plain text as LaTeX: the letters e and i are variables here, as they are to the official parser."""
+    r"""Return plain text as a leaf for the worker: e and i are variables, as they are to the official parser."""
+    if re.search(r"(?<!\d)\.(?!\d)", plain):  # a point that belongs to no number: no formula
+        return "formula:"
     text = plain.replace("sqrt", "\\sqrt ").replace("pi", "\\pi ")
-    return re.sub(r"(?<![\\a-z])[ei](?![a-z])", lambda m: {"e": "\\epsilon ", "i": "\\iota "}[m.group()], text)
+    return "formula:" + re.sub(
+        r"(?<![\\a-z])[ei](?![a-z])", lambda m: {"e": "\\epsilon ", "i": "\\iota "}[m.group()], text
+    )
 
 
 @lru_cache(maxsize=65536)
@@ -179,7 +183,7 @@ def _values(plain: str) -> list[complex] | None:
     if number is not None:
         values = [complex(number)] * 3
     else:
-        found = pool.request([f"formula:{_formula(plain)}"], [], mode="official")[0][0] or ()
+        found = pool.request([_formula(plain)], [], mode="official")[0][0] or ()
         values = [complex(*parts) for parts in found]
     return values if values and all(abs(value) <= LARGEST for value in values) else None
 
@@ -217,8 +221,7 @@ def _ttrl_same(given: str, truth: str) -> bool:
     """Return whether the difference is zero by algebra."""
     if not _allowed(f"({truth})-({given})"):
         return False
-    leaves = [f"formula:{_formula(plain)}" for plain in (given, truth)]
-    return pool.request(leaves, [(0, 1)], mode="official")[1][0] is True
+    return pool.request([_formula(given), _formula(truth)], [(0, 1)], mode="official")[1][0] is True
 
 
 def verl_plain_equal(given: str, truth: str) -> bool:
