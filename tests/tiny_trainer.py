@@ -171,6 +171,31 @@ def micro_batches(trainer, seed=3):
     return [dict(part) for part in trainer._buffered_inputs]
 
 
+def first_update(trainer, seed=None):
+    """Make a rollout and the gradient of its first update; return the micro-batches, with what the parts added."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    batch = next(iter(trainer.get_train_dataloader()))
+    micro_batches = []
+    for step in range(trainer.args.gradient_accumulation_steps):
+        trainer._step = step
+        micro_batches.append(trainer._prepare_inputs(batch))
+        trainer._compute_loss(trainer.model, micro_batches[-1]).backward()
+    return micro_batches
+
+
+def gradient_of(model):
+    """Return the gradient of all parameters as one vector."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def logged(trainer):
+    """Return the values of every metric since TRL's log was last written."""
+    return trainer._metrics["train"]
+
+
 # An update on tensors that are made up: log-probabilities are a leaf, so that gradients can be read off.
 
 

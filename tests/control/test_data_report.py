@@ -10,9 +10,7 @@ from autotelic.control.collection import build_data
 from autotelic.control.data_report import behaviors_apart, data_report, describe, table_accuracy
 from autotelic.control.judges import JudgedSegments
 from autotelic.control.point_reach import LinearBehavior
-from autotelic.control.segments import (
-    Preferences,
-)
+from autotelic.control.segments import Preferences
 
 pytest.importorskip("minari", reason="needs the extra: pip install 'autotelic[control]'")
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_trainer import logged
 
 from autotelic.controls.aem import Aem
 from autotelic.controls.covariance import ClipCov, KLCov
@@ -135,7 +136,7 @@ def test_clip_cov_takes_the_gradient_of_selected_tokens_away(make_trainer):
     loss, gradient, plans = train_step(trainer)
     chosen = [plan.selected[0] for plan in plans]
     assert sum(int(c.sum()) for c in chosen) == 3  # floor(.3 x 13), over the update and not per micro-batch
-    assert trainer._metrics["train"]["selected/realised"] == [3.0]
+    assert logged(trainer)["selected/realised"] == [3.0]
     same((loss, gradient), by_hand(Table(), lambda n, logp, r, a, h: ppo(r, a * ~chosen[n])))
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_trainer import made_up, on_made_up_tensors
+from tiny_trainer import first_update, logged, made_up, on_made_up_tensors
 
 from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.errors import UserError
@@ -20,19 +20,10 @@ def _large_fractions():
         yield
 
 
-def first_update(trainer):
-    """Generate one rollout and return the micro-batches of its first update, with their plans, and the gradients."""
-    model = trainer.model
-    model.train()
-    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    batch = next(iter(trainer.get_train_dataloader()))
-    micro_batches = []
-    for step in range(trainer.args.gradient_accumulation_steps):
-        trainer._step = step
-        inputs = trainer._prepare_inputs(batch)
-        trainer._compute_loss(model, inputs).backward()
-        micro_batches.append(inputs)
-    return micro_batches, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+def update_of(trainer):
+    """Return the micro-batches of the first update, with their plans, and the gradient of each parameter."""
+    found = first_update(trainer)
+    return found, {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
 def test_zero_advantages_give_zero_gradient(make_trainer):
@@ -43,13 +34,13 @@ def test_zero_advantages_give_zero_gradient(make_trainer):
             return torch.zeros_like(advantages)
 
     trainer = make_trainer(with_entropy_control, entropy_control=Silence(fraction=0.5, low=-9.0, high=9.0))
-    _, gradients = first_update(trainer)
+    _, gradients = update_of(trainer)
     assert all(bool((g == 0).all()) for g in gradients.values())
 
 
 def test_without_control_the_gradient_is_not_zero(make_trainer):
     """The canary's counterpart: the same batch moves the model when nothing is rewritten."""
-    _, gradients = first_update(make_trainer(with_entropy_control))
+    _, gradients = update_of(make_trainer(with_entropy_control))
     assert sum(float(g.abs().sum()) for g in gradients.values()) > 0
 
 
@@ -69,7 +60,7 @@ def test_selection_does_not_depend_on_the_micro_batch(make_trainer, make_model, 
             steps_per_generation=2 * accumulation,
         )
         torch.manual_seed(3)
-        micro_batches, gradients = first_update(trainer)
+        micro_batches, gradients = update_of(trainer)
         chosen = {}
         for micro in micro_batches:
             for row, selected in zip(micro["row_ids"].tolist(), micro["plan"].selected, strict=True):
@@ -85,7 +76,7 @@ def test_selection_does_not_depend_on_the_micro_batch(make_trainer, make_model, 
 def test_clip_cov_selected_tokens_have_no_gradient(make_trainer):
     """With every token selected nothing is left to learn from."""
     trainer = make_trainer(with_entropy_control, entropy_control=ClipCov(fraction=1.0, low=-1e9, high=1e9))
-    _, gradients = first_update(trainer)
+    _, gradients = update_of(trainer)
     assert all(bool((g == 0).all()) for g in gradients.values())
 
 
@@ -96,7 +87,7 @@ def test_clip_cov_under_a_sequence_ratio(make_trainer):
         entropy_control=ClipCov(fraction=1.0, low=-1e9, high=1e9),
         importance_sampling_level="sequence",
     )
-    _, gradients = first_update(trainer)
+    _, gradients = update_of(trainer)
     assert all(bool((g == 0).all()) for g in gradients.values())
 
 
@@ -118,7 +109,7 @@ def test_kl_cov_on_policy_entropy_term_has_a_gradient(make_trainer):
 
     control = Everything(fraction=0.5, coef=1.0, on_policy="entropy_term")
     trainer = make_trainer(with_entropy_control, entropy_control=control, steps_per_generation=1, reward_funcs=constant)
-    _, gradients = first_update(trainer)
+    _, gradients = update_of(trainer)
     assert sum(float(g.abs().sum()) for g in gradients.values()) > 0
 
 
@@ -220,7 +211,7 @@ def test_hostile_values_leave_the_gradient_finite(make_trainer, method):
         assert bool(torch.isfinite(loss)) and bool(torch.isfinite(gradient).all())
         assert bool((gradient[~mask] == 0).all())
         assert bool((gradient[:, :2] == 0).all())  # beyond the bound nothing pulls
-        recorded = {name: values[-1] for name, values in trainer._metrics["train"].items() if "/" in name}
+        recorded = {name: values[-1] for name, values in logged(trainer).items() if "/" in name}
         ours = {name: value for name, value in recorded.items() if not name.startswith("clip_ratio")}
         assert all(value == value for value in ours.values())
 
@@ -300,7 +291,7 @@ def test_baselines_do_not_depend_on_the_micro_batch(make_trainer, make_model, na
             steps_per_generation=2 * accumulation,
         )
         torch.manual_seed(3)
-        micro_batches, gradients = first_update(trainer)
+        micro_batches, gradients = update_of(trainer)
         chosen = {
             row: selected.tolist()
             for micro in micro_batches
@@ -322,7 +313,7 @@ def test_rollout_entropies_cost_no_extra_pass(make_trainer):
     control = trainer.part(Control)
     original = control.measure
     control.measure = lambda *args: calls.append(1) or original(*args)
-    micro_batches, _ = first_update(trainer)
+    micro_batches, _ = update_of(trainer)
     assert not calls
     micro = micro_batches[0]
     _, entropies, *_ = trainer._get_per_token_logps_and_entropies(

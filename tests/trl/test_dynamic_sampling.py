@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_trainer import micro_batches
+from tiny_trainer import logged, micro_batches
 
 from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.errors import UserError
@@ -28,7 +28,7 @@ def rollout_of(make_trainer, *parts, reward=odd_prompts_teach, **settings):
     for name in names:
         whole[name] = torch.cat([part[name] for part in found])[order]
     assert rows[order].tolist() == list(range(len(rows)))
-    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items() if name.startswith("sampling/")}
+    metrics = {name: values[-1] for name, values in logged(trainer).items() if name.startswith("sampling/")}
     return trainer, whole, metrics, found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_trainer import first_update, gradient_of, logged
 
 from autotelic.cli.train import parse, train
 from autotelic.errors import UserError
@@ -48,22 +49,9 @@ def make_em(make_trainer, make_model):
     return build
 
 
-def first_update(trainer, seed=3):
+def update_of(trainer, seed=3):
     """Return the micro-batches of the first update and its gradient."""
-    torch.manual_seed(seed)
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    batch = next(iter(trainer.get_train_dataloader()))
-    micro_batches = []
-    for step in range(trainer.args.gradient_accumulation_steps):
-        trainer._step = step
-        micro_batches.append(trainer._prepare_inputs(batch))
-        trainer._compute_loss(trainer.model, micro_batches[-1]).backward()
-    return micro_batches, gradient_of(trainer.model)
-
-
-def gradient_of(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return first_update(trainer, seed), gradient_of(trainer.model)
 
 
 def reference_gradient(trainer, micro_batches, reduction="token_mean", floor=0.0):
@@ -113,15 +101,15 @@ def test_the_gradient_at_the_size_of_a_real_vocabulary(temperature):
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "token_sum"])
 def test_the_trainers_gradient_is_that_of_the_definition(make_em, reduction):
     trainer = make_em(reduction=reduction)
-    micro_batches, gradient = first_update(trainer)
+    micro_batches, gradient = update_of(trainer)
     expected, loss = reference_gradient(trainer, micro_batches, reduction)
     assert float((gradient - expected).norm() / expected.norm()) < 1e-5
-    assert trainer._metrics["train"]["train/em_loss"][0] == pytest.approx(loss, rel=1e-5)
+    assert logged(trainer)["train/em_loss"][0] == pytest.approx(loss, rel=1e-5)
 
 
 def test_the_floor_leaves_tokens_below_it_alone(make_em):
     trainer = make_em(floor=1.0)
-    micro_batches, gradient = first_update(trainer)
+    micro_batches, gradient = update_of(trainer)
     expected, _ = reference_gradient(trainer, micro_batches, floor=1.0)
     whole, _ = reference_gradient(trainer, micro_batches)
     assert float((gradient - expected).norm() / expected.norm()) < 1e-5
@@ -140,7 +128,7 @@ def test_the_floor_leaves_tokens_below_it_alone(make_em):
     ids=lambda s: "-".join(map(str, s.values())) or "default",
 )
 def test_the_split_into_micro_batches_does_not_matter(make_em, settings):
-    gradients = [first_update(make_em(accumulation, **settings))[1] for accumulation in (1, 2, 4)]
+    gradients = [update_of(make_em(accumulation, **settings))[1] for accumulation in (1, 2, 4)]
     for gradient in gradients[1:]:
         assert float((gradient - gradients[0]).norm() / gradients[0].norm()) < 1e-5
 
@@ -149,12 +137,12 @@ def test_the_split_into_micro_batches_does_not_matter(make_em, settings):
 def test_responses_that_only_vote_are_not_in_the_mean(make_em, reduction):
     """32 votes, 8 rows that train: gradient and logged loss are those of the 8, in float64 (they were .47 of it)."""
     trainer = make_em(2, reduction=reduction, train_generations=4)
-    micro_batches, gradient = first_update(trainer)
+    micro_batches, gradient = update_of(trainer)
     assert sum(len(micro["completion_ids"]) for micro in micro_batches) == 8
     expected, loss = reference_gradient(trainer, micro_batches, reduction)
     assert float((gradient - expected).norm() / expected.norm()) < 1e-5
-    logged = trainer._metrics["train"]["train/em_loss"]
-    assert sum(logged) / len(logged) == pytest.approx(loss, rel=1e-5)
+    values = logged(trainer)["train/em_loss"]
+    assert sum(values) / len(values) == pytest.approx(loss, rel=1e-5)
 
 
 def micro_batch(rows, tokenizer, left=0, right=0):

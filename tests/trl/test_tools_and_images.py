@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from oracles import aem_weights
-from tiny_trainer import micro_batches, random_model
+from tiny_trainer import logged, micro_batches, random_model
 from trl import GRPOConfig, GRPOTrainer
 
 from autotelic import functional as F
@@ -140,8 +140,8 @@ def test_tools(byte_tokenizer, tmp_path):
     row = trainer.state.log_history[0]
     tokens = sum(len(byte_tokenizer(text)["input_ids"]) for text in texts)
     assert row["selected/requested"] == tokens // 2
-    logged = json.loads((tmp_path / "rollouts.jsonl").read_text().splitlines()[0])["responses"]
-    assert [len(response["tokens"]) for response in logged] == [len(byte_tokenizer(t)["input_ids"]) for t in texts]
+    responses = json.loads((tmp_path / "rollouts.jsonl").read_text().splitlines()[0])["responses"]
+    assert [len(response["tokens"]) for response in responses] == [len(byte_tokenizer(t)["input_ids"]) for t in texts]
 
 
 def environment(prompts, trainer):
@@ -194,8 +194,9 @@ def test_an_environment_has_no_part_in_control_and_entropy(byte_tokenizer, tmp_p
     entropies = torch.where(mask, inputs["rollout_entropy"], -1.0)
     assert set(entropies.flatten().topk(5).indices.tolist()) == set(kept.flatten().nonzero().flatten().tolist())
     trainer._compute_loss(trainer.model, inputs)
-    logged = trainer._metrics["train"]["train/em_loss"][-1]
-    assert logged == pytest.approx(float(inputs["rollout_entropy"][mask].mean()), rel=1e-5)
+    assert logged(trainer)["train/em_loss"][-1] == pytest.approx(
+        float(inputs["rollout_entropy"][mask].mean()), rel=1e-5
+    )
     trainer.train()
     assert trainer.state.global_step == 2
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tiny_trainer import first_update, gradient_of, logged
 
 from autotelic import functional as F
 from autotelic.controls.entropy_control import EntropyControlWarning
@@ -82,13 +83,8 @@ def with_sampler(monkeypatch, make_trainer):
         monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Sampler)
         torch.manual_seed(0)
         trainer = make_trainer(wrap, use_vllm=True, vllm_mode=mode, **settings)
-        trainer.model.train()
-        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-        trainer._step = 0
-        inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-        trainer._compute_loss(trainer.model, inputs).backward()
-        gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
-        return inputs, gradients, trainer
+        inputs = first_update(trainer)[0]
+        return inputs, gradient_of(trainer.model), trainer
 
     return build
 
@@ -161,7 +157,7 @@ def test_the_mismatch_is_logged(with_sampler):
     settings = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_min": 0.9}
     parts = {"parts": [SamplerMismatch()]}
     _, _, trainer = with_sampler(with_parts, lambda position: math.log(1.25), **settings, **parts)
-    found = {name: values[0] for name, values in trainer._metrics["train"].items() if name.startswith("sampler/")}
+    found = {name: values[0] for name, values in logged(trainer).items() if name.startswith("sampler/")}
     assert found["sampler/k1"] == pytest.approx(math.log(1.25), rel=1e-3)
     assert found["sampler/k3"] == pytest.approx(0.8 - 1 + math.log(1.25), rel=1e-2)
     assert found["sampler/max"] == pytest.approx(math.log(1.25), rel=1e-2) and found["sampler/cut"] == 1.0
@@ -198,8 +194,7 @@ def test_entropy_minimisation_takes_the_entropy_at_the_sampling_temperature(with
         logits = trainer.model(input_ids=ids, attention_mask=attention).logits[:, -width - 1 : -1]
     entropy = F.token_entropy(logits, 0.5)
     expected = F.masked_mean(entropy, inputs["completion_mask"])
-    logged = trainer._metrics["train"]["train/em_loss"][0]
-    assert logged == pytest.approx(float(expected), rel=1e-4)
+    assert logged(trainer)["train/em_loss"][0] == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.slow

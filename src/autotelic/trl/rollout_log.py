@@ -55,7 +55,7 @@ class RolloutLog(Part):
         kept = response_mask(sample)
         for row in range(rows):
             if row % group == 0:
-                self._prompts.append(self._prompt(rollout.rows[row]))
+                self._prompts.append(prompt_row(rollout.rows[row], self.trainer.state.global_step))
             response = self._response(sample, row, logprobs[row], entropies[row], kept[row])
             response["reward"] = round(reward_of(self.trainer, rollout, int(sample[ROW_IDS][row])), 4)
             self._prompts[-1]["responses"].append(response)
@@ -64,12 +64,6 @@ class RolloutLog(Part):
             clusters = cluster([extract(response["text"]) for response in prompt["responses"]])
             for response, number in zip(prompt["responses"], clusters, strict=True):
                 response["cluster"] = number
-
-    def _prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        text = json.dumps(row["prompt"], default=str)  # of an image, what it calls itself
-        name = row["prompt"] if isinstance(row["prompt"], str) else text
-        step = self.trainer.state.global_step
-        return {"step": step, "prompt_id": str(row.get("id", name)), "prompt": json.loads(text), "responses": []}
 
     def _response(
         self, sample: Micro, row: int, logprobs: torch.Tensor, entropies: torch.Tensor, kept: torch.Tensor
@@ -119,6 +113,13 @@ class RolloutLog(Part):
     def on_train_end(self) -> None:
         """Write what is held back."""
         self.flush()
+
+
+def prompt_row(row: dict[str, Any], step: int) -> dict[str, Any]:
+    """Return a row of the file, its responses still to come."""
+    text = json.dumps(row["prompt"], default=str)  # of an image, what it calls itself
+    name = row["prompt"] if isinstance(row["prompt"], str) else text
+    return {"step": step, "prompt_id": str(row.get("id", name)), "prompt": json.loads(text), "responses": []}
 
 
 def first_rows(output: Micro, rows: int) -> Micro:
