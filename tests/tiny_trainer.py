@@ -66,10 +66,12 @@ def digit_reward(prompts, completions, **kwargs):
 
 @pytest.fixture
 def make_trainer(tokenizer, make_model, tmp_path: Path):
+    import trl
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
 
-    def build(wrap=lambda cls: cls, model=None, prompts=("1+2=?", "3+4+5=?", "9-1=?", "2-2=?"), **overrides):
+    prompts = ("1+2=?", "3+4+5=?", "9-1=?", "2-2=?")
+
+    def build(wrap=lambda cls: cls, model=None, prompts=prompts, engine="GRPO", **overrides):
         kwargs = {name: overrides.pop(name) for name in list(overrides) if name in TRAINER_KEYS}
         settings = {
             "output_dir": str(tmp_path / "run"),
@@ -90,10 +92,10 @@ def make_trainer(tokenizer, make_model, tmp_path: Path):
             "disable_tqdm": True,
             "beta": 0.0,
         } | overrides
-        return wrap(GRPOTrainer)(
+        return wrap(getattr(trl, f"{engine}Trainer"))(
             model=model or make_model(),
             reward_funcs=kwargs.pop("reward_funcs", digit_reward),
-            args=GRPOConfig(**settings),
+            args=getattr(trl, f"{engine}Config")(**settings),
             train_dataset=Dataset.from_list([{"prompt": p} for p in prompts] * 16),
             processing_class=tokenizer,
             **kwargs,

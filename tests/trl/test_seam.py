@@ -1,10 +1,10 @@
 """The seam to TRL: what parts see of a run, in which order, and which classes it serves."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
-from tiny_trainer import TRAINER_KEYS, digit_reward
 
 from autotelic.controls.entropy_control import EntropyControlWarning
 from autotelic.errors import UserError
@@ -124,40 +124,8 @@ def test_other_trainers_are_refused_by_name():
 
 
 @pytest.fixture
-def make_rloo(tokenizer, make_model, tmp_path):
-    from datasets import Dataset
-    from trl import RLOOConfig, RLOOTrainer
-
-    def build(wrap, **overrides):
-        given = {name: overrides.pop(name) for name in list(overrides) if name in TRAINER_KEYS}
-        settings = {
-            "output_dir": str(tmp_path / "rloo"),
-            "per_device_train_batch_size": 16,
-            "num_generations": 4,
-            "steps_per_generation": 2,
-            "gradient_accumulation_steps": 1,
-            "max_completion_length": 8,
-            "max_steps": 4,
-            "learning_rate": 1e-2,
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "beta": 0.0,
-        }
-        return wrap(RLOOTrainer)(
-            model=make_model(),
-            reward_funcs=digit_reward,
-            args=RLOOConfig(**(settings | overrides)),
-            train_dataset=Dataset.from_list([{"prompt": p} for p in ("1+2=?", "3+4+5=?", "9-1=?", "2-2=?")] * 16),
-            processing_class=tokenizer,
-            **given,
-        )
-
-    return build
+def make_rloo(make_trainer):
+    return partial(make_trainer, engine="RLOO")
 
 
 def test_rloo(make_rloo):

@@ -168,7 +168,7 @@ def _allowed(text: str) -> bool:
 
 def _formula(plain: str) -> str:
     r"""Return plain text as a leaf for the worker: e and i are variables, as they are to the official parser."""
-    if re.search(r"(?<!\d)\.(?!\d)", plain):  # a point that belongs to no number: no formula
+    if re.search(r"(?<!\d)\.(?!\d)|[^\w+\-*/^().! ]", plain):  # a sentence's end, a ratio: the official parser fails
         return "formula:"
     text = plain.replace("sqrt", "\\sqrt ").replace("pi", "\\pi ")
     return "formula:" + re.sub(
