@@ -23,16 +23,14 @@ PROMPTS, GROUP, LENGTH = 8, 8, 32
 
 def sample(model, tokenizer, prompts):
     """Return token ids (B, L), their attention mask, and the mask of the responses (B, T), G rows for each prompt."""
-    inputs = tokenizer(
-        [p for p in prompts for _ in range(GROUP)], return_tensors="pt", padding=True, padding_side="left"
-    )
-    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    ids = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=LENGTH, pad_token_id=tokenizer.pad_token_id)
-    ended = (ids[:, inputs["input_ids"].shape[1] :] == tokenizer.eos_token_id).cumsum(1)
-    mask = (
-        ended - (ids[:, inputs["input_ids"].shape[1] :] == tokenizer.eos_token_id).long() == 0
-    )  # the end token counts
-    return ids, torch.cat([inputs["attention_mask"], mask.long()], 1), mask
+    repeated = [prompt for prompt in prompts for _ in range(GROUP)]
+    inputs = tokenizer(repeated, return_tensors="pt", padding=True, padding_side="left")
+    ids, attention = inputs["input_ids"], inputs["attention_mask"]
+    sampling = {"do_sample": True, "top_k": 0, "max_new_tokens": LENGTH, "pad_token_id": tokenizer.pad_token_id}
+    whole = model.generate(input_ids=ids, attention_mask=attention, **sampling)
+    ends = (whole[:, ids.shape[1] :] == tokenizer.eos_token_id).long()
+    mask = ends.cumsum(1) - ends == 0  # the end token counts
+    return whole, torch.cat([attention, mask.long()], 1), mask
 
 
 def loss_of(model, tokenizer, ids, attention, mask, step=0):
@@ -50,9 +48,8 @@ def loss_of(model, tokenizer, ids, attention, mask, step=0):
     old = logprobs.detach()  # one update per rollout: the policy is the one that sampled
 
     covariance = F.token_covariance(old, advantages, mask)
-    priority = F.hash_uniform(
-        0, step, torch.arange(len(ids)), F.response_positions(mask)
-    )  # the draw, by seed and place
+    places = (torch.arange(len(ids)), F.response_positions(mask))
+    priority = F.hash_uniform(0, step, *places)  # the draw, by seed and place
     rewritten, selected = F.clip_cov(advantages, covariance, mask, fraction=0.05, low=0.1, high=9.0, priority=priority)
     per_token = F.clipped_surrogate(logprobs, old, rewritten, clip_low=0.2, clip_high=0.2, mask=mask)
     loss = F.sequence_means(per_token, mask).mean()  # EMPO's: a mean over responses of their token means

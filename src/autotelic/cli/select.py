@@ -19,7 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotelic.cli.options import (
     add_batch_size,
@@ -39,6 +39,9 @@ from autotelic.cli.options import (
 from autotelic.errors import UserError
 from autotelic.tasks.conversations import question_text
 from autotelic.tasks.samples import read_samples
+
+if TYPE_CHECKING:
+    from autotelic.lm.sampling import Responses
 
 COLUMNS = ("mean", "variance", "majority_share", "majority_variance", "semantic_entropy", "token_entropy", "agreement")
 
@@ -141,12 +144,13 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     asked = [row["prompt"] for row in problems]
     say_chat(args, asked, tokenizer)
     prompts = prompt_texts(asked, tokenizer, args.chat)
-    rows: list[dict[str, Any]] = [
+    rows = [
         {**row, "id": str(row.get("id", number)), "responses": [], "temperatures": []}
         for number, row in enumerate(problems)
     ]
     temperatures = list(dict.fromkeys(args.temperatures))
     total, progress = len(rows) * args.k * len(temperatures), ProgressLine(quiet=args.quiet)
+    options = {"k": args.k, "max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "seed": args.seed}
     for index, temperature in enumerate(temperatures):
         say(args, f"{len(rows)} prompts x {args.k} samples at temperature {temperature} ...")
         before = index * len(rows) * args.k
@@ -154,32 +158,35 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
             model,
             tokenizer,
             prompts,
-            k=args.k,
             temperature=temperature,
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.batch_size,
-            seed=args.seed,
             statistics=("entropy",) if index == 0 else (),
             progress=lambda done, before=before: progress(before + done, total),
             keep_interrupted=True,
+            **options,
         )
         progress.close()
         if index == 0 and found.entropy is None:
             say(args, f"no token_entropy: {model.name} gives tokens, and not the distributions that they came from")
-        done = found.complete(args.k)
-        for p in (place for place, is_done in enumerate(done) if is_done):
-            own = found.of_prompt(p, args.k)
-            rows[p]["responses"] += own.texts
-            rows[p]["temperatures"] += [temperature] * args.k
-            rows[p] |= {} if own.entropy is None else {"entropy": own.entropy}
-        if not all(done):
-            args.interrupted = f"interrupted: {sum(done)} of {len(rows)} prompts at temperature {temperature}"
+        missing = add_responses(rows, found, temperature, args.k)
+        if missing:
+            args.interrupted = f"interrupted: {len(rows) - missing} of {len(rows)} prompts at temperature {temperature}"
             print(args.interrupted, file=sys.stderr)
             break
     rows = [row for row in rows if row["responses"]]
     if not rows:
         raise KeyboardInterrupt
     return rows
+
+
+def add_responses(rows: list[dict[str, Any]], found: "Responses", temperature: float, k: int) -> int:
+    """Add what was sampled at a temperature to the rows; return how many prompts an interruption left out."""
+    done = found.complete(k)
+    for p in (place for place, is_done in enumerate(done) if is_done):
+        own = found.of_prompt(p, k)
+        rows[p]["responses"] += own.texts
+        rows[p]["temperatures"] += [temperature] * k
+        rows[p] |= {} if own.entropy is None else {"entropy": own.entropy}
+    return done.count(False)
 
 
 def score(samples: Sequence[Mapping[str, Any]], same: Any = None, progress: Any = None) -> list[dict[str, Any]]:
