@@ -49,9 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="sampling temperature of the text; 0: greedy (default: %(default)s)",
     )
-    parser.add_argument(
-        "--bin-width", type=float, default=0.25, help="width of a histogram's bin, in logits (default: %(default)s)"
-    )
     parser.add_argument("--compat", choices=("none", "official"), default="none", help="official: the published plot")
     add_output(parser, out="write every figure here (JSON)", plot="write a picture here (HTML)")
 
@@ -62,10 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
     from autotelic.runs.files import replacing
 
-    if args.limit < 1 or args.k < 1 or args.max_new_tokens < 1 or not args.bin_width > 0 or args.temperature < 0:
-        raise UserError(
-            "limit, k and max-new-tokens must be at least 1, bin-width above 0 and temperature not negative"
-        )
+    if args.limit < 1 or args.k < 1 or args.max_new_tokens < 1 or args.temperature < 0:
+        raise UserError("limit, k and max-new-tokens must be at least 1, and temperature not negative")
     with ExitStack() as stack:
         out = stack.enter_context(replacing(args.out)) if args.out else None
         plot = stack.enter_context(replacing(args.plot)) if args.plot else None
@@ -122,7 +117,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         loaders,
         sequences,
         form=OFFICIAL if official else RAW,
-        bin_width=args.bin_width,
         seed=args.seed,
         pad_id=tokenizer.pad_token_id or 0,
         progress=progress,

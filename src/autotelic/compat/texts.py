@@ -86,6 +86,13 @@ def mathd(text: str, verl: bool) -> str:
         return text
 
 
+def _right_side(text: str) -> str:
+    """Return .5 as 0.5, and what follows a short name and an equals sign."""
+    text = "0" + text if text.startswith(".") else text
+    sides = text.split("=")
+    return sides[1] if len(sides) == 2 and len(sides[0]) <= 2 else text
+
+
 def _mathd(text: str, verl: bool) -> str:
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     if verl:
@@ -101,13 +108,7 @@ def _mathd(text: str, verl: bool) -> str:
     if "\\text{ " in text:
         text, _ = text.split("\\text{ ")  # two of them are an error, as in the official code
     text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
-    if not text:
-        return text
-    if text[0] == ".":
-        text = "0" + text
-    sides = text.split("=")
-    if len(sides) == 2 and len(sides[0]) <= 2:
-        text = sides[1]
+    text = _right_side(text)
     if "\\sqrt" in text:
         first, *rest = text.split("\\sqrt")
         text = first + "".join("\\sqrt" + (r if r[0] == "{" else "{" + r[0] + "}" + r[1:]) for r in rest)
@@ -182,13 +183,7 @@ def ttrl_strip(text: str) -> str:
         text = text.replace("j", "i")
     text = re.sub(r"(\d+)\.0*([^\d])", r"\1\2", text)
     text = re.sub(r"(\d+)\.0*$", r"\1", text)
-    if not text:
-        return text
-    if text[0] == ".":
-        text = "0" + text
-    sides = text.split("=")
-    if len(sides) == 2 and len(sides[0]) <= 2:
-        text = sides[1]
+    text = _right_side(text)
     text = re.sub(r"\\sqrt(\w+)", r"\\sqrt{\1}", text).replace(" ", "")
     return slash_fraction(braced_fractions(text), roots=True)
 

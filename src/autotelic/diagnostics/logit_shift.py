@@ -23,6 +23,7 @@ from autotelic.errors import UserError
 MAX_LOGIT_ELEMENTS = 32_000_000
 NUM_RESAMPLES = 1000
 LOW, HIGH = -256.0, 256.0  # outside them the outermost bins count
+BIN_WIDTH = 0.25  # of the histograms, in units of logits
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
 
@@ -48,14 +49,13 @@ class LogitStatistics:
     """Streaming statistics of one model: per-sequence power sums about a fixed centre, one histogram, rank sums."""
 
     form: Form = RAW
-    bin_width: float = 0.25
     num_ranks: int = 64
     centre: float | None = None
     sums: list[list[float]] = field(default_factory=list)  # per sequence: n, sum d, sum d^2, sum d^3, d = z - centre
     not_finite: int = 0
 
     def __post_init__(self) -> None:
-        self.histogram = np.zeros(round((HIGH - LOW) / self.bin_width), dtype=np.int64)
+        self.histogram = np.zeros(round((HIGH - LOW) / BIN_WIDTH), dtype=np.int64)
         self.rank_sums: Any = None
         self.ranks: Any = None
         self.positions = 0
@@ -69,7 +69,7 @@ class LogitStatistics:
             self.centre = float(finite.mean()) if finite.numel() else 0.0
         d = finite - self.centre
         self.sums.append([float(d.numel()), float(d.sum()), float((d * d).sum()), float((d * d * d).sum())])
-        index = ((finite - LOW) / self.bin_width).floor().clamp(0, len(self.histogram) - 1).long()
+        index = ((finite - LOW) / BIN_WIDTH).floor().clamp(0, len(self.histogram) - 1).long()
         self.histogram += torch.bincount(index, minlength=len(self.histogram)).numpy()
         if self.ranks is None:
             last = values.shape[-1]
@@ -122,8 +122,8 @@ class LogitStatistics:
             "num_values": int(np.array(self.sums)[:, 0].sum()),
             "not_finite": self.not_finite,
             "histogram": {
-                "low": LOW + first * self.bin_width,
-                "bin_width": self.bin_width,
+                "low": LOW + first * BIN_WIDTH,
+                "bin_width": BIN_WIDTH,
                 "counts": self.histogram[first : last + 1].tolist(),
             },
             "ranks": {"rank": self.ranks.tolist(), "mean": (self.rank_sums / max(self.positions, 1)).tolist()},
@@ -181,7 +181,6 @@ def logit_shift(
     sequences: Mapping[str, Sequences],
     *,
     form: Form = RAW,
-    bin_width: float = 0.25,
     seed: int = 0,
     pad_id: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -194,7 +193,6 @@ def logit_shift(
         load: name -> function returning the model; one model is held at a time.
         sequences: name -> its text; the same for all, unless each is to be seen on its own.
         form: what is taken of the logits.
-        bin_width: of the histograms, in units of logits.
         seed: of the bootstrap.
         pad_id: see `response_logits`.
         progress: called with the sequences that are measured, over all models, and how many there are.
@@ -204,7 +202,7 @@ def logit_shift(
     base: LogitStatistics | None = None
     base_sequences: Any = None
     for name, loader in load.items():
-        statistics = LogitStatistics(form=form, bin_width=bin_width)
+        statistics = LogitStatistics(form=form)
         try:
             for logits in response_logits(loader(), sequences[name], pad_id=pad_id):
                 statistics.add(logits)
