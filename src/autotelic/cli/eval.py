@@ -27,6 +27,7 @@ from autotelic.cli.options import (
     add_sampling,
     columns_of,
     open_model,
+    read_problems,
     say,
     say_chat,
     say_watched,
@@ -106,7 +107,9 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
         result = evaluate_samples(rows, seed=args.seed, equivalence=same, progress=progress)
         progress.close()
         return {"samples": result}
-    problems = read_problems(args)
+    if args.limit < 1:
+        raise UserError(f"--limit must be at least 1, got {args.limit}")
+    problems = read_problems(args, args.problems or DEFAULT_PROBLEMS, seed=args.seed, require_answer=True)
     say_watched(args, f"loading {args.source}")
     model, tokenizer = open_model(args, args.source)
     say(args, f"{len(problems)} problems x {args.k} samples ...")
@@ -133,23 +136,6 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
         )
     finally:
         progress.close()
-
-
-def read_problems(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Read the problems; every one needs an answer."""
-    from autotelic.tasks import load_problems
-
-    if args.limit < 1:
-        raise UserError(f"--limit must be at least 1, got {args.limit}")
-    return load_problems(
-        args.problems or DEFAULT_PROBLEMS,
-        limit=args.limit,
-        seed=args.seed,
-        columns=columns_of(args) if args.problems else {},
-        config=args.dataset_config,
-        require_answer=True,
-        say=lambda text: say(args, text),
-    )
 
 
 def table(result: Any, temperature: float | None = None) -> str:

@@ -25,6 +25,7 @@ from autotelic.cli.options import (
     add_output,
     add_sampling,
     columns_of,
+    read_problems,
     say,
     say_chat,
     say_written,
@@ -81,20 +82,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from autotelic.diagnostics.logit_shift import OFFICIAL, RAW, logit_shift
     from autotelic.lm.chat import prompt_texts
     from autotelic.lm.load import load_weights
-    from autotelic.tasks import load_problems
 
     if len(set(args.models)) < len(args.models):
         raise UserError("a model is named twice: name each once")
     official = args.compat == "official"
     given = None if official else given_responses(args)
-    rows = given or load_problems(
-        args.prompts,
-        limit=args.limit,
-        seed=args.seed,
-        columns=columns_of(args),
-        config=args.dataset_config,
-        say=lambda text: say(args, text),
-    )
+    rows = given or read_problems(args, args.prompts, seed=args.seed)
     tokenizer = common_tokenizer(args.models)
     say_chat(args, [row["prompt"] for row in rows], tokenizer)
     prompts = prompt_texts([row["prompt"] for row in rows], tokenizer, args.chat)

@@ -122,6 +122,14 @@ def columns_of(args: argparse.Namespace) -> dict[str, str]:
     return {role: column for role, column in named.items() if column != role}
 
 
+def read_problems(args: argparse.Namespace, source: str, **more: Any) -> list[dict[str, Any]]:
+    """Return the problems of a source as the options of `add_columns` and `--limit` say (`load_problems`)."""
+    from autotelic.tasks import load_problems
+
+    named = {"columns": columns_of(args), "config": args.dataset_config, "say": lambda text: say(args, text)}
+    return load_problems(source, limit=args.limit, **named, **more)
+
+
 def say(args: argparse.Namespace, text: str) -> None:
     """Print progress or a remark to stderr, where it is wanted."""
     if not args.quiet:

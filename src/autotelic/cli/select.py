@@ -31,6 +31,7 @@ from autotelic.cli.options import (
     add_sampling,
     columns_of,
     open_model,
+    read_problems,
     say,
     say_chat,
     say_watched,
@@ -130,15 +131,8 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     from autotelic.cli.progress_line import ProgressLine
     from autotelic.lm.chat import prompt_texts
     from autotelic.lm.sampling import sample
-    from autotelic.tasks import load_problems
 
-    problems = load_problems(
-        args.source,
-        limit=args.limit,
-        columns=columns_of(args),
-        config=args.dataset_config,
-        say=lambda text: say(args, text),
-    )
+    problems = read_problems(args, args.source)
     say_watched(args, f"loading {args.model}")
     model, tokenizer = open_model(args, args.model)
     asked = [row["prompt"] for row in problems]
