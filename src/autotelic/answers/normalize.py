@@ -275,8 +275,6 @@ def _content(name: str, inner: str) -> str:
     """Return what a command about the look of its argument leaves of it."""
     if name in _INLINE:
         return f"{{{inner}}}" if name not in ("fbox", "boxed", "framebox") and len(inner.strip()) > 1 else f" {inner} "
-    if name == "textcolor":
-        return inner
     return " " + _marked(inner, upright=name not in ("textbf", "textit")) + " "
 
 
