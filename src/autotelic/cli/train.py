@@ -323,11 +323,12 @@ def build_reward(run_args: Any, training_args: Any) -> Any:
     from autotelic.answers import equivalence, warm_up
     from autotelic.rewards.reward_table import read_reward
 
-    group = getattr(training_args, "num_generations", None) or run_args.online_settings().generations
-    same = equivalence(getattr(run_args, "equivalence", "math"))
+    sampling = run_args.sampling(training_args)
+    same = equivalence(sampling.equivalence)
     warm_up(same)
     specs = run_args.reward if isinstance(run_args.reward, list) else [run_args.reward]
-    rewards = [read_reward(spec, seed=training_args.seed, num_generations=group, equivalence=same) for spec in specs]
+    settings = {"seed": training_args.seed, "num_generations": sampling.generations, "equivalence": same}
+    rewards = [read_reward(spec, **settings) for spec in specs]
     return rewards if len(rewards) > 1 else rewards[0]
 
 
@@ -344,11 +345,6 @@ def check_law(run_args: Any, reward: Any, evaluate: Any) -> None:
         )
 
 
-def response_length(run_args: Any, training_args: Any) -> int:
-    """Return the longest response of validation and probes: GRPOConfig's, or ours where pairs are trained on."""
-    return getattr(training_args, "max_completion_length", None) or run_args.max_completion_length
-
-
 def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     """Return a function from model to metrics; the labels stay inside it."""
     if not run_args.validation_steps:
@@ -360,7 +356,8 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     from autotelic.tasks import load_problems
 
     problems = load_problems(run_args.validation_dataset, limit=run_args.validation_limit, require_answer=True)
-    same = equivalence(getattr(run_args, "equivalence", "math"))
+    sampling = run_args.sampling(training_args)
+    same = equivalence(sampling.equivalence)
 
     def evaluate(model: Any) -> dict[str, float]:
         result = evaluate_model(
@@ -368,7 +365,7 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
             tokenizer,
             problems,
             k=run_args.validation_k,
-            max_new_tokens=response_length(run_args, training_args),
+            max_new_tokens=sampling.max_new_tokens,
             seed=0,
             chat=run_args.chat,
             equivalence=same,
@@ -397,9 +394,9 @@ def build_stop_rules(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
         return None
     if settings.steps < 1:
         raise UserError(f"probe: steps must be at least 1, got {settings.steps}")
-    one = getattr(run_args, "prompt", None)
-    prompts: list[Any] = [one]
-    if settings.dataset or one is None:
+    sampling = run_args.sampling(training_args)
+    prompts: list[Any] = [sampling.prompt]
+    if settings.dataset or sampling.prompt is None:
         columns = {"prompt": "prompt" if settings.dataset else run_args.prompt_column}
         problems = load_problems(settings.dataset or run_args.dataset, limit=settings.limit, columns=columns)
         prompts = [row["prompt"] for row in problems]
@@ -407,7 +404,7 @@ def build_stop_rules(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
         tokenizer,
         prompt_texts(prompts, tokenizer, run_args.chat),
         k=settings.k,
-        max_new_tokens=response_length(run_args, training_args),
+        max_new_tokens=sampling.max_new_tokens,
     )
     folder, rollback = Path(training_args.output_dir), settings.action == "rollback"
     return lambda file: StopRules(probe, rules, settings.steps, folder, file.append, rollback)

@@ -136,14 +136,14 @@ def install(
     ) -> Any:
         given = {"labels": labels, "shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
         given = {name: value for name, value in given.items() if value is not None}
-        reason = call_refusal(self, kwargs) if fused_lm_head else ""
-        if reason is not None and other_ids is not None:
-            raise UserError(f"log-probabilities of other tokens need our head: {reason or 'fused_lm_head is off'}")
+        if not fused_lm_head and other_ids is None:
+            return before(*args, **given, **kwargs)
+        reason = call_refusal(self, kwargs) if fused_lm_head else "fused_lm_head is off"
         if reason is not None:
-            if reason:
-                say_once(f"the head is {Choice(False, reason)}")
-            theirs = {"fused_lm_head": True} if fused_lm_head else {}
-            return before(*args, **theirs, **given, **kwargs)
+            if other_ids is not None:
+                raise UserError(f"log-probabilities of other tokens need our head: {reason}")
+            say_once(f"the head is {Choice(False, reason)}")
+            return before(*args, fused_lm_head=True, **given, **kwargs)
         kwargs["use_cache"] = False
         with autocast():
             hidden = self.base_model(*args, **kwargs).last_hidden_state

@@ -1,10 +1,10 @@
 """What `autotelic train ppl` is told beside DPOConfig and ModelConfig; importing it loads no engine."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autotelic.runs.method_settings import Spec, make, read
-from autotelic.trl.arguments import CommonArguments, option
+from autotelic.trl.arguments import CommonArguments, Sampling, option
 
 if TYPE_CHECKING:
     from autotelic.preferences.labels import LabelSettings
@@ -50,6 +50,11 @@ class PreferenceArguments(CommonArguments):
         from autotelic.preferences.labels import read_labels
 
         return read_labels(self.policy_labels)
+
+    def sampling(self, training_args: Any) -> Sampling:
+        """Return what these options say: DPOConfig samples nothing."""
+        online = self.online_settings()
+        return Sampling(online.generations if online else 1, self.max_completion_length)
 
     def online_settings(self) -> "OnlineSettings | None":
         """Return how pairs are collected; None where they exist already."""

@@ -25,6 +25,23 @@ def option(default: Any, group: str, help: str) -> Any:
     return field(default=default, metadata={"group": group, "help": help})
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a run samples responses and compares their answers, wherever its engine keeps these settings.
+
+    Args:
+        generations: responses to a prompt.
+        max_new_tokens: longest response.
+        equivalence: when answers are the same.
+        prompt: the one prompt that is trained on, if it is one.
+    """
+
+    generations: int
+    max_new_tokens: int
+    equivalence: Spec = "math"
+    prompt: str | None = None
+
+
 @dataclass
 class CommonArguments:
     """What every method is told."""
@@ -59,6 +76,10 @@ class CommonArguments:
     quiet: bool = option(False, "output", "no progress")
     json: bool = option(False, "output", "print the summary as JSON")
 
+    def sampling(self, training_args: Any) -> Sampling:
+        """Return how this run samples."""
+        raise NotImplementedError  # abstract
+
 
 @dataclass
 class RunArguments(CommonArguments):
@@ -91,6 +112,11 @@ class RunArguments(CommonArguments):
         "output",
         "prompts sampled again and again, for the report; 4,k=16,steps=10; 0: none",
     )
+
+    def sampling(self, training_args: Any) -> Sampling:
+        """Return what GRPOConfig and these options say."""
+        lengths = (training_args.num_generations, training_args.max_completion_length)
+        return Sampling(*lengths, equivalence=self.equivalence, prompt=self.prompt)
 
 
 @dataclass(frozen=True)
