@@ -231,3 +231,19 @@ def results() -> dict[str, Any]:
             **{f"pass@{k}": estimate(1 - (1 - mean) ** (k * 0.6)) for k in (1, 2, 4, 8)},
         }
     return found
+
+
+def write_metrics(folder: Path, rows: list[dict[str, Any]], **description: Any) -> Path:
+    """Write a run of these rows, and nothing else."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(description))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def grouped(*folders: Path) -> Any:
+    """Return the groups in which the page draws the runs of these folders."""
+    from autotelic.report import data
+    from autotelic.report.run_folders import load_run
+
+    return data.group_runs([load_run(folder) for folder in folders])
