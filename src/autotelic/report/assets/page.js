@@ -312,7 +312,7 @@
 
   /* Seeds, one by one: first, best and last validation of each. */
   if (data.seeds) {
-    const node = section("seeds", "Seed by seed", "Every run is three points: its first, its best and its last validation, joined by a thin line. The best of several looks is biased upwards: compare it with other bests only.");
+    const node = section("seeds", "Seed by seed", "Every run is three points: its first, its best and its last validation, joined by a thin line. The best of several validations is too high by chance: compare it with other bests only.");
     const rows = data.seeds.rows;
     addChart(node, {
       title: "First, best, last: " + data.seeds.title, help: "accuracy", tall: true, description: data.seeds.metric,
@@ -339,7 +339,7 @@
 
   /* Entropy minimisation: accuracy against the objective. */
   if (data.decoupling.length) {
-    const node = section("decoupling", "Loss and accuracy", "Entropy minimisation lowers its loss to the end; accuracy need not follow. Time runs along the line, the square is its first point and the star its most accurate. Left is a lower loss.");
+    const node = section("decoupling", "Loss and accuracy", "Each line is one method over training. It starts at the square; the star is its most accurate point. A lower loss is further left. Entropy minimisation lowers its loss to the end, while accuracy may fall again.");
     addChart(node, {
       title: "Accuracy against the EM loss", help: "mean@k against nats", tall: true,
       table: table(["method", "step", "EM loss", "mean@k"], data.decoupling.flatMap((d) => d.step.map((s, i) => [label(d.method), String(s), number(d.loss[i]), number(d.accuracy[i])]))),
