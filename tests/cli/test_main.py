@@ -1,11 +1,13 @@
 """The command line as a newcomer meets it: fast help, one-line errors, exit codes."""
 
+import builtins
 import subprocess
 import sys
 import time
 
 import pytest
 
+from autotelic import __main__
 from autotelic.cli.main import COMMANDS, main
 from autotelic.errors import UserError, closest, one_of
 
@@ -56,6 +58,19 @@ def test_interrupt_exits_130(monkeypatch, capsys):
 
     monkeypatch.setattr(demo, "run", interrupt)
     assert main(["demo"]) == 130
+
+
+def test_an_interrupt_while_the_command_line_is_imported_exits_130(monkeypatch, capsys):
+    found = builtins.__import__
+
+    def interrupt(name, *rest):
+        if name == "autotelic.cli.main":
+            raise KeyboardInterrupt
+        return found(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", interrupt)
+    assert __main__.main() == 130
+    assert capsys.readouterr().err == "autotelic: interrupted\n"
 
 
 def test_closest():
