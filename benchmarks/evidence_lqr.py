@@ -262,9 +262,9 @@ def table(fits: Fits, chosen: dict[str, dict[str, float]]) -> str:
     lines += ["", "## Judged by regret, changed", "", "| set, segment, slip; change | seeds | cpl | ppl |"]
     lines += ["| --- " * 4 + "|"]
     for cell, (name, change) in itertools.product(CHANGED_CELLS, CHANGES.items()):
-        rows = [[fits.found.get(key(cell, "regret", s, arm, chosen[arm] | change)) for s in SEEDS] for arm in PAIR]
-        both = [i for i in SEEDS if rows[0][i] and rows[1][i]]
-        one, two = ({i: row["excess"] for i in both if (row := found_rows[i])} for found_rows in rows)
+        made = {(a, i): fits.found.get(key(cell, "regret", i, a, chosen[a] | change)) for a in PAIR for i in SEEDS}
+        one, two = ({i: row["excess"] for i in SEEDS if (row := made[arm, i])} for arm in PAIR)
+        both = sorted(set(one) & set(two))
         if both:
             shown = f"{shown_cell(one, one, 'cpl')} | {shown_cell(two, one, 'ppl')}"
             lines.append(f"| {cell[0]}, {cell[1]}, {cell[2]:g}; {name} | {len(both)} | {shown} |")

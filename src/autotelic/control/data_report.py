@@ -104,6 +104,7 @@ def describe(report: Mapping[str, Any]) -> list[str]:
     if report["ppl_test"] is False:
         lines.append(
             "warning: this is no test of PPL: fewer winners hang on the actions than noise turns round. The data are "
-            "written; use judge regret_tail, shorter segments, more episodes for critics, or behaviours further apart."
+            "written; use judge regret_tail, longer segments with it, more episodes for critics, or behaviours that "
+            "are further apart."
         )
     return lines
