@@ -141,6 +141,10 @@ def shard_on_a_cpu(config: str) -> None:
     from accelerate.utils import DistributedType
 
     if config.startswith("zero"):
+        import deepspeed
+
+        # Only its inference uses this kernel, which it would compile for minutes at the first start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         PartialState._prepare_backend = lambda self, *a, **k: ("gloo", DistributedType.MULTI_GPU)
         PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
         return
