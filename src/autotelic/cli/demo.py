@@ -152,7 +152,7 @@ DEMOS = {
         max_tokens=24,
         jobs=(
             Job("grpo", "grpo", CHAT_ROLLOUT),
-            Job("empo", "empo", CHAT_ROLLOUT | EMPO),
+            Job("empo", "empo", CHAT_ROLLOUT | EMPO | {"max_steps": 12}),
             Job("kl_cov", "grpo", CHAT_ROLLOUT | {"entropy_control": "kl_cov,fraction=0.02,coef=1"}),
             Job("one_shot_em", "one_shot_em", CHAT_EM),
         ),
