@@ -116,7 +116,8 @@ def measure(experiment: dict[str, Any], name: str, settings: dict[str, Any], see
 
         again = "resume" if trained.exists() and last_complete(trained) else "overwrite"
         options |= {"seed": seed, "output_dir": str(trained), again: True, "quiet": True}
-        train(method, to_options(options))
+        if not train(method, to_options(options))["finished"]:  # its last checkpoint is no result
+            raise SystemExit(f"{name} seed {seed} was stopped; the same command goes on with it")
         gc.collect()  # a trainer refers to itself, and its optimizer is twice as large as the model
     source = options["model_name_or_path"] if method == "base" else str(trained)
     asked = dict(experiment["evaluation"])

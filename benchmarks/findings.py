@@ -79,9 +79,15 @@ def main() -> None:
     """Draw them all."""
     entropy = ("grpo", "clip_cov", "kl_cov")
     draw("entropy", "entropy after 200 updates, nats", over_seeds("evidence_entropy.json", "entropy", entropy))
-    draw("accuracy", "accuracy of samples (mean@8), 200 updates", over_seeds("evidence_entropy.json", "mean@8", entropy))
+    draw(
+        "accuracy", "accuracy of samples (mean@8), 200 updates", over_seeds("evidence_entropy.json", "mean@8", entropy)
+    )
     label_free = ("base", "random", "self_certainty", "majority_vote", "empo", "empo_kl_cov", "grpo")
-    draw("label_free", "accuracy of samples (mean@64), 160 updates", over_seeds("evidence_label_free.json", "mean@64", label_free))
+    draw(
+        "label_free",
+        "accuracy of samples (mean@64), 160 updates",
+        over_seeds("evidence_label_free.json", "mean@64", label_free),
+    )
     one_shot = {"base": "base", "format reward": "format reward", "random reward": "random reward", "em": "one-shot EM"}
     one_shot |= {"em then rl": "EM, then GRPO", "rl": "GRPO", "rl then em": "GRPO, then EM"}
     draw("one_shot_em", "mean@8", summarised("one_shot_em.json", "mean@8", one_shot))

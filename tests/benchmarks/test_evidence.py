@@ -78,3 +78,11 @@ def test_the_peak_and_what_was_lost_since(evidence, output):
 def test_a_stop_rule_is_judged_by_the_weights_of_the_probe_before(evidence, output):
     """Diversity halves at update 20: the weights of update 10 are kept, which are the peak, .4 above the end."""
     assert "| grpo | diversity | 3 of 3 | 20 | 0.000 ± 0.000 | +0.400 ± 0.000 |" in evidence.stops(output)
+
+
+def test_a_run_that_was_stopped_is_no_result(evidence, tmp_path, monkeypatch):
+    monkeypatch.setattr("autotelic.cli.train.train", lambda method, options: {"finished": False})
+    recipe = {"common": {"model_name_or_path": "any_pair"}, "evaluation": {"problems": 1, "k": 1}}
+    with pytest.raises(SystemExit, match="goes on"):
+        evidence.run_one(recipe, "grpo", {}, 0, tmp_path)
+    assert not (tmp_path / "grpo-seed0" / "result.json").exists()
