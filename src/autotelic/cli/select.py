@@ -179,7 +179,8 @@ def add_responses(rows: list[dict[str, Any]], found: "Responses", temperature: f
         own = found.of_prompt(p, k)
         rows[p]["responses"] += own.texts
         rows[p]["temperatures"] += [temperature] * k
-        rows[p] |= {} if own.entropy is None else {"entropy": own.entropy}
+        if own.entropy is not None:
+            rows[p]["entropy"] = own.entropy
     return done.count(False)
 
 

@@ -25,12 +25,10 @@ def laws(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def curves_of(group: Group) -> list[Curve]:
     """Return entropy and accuracy of every seed that has both; the law is one of accuracy, so one-shot EM has none."""
-    found = [] if group.method == "one_shot_em" else [curve_of(run) for run in group.runs]
-    return [
-        curve
-        for run, curve in zip(group.runs, found, strict=False)
-        if curve and not (is_label_free(run.description) and is_training_reward(curve.reward_column))
-    ]
+    if group.method == "one_shot_em":
+        return []
+    curves = [(is_label_free(run.description), curve_of(run)) for run in group.runs]
+    return [c for label_free, c in curves if c and not (label_free and is_training_reward(c.reward_column))]
 
 
 def curve_of(run: Run) -> Curve | None:
@@ -43,7 +41,7 @@ def curve_of(run: Run) -> Curve | None:
 
 def without_accuracy(groups: Sequence[Group]) -> list[str]:
     """Return a note on the methods that have no law because their only reward is not accuracy."""
-    names = [g.label for g in groups if not curves_of(g) and any(is_label_free(r.description) for r in g.runs)]
+    names = [g.label for g in groups if any(is_label_free(r.description) for r in g.runs) and not curves_of(g)]
     reason = "a reward without labels is not accuracy; validation would be (--validation_dataset, --validation_steps)"
     return [f"no entropy law for {', '.join(names)}: {reason}"] if names else []
 
