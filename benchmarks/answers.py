@@ -160,7 +160,7 @@ KINDS = {
 
 
 def main(options: list[str] | None = None) -> dict[str, Any]:
-    parser = parser_for(__doc__, repeats=4)
+    parser = parser_for(__doc__, repeats=3)
     parser.add_argument("--cases", nargs="+", type=Path, default=[CASES], help="files of pairs with their kinds")
     parser.add_argument("--only-cases", action="store_true", help="print the table by kind and stop")
     args = parser.parse_args(options)
