@@ -9,7 +9,8 @@ medians). One multiplies out what a larger run costs; an exponent above the expe
   update             forward, backward and choice of a KL-Cov update over B responses, T tokens each, a vocabulary of
                      V, or four groups of G; expected 1 at most (T: attention alone is 2). `parts of an update` is what
                      the parts of a run take of it
-  ranks              the same update's choice, spread over processes (gloo, one machine), wall seconds
+  ranks              the choice of `covariance` over a million tokens, spread over processes (gloo, one machine): CPU
+                     seconds of one of them; -1 where nothing but its own share of the tokens costs it anything
 """
 
 import os
@@ -136,7 +137,7 @@ def rank_seconds(rank: int, world: int, port: int, tokens: int, turns: int, seco
     ids = torch.arange(rows)[mine, None] * 1024 + torch.arange(1024)
     for turn in range(turns + 1):
         dist.barrier()
-        started = time.perf_counter()
+        started = time.process_time()
         moments = F.global_moments(batch["logprobs"], batch["advantages"], batch["mask"])
         means = {"mean_logprob": moments.mean_logprob, "mean_advantage": moments.mean_advantage}
         covariance = F.token_covariance(batch["logprobs"], batch["advantages"], batch["mask"], **means)
@@ -153,12 +154,12 @@ def rank_seconds(rank: int, world: int, port: int, tokens: int, turns: int, seco
         )
         dist.barrier()
         if turn and rank == 0:
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.process_time() - started)
     dist.destroy_process_group()
 
 
 def over_ranks(world: int, tokens: int, turns: int) -> list[float]:
-    """Return rank 0's seconds per choice; the update has the same number of tokens whatever the number of ranks."""
+    """Return rank 0's CPU seconds per choice; the update has the same number of tokens whatever the number of ranks."""
     from torch.multiprocessing import Manager, spawn
 
     with socket.socket() as free:
@@ -226,7 +227,7 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
         args,
         rows,
         work=work,
-        clock="CPU seconds, one thread; answers: with the worker's; processes: wall seconds",
+        clock="CPU seconds, one thread; answers: with the worker's; processes: those of one",
     )
 
 

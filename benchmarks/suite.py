@@ -1,8 +1,8 @@
 """Every benchmark in turn, then docs/performance.md: `make bench`, or `python benchmarks/suite.py [--only NAME ...]`.
 
 Each part runs in a process of its own, on one thread. Two parts run at a time, a core each: the sides of a part take
-turns and are compared by CPU seconds. Parts that use several processes or measure wall seconds come last, alone. A part
-that fails does not stop the others; the exit status then is 1. Under fifteen minutes on two quiet cores.
+turns and are compared by CPU seconds. What measures wall seconds comes last, alone. A part that fails does not stop the
+others; the exit status then is 1. Under fifteen minutes on two quiet cores.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-IN_PAIRS = ("head", "answers", "grpo_step", "prefix", "memory", "em_step", "ppl_update", "covariance")
+IN_PAIRS = ("head", "answers", "scaling", "grpo_step", "prefix", "memory", "em_step", "ppl_update", "covariance")
 """The longest first."""
-ALONE = ("scaling", "startup")
+ALONE = ("startup",)
 PARTS = IN_PAIRS + ALONE
 
 
