@@ -172,7 +172,7 @@ def over_ranks(world: int, tokens: int, turns: int) -> list[float]:
 
 
 def main(options: list[str] | None = None) -> dict[str, Any]:
-    args = parser_for(__doc__, repeats=5).parse_args(options)
+    args = parser_for(__doc__, repeats=3).parse_args(options)
     one_thread()
     warnings.simplefilter("ignore")
     from autotelic.answers import default_pool
