@@ -1,6 +1,7 @@
 import gc
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 # Before any heavy import: no hub, one thread, no progress bars in test output.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +28,14 @@ LONGEST = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    try:
+        found = version("trl")
+    except PackageNotFoundError:
+        return
+    if tuple(map(int, found.split(".")[:2])) < (1, 16):
+        for item in items:
+            if item.get_closest_marker("trl_1_16"):
+                item.add_marker(pytest.mark.skip(reason=f"TRL {found} is older than 1.16"))
 
 
 # Every `Trainer.train` collects garbage, which takes a third of a second where all of torch and TRL is looked through,

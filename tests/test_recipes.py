@@ -118,11 +118,12 @@ SMALL = {
 
 def runs():
     """Each method on its own defaults, and each recipe."""
-    yield from (pytest.param(method, None, id=method) for method in ("grpo", "empo", "one_shot_em"))
-    for path in TRAINING:
-        if method_of(path) != "ppl":
-            marks = () if path.stem in DISTINCT else pytest.mark.slow
-            yield pytest.param(method_of(path), path, id=path.stem, marks=marks)
+    defaults = [(method, None) for method in ("grpo", "empo", "one_shot_em")]
+    recipes = [(method_of(path), path) for path in TRAINING if method_of(path) != "ppl"]
+    for method, path in defaults + recipes:
+        marks = [pytest.mark.slow] if path and path.stem not in DISTINCT else []
+        marks += [pytest.mark.trl_1_16] if method == "one_shot_em" else []
+        yield pytest.param(method, path, id=path.stem if path else method, marks=marks)
 
 
 @pytest.mark.parametrize(("method", "recipe"), runs())

@@ -26,16 +26,6 @@ SETS = {
 TESTS = ("tests/trl", "tests/rewards", "tests/test_recipes.py")
 LM_TESTS = ("tests/lm", "tests/test_evaluation.py")
 """Beside those above, where transformers is another one."""
-NEEDS_1_16 = (
-    "one_shot_em",
-    "on_policy_entropy_term",
-    "entropy_minimisation",
-    "test_a_token_without_a_log_probability",
-    "test_ppl",
-)
-"""Before 1.16 TRL gives entropies without a gradient, and its DPO no log-probabilities: these refuse, and say so. TRL
-1.10 takes a log-probability that is NaN for a ratio, where later versions take 1."""
-
 NEEDS_NEWER_TRANSFORMERS = ("prefill_chunk_size",)
 """transformers 5.0 cannot read a prompt in chunks."""
 
@@ -56,9 +46,7 @@ def main(names: list[str]) -> int:
         started = time.monotonic()
         tests = TESTS if "transformers" not in name else (*TESTS, *LM_TESTS)
         command = [python, "-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", *tests]
-        old = next((part.removeprefix("trl==") for part in name.split(",") if part.startswith("trl==")), "1.16")
-        left_out = NEEDS_1_16 if tuple(map(int, old.split("."))) < (1, 16) else ()
-        left_out += NEEDS_NEWER_TRANSFORMERS if "transformers" in name else ()
+        left_out = NEEDS_NEWER_TRANSFORMERS if "transformers" in name else ()
         command += ["-k", " and ".join(f"not {test}" for test in left_out)] if left_out else []
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)

@@ -172,7 +172,7 @@ def test_accelerates_configurations_train_alike(config, tmp_path):
         if config == "zero3":
             continue  # forward passes beside training are refused there
         best = load_file(tmp_path / method / "best" / "weights.safetensors")
-        for name, value in load_file(tmp_path / method / "model.safetensors").items():
+        for name, value in weights(tmp_path / method).items():
             torch.testing.assert_close(best[name], value, rtol=1e-4, atol=1e-4)
 
 

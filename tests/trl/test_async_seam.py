@@ -20,9 +20,10 @@ from autotelic.controls.table import METHODS
 from autotelic.errors import UserError
 from autotelic.trl.async_seam import check_served, with_async_entropy_control
 
-pytestmark = pytest.mark.filterwarnings(  # large fractions
-    "ignore::autotelic.controls.entropy_control.EntropyControlWarning"
-)
+pytestmark = [
+    pytest.mark.trl_1_16,
+    pytest.mark.filterwarnings("ignore::autotelic.controls.entropy_control.EntropyControlWarning"),  # large fractions
+]
 
 LOW, HIGH = 0.2, 0.28
 INDEX = [[0, 1, 2, 0, 3, 4, 0, 5], [0, 1, 0, 2, 3]]

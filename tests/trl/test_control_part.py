@@ -96,6 +96,7 @@ def test_kl_cov_on_policy_is_refused(make_trainer):
         make_trainer(with_entropy_control, entropy_control=KLCov(), steps_per_generation=1)
 
 
+@pytest.mark.trl_1_16
 def test_kl_cov_on_policy_entropy_term_has_a_gradient(make_trainer):
     """Constant rewards: all advantages are zero, so only the entropy of the selected positions can move the model."""
 

@@ -38,6 +38,7 @@ def guard_of(trainer):
     return next(c for c in trainer.callback_handler.callbacks if isinstance(c, EntropyGuard))
 
 
+@pytest.mark.trl_1_16
 @pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_ends_with_the_weights_before_the_update_that_took_its_entropy(make_em, capsys, accumulation):
     trainer = make_em(learning_rate=1.0, accumulation=accumulation)
@@ -50,6 +51,7 @@ def test_a_run_ends_with_the_weights_before_the_update_that_took_its_entropy(mak
 
 
 @pytest.mark.slow
+@pytest.mark.trl_1_16
 def test_a_healthy_run_goes_on(make_em):
     trainer = make_em(learning_rate=1e-3)
     before = weights(trainer.model)
@@ -60,6 +62,7 @@ def test_a_healthy_run_goes_on(make_em):
 
 
 @pytest.mark.slow
+@pytest.mark.trl_1_16
 def test_without_a_guard_the_run_goes_on_to_its_end(make_em):
     trainer = make_em(learning_rate=1.0, guard=0.0)
     trainer.train()

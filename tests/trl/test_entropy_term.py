@@ -15,6 +15,8 @@ from autotelic.trl import EntropyMinimization, EntropyTerm, with_entropy_minimiz
 from autotelic.trl.label_free import with_surplus_votes
 from autotelic.trl.seam import response_mask
 
+pytestmark = pytest.mark.trl_1_16
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 

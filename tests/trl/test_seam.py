@@ -87,6 +87,7 @@ def test_without_parts_training_is_trls_to_the_bit(make_trainer, make_model):
         assert all(torch.equal(a, b) for a, b in zip(parameters, found[0][1], strict=True))
 
 
+@pytest.mark.trl_1_16
 def test_forward_and_generate_are_patched_only_if_asked(make_trainer):
     plain = make_trainer(lambda cls: cls)
     ours = make_trainer(with_entropy_control, entropy_control=ClipCov())
@@ -110,6 +111,7 @@ def test_settings_may_be_given_to_the_class(make_trainer):
         make_trainer(lambda cls: with_entropy_control(cls, entropy_controll=KLCov()))
 
 
+@pytest.mark.trl_1_16
 def test_other_trainers_are_refused_by_name():
     from trl import DPOTrainer
     from trl.experimental.async_grpo import AsyncGRPOTrainer

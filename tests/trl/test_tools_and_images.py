@@ -178,6 +178,7 @@ def test_the_mask_of_statistics_by_hand(byte_tokenizer):
     assert found.mask.tolist() == [[True, False, True]]
 
 
+@pytest.mark.trl_1_16
 def test_an_environment_has_no_part_in_control_and_entropy(byte_tokenizer, tmp_path):
     """Ten tokens are the model's: quota, entropies and the EM denominator count them; the gradient is theirs alone."""
     high = Control(entropy_control("high_entropy", fraction=0.5))

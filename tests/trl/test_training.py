@@ -102,6 +102,7 @@ def test_empo_never_sees_labels(tmp_path, options):
     assert weights[0] == weights[1] == weights[2]
 
 
+@pytest.mark.trl_1_16
 def test_one_shot_em_lowers_entropy(tmp_path, options):
     flags = options(num_generations=32, per_device_train_batch_size=32, steps_per_generation=1, max_steps=8)
     place = flags.index("--dataset")

@@ -174,6 +174,7 @@ def test_temperature_is_one_and_the_same(with_sampler):
     assert inputs["rollout_entropy"][mask].mean() < math.log(18)
 
 
+@pytest.mark.trl_1_16
 def test_entropy_minimisation_does_not_depend_on_the_samplers_log_probabilities(with_sampler):
     """Its loss is the entropy of the policy on the samples: no ratio enters, not even one that masks every response."""
     settings = {"entropy_minimization": EntropyMinimization(), "reward_funcs": constant, "temperature": 0.5}
@@ -183,6 +184,7 @@ def test_entropy_minimisation_does_not_depend_on_the_samplers_log_probabilities(
     torch.testing.assert_close(gradient, reference)
 
 
+@pytest.mark.trl_1_16
 def test_entropy_minimisation_takes_the_entropy_at_the_sampling_temperature(with_sampler):
     """By hand: the mean over response tokens of the entropy of softmax(z / 0.5)."""
     settings = {"entropy_minimization": EntropyMinimization(), "reward_funcs": constant, "temperature": 0.5}
@@ -197,6 +199,7 @@ def test_entropy_minimisation_takes_the_entropy_at_the_sampling_temperature(with
     assert logged(trainer)["train/em_loss"][0] == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.trl_1_16
 @pytest.mark.slow
 def test_a_token_without_a_log_probability(with_sampler):
     """vLLM may give NaN for a token: TRL takes its ratio as 1, and our choice, made on its own score, is unmoved."""
@@ -209,6 +212,7 @@ def test_a_token_without_a_log_probability(with_sampler):
     assert bool(torch.isfinite(gradient).all())
 
 
+@pytest.mark.trl_1_16
 def test_a_token_without_a_log_probability_and_no_correction(with_sampler):
     """Without the correction the choice is made on the sampler's numbers: the others must still be ranked."""
     inputs, _, _ = with_sampler(
