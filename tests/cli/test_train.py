@@ -134,6 +134,16 @@ def tiny_model_folder(tmp_path, make_model, tokenizer):
     return folder
 
 
+def test_a_package_that_trl_misses_late_is_one_line(tmp_path, monkeypatch, capsys):
+    def build(*args):
+        raise ImportError("Using tools needs jmespath; pip install jmespath")
+
+    monkeypatch.setattr("autotelic.cli.train.build", build)
+    common = ["--model_name_or_path", "any_pair", "--dataset", "chain_sums:train", "--output_dir", str(tmp_path)]
+    assert main(["train", "grpo", *common]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith("Using tools needs jmespath; pip install jmespath")
+
+
 def test_trls_own_names_of_data_set_and_reward():
     run, _, _ = parse("grpo", ["--dataset_name", "openai/gsm8k", "--dataset-config", "main", "--reward_funcs", "empo"])
     assert (run.dataset, run.dataset_config, run.reward) == ("openai/gsm8k", "main", "empo")

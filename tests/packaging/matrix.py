@@ -15,7 +15,7 @@ from thin import thin_environment
 
 ROOT = Path(__file__).parents[2]
 OLDEST_TRANSFORMERS = ("transformers==5.0.0", "huggingface_hub==1.33.0", "tokenizers==0.22.2", "httpx==0.28.1")
-OLDEST_TRANSFORMERS += ("httpcore==1.0.9",)
+OLDEST_TRANSFORMERS += ("httpcore==1.0.9", "jmespath==1.0.1")  # with which TRL reads calls of tools before 5.13
 SETS = {
     "trl==1.10.0": ("trl==1.10.0",),
     "trl==1.13.0": ("trl==1.13.0",),

@@ -109,7 +109,7 @@ def train(method: str, options: Sequence[str]) -> dict[str, Any]:
 
     try:
         trainer = (build_preferences if method == "ppl" else build)(method, run_args, training_args, model_args)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # TRL asks for some packages only where a setting needs them
         raise UserError(str(error)) from error
     except OSError as error:
         if not training_args.push_to_hub:
