@@ -14,6 +14,7 @@ import autotelic
 PACKAGE = Path(autotelic.__file__).parent
 LAYERS = {
     "errors": 0,
+    "endpoint": 1,
     "functional": 1,
     "kernels": 2,
     "answers": 2,

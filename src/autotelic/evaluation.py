@@ -221,7 +221,7 @@ def evaluate_model(
         chat: auto, on or off: whether text prompts go through the chat template (`autotelic.lm.chat`).
         equivalence: of answers, see `autotelic.answers`; None is mathematics.
         progress: called with the responses that are done, and how many there will be.
-        keep_interrupted: on Ctrl-C score the prompts that are complete, in place of raising `KeyboardInterrupt`.
+        keep_interrupted: on Ctrl-C, or where a server stops in the middle, score the prompts that are complete.
     """
     if k < 1 or temperature <= 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or batch_size < 1:
         raise UserError(
@@ -245,7 +245,7 @@ def evaluate_model(
         options |= {"temperature": 0, "statistics": (), "progress": after(len(rows) * k)}
         decoded = sample(model, tokenizer, prompts, **options)
     if not any(done):
-        raise KeyboardInterrupt
+        sampled.end()
     if sampled.entropy is None:
         warnings.append(f"no entropy: {model.name} gives tokens, and not the distributions that they came from")
     interrupted = not all(done) or (decoded is not None and not decoded.done.all())
@@ -256,7 +256,8 @@ def evaluate_model(
         more = {"entropy": own.entropy, "num_tokens": own.num_tokens, "greedy": None if best is None else best[p]}
         samples.append(score_prompt(rows[p], own.texts, index=p, equivalence=equivalence, **more))
     if interrupted:
-        warnings.append(f"interrupted: {len(samples)} of {len(rows)} prompts were sampled")
+        why = next((f" ({each.stopped})" for each in (sampled, decoded) if each is not None and each.stopped), "")
+        warnings.append(f"interrupted: {len(samples)} of {len(rows)} prompts were sampled{why}")
     settings = {"k": k, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     settings |= {"engine": model.name} if isinstance(model, Engine) else {}
     return summarize(samples, settings=settings, seed=seed, warnings=warnings, interrupted=interrupted)
@@ -301,16 +302,18 @@ def temperature_sweep(
 
     With `keep_interrupted`, an interruption ends the sweep, and what was sampled until then is returned.
     """
+    if any(temperature <= 0 for temperature in temperatures):
+        raise UserError(f"evaluation needs every temperature above 0, got {', '.join(map(str, temperatures))}")
     results: dict[float, Evaluation] = {}
     for number, temperature in enumerate(temperatures):
         options = {**settings, "greedy": settings.get("greedy", True) and number == 0}
         try:
             result = evaluate_model(model, tokenizer, problems, temperature=temperature, **options)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, UserError) as error:
             if not results or not settings.get("keep_interrupted"):
                 raise
-            last = list(results)[-1]
-            note = f"interrupted: nothing was sampled at temperature {temperature}"
+            last, why = list(results)[-1], f" ({error})" if str(error) else ""
+            note = f"interrupted: nothing was sampled at temperature {temperature}{why}"
             results[last] = replace(results[last], warnings=(*results[last].warnings, note), interrupted=True)
             break
         results[float(temperature)] = result

@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from autotelic.answers import cluster, cluster_group, equivalence, equivalent
-from autotelic.answers.backends import EmbeddingEquivalence, JudgeEquivalence, NLIEquivalence
+from autotelic.answers import cluster, cluster_group, equivalence, equivalent, warm_up
+from autotelic.answers.backends import PATIENCE, EmbeddingEquivalence, JudgeEquivalence, NLIEquivalence
 from autotelic.errors import UserError
 
 TEXTS = ["the sky is blue", "blue", "blue sky", "red", "red", "crimson"]
@@ -124,7 +124,7 @@ def endpoint():
             data = json.dumps({"choices": [{"message": {"content": word}}], "usage": usage}).encode()
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(state.get("raw", data))
 
         def log_message(self, *args):
             pass
@@ -161,8 +161,10 @@ def test_judge_retries_and_gives_up(endpoint):
     url, state = endpoint
     state["failures"] = 2
     assert cluster(["blue", "blue sky"], equivalence=judge(url)) == [0, 0]
+    answering = judge(url, retries=1)
+    assert cluster(["blue", "blue sky"], equivalence=answering) == [0, 0]
     state["failures"] = 100
-    result = cluster_group(["red", "crimson"], equivalence=judge(url, retries=1))
+    result = cluster_group(["red", "crimson"], equivalence=answering)
     assert result.clusters == [0, 1]
     assert result.num_undecided == 1
     state["failures"], state["status"] = 1, 401
@@ -172,6 +174,55 @@ def test_judge_retries_and_gives_up(endpoint):
     assert cluster_group(["red", "crimson"], equivalence=judge(url)).num_undecided == 1
     with pytest.raises(UserError, match="http"):
         JudgeEquivalence("ftp://x", "m")
+
+
+def test_a_judge_that_does_not_answer_ends_the_run(endpoint):
+    """At once where it never has; else after `PATIENCE` pairs in a row, which are undecided."""
+    url, state = endpoint
+    state["failures"] = 2
+    with pytest.raises(UserError, match=r"the judge does not answer: the server at .* HTTP 503"):
+        cluster(["red", "crimson"], equivalence=judge(url, retries=1))
+    fading = judge(url, retries=0)
+    assert cluster(["red", "crimson"], equivalence=fading) == [0, 0]
+    texts = [str(i) for i in range(PATIENCE)]
+    state["failures"] = PATIENCE
+    pairs = [(i, i + 1) for i in range(PATIENCE - 1)]
+    assert fading.compare(texts, pairs) == [None] * len(pairs)
+    assert fading.compare(texts, [(0, 2), (0, 3)]) == [None, True]  # it is back
+    state["failures"] = 100
+    with pytest.raises(UserError, match="does not answer"):
+        fading.compare(texts, [(0, i) for i in range(4, PATIENCE)] + [(1, i) for i in range(3, PATIENCE)])
+
+
+def test_a_judge_is_asked_once_before_anything_is_sampled(endpoint, tmp_path, capsys):
+    """Down, or without the key: known before the model is loaded. With kept verdicts it need not be there."""
+    from autotelic.cli.main import main
+
+    url, state = endpoint
+    state["failures"], state["status"] = 100, 401
+    cache = tmp_path / "verdicts.jsonl"
+    spec = f"judge,url={url},model=m,pause=0,retries=0,api_key_variable=MY_KEY,cache={cache}"
+    for command in (["eval", "no_such_model"], ["select", "chain_sums:train", "--model", "no_such_model"]):
+        assert main([*command, "--equivalence", spec]) == 2
+        error = capsys.readouterr().err
+        assert "HTTP 401" in error and "the key is read from MY_KEY" in error and error.count("\n") == 1
+    state["failures"] = 0
+    warm_up(equivalence(spec))
+    assert state["requests"] == 3 and "1 + 1" in state["content"]
+    assert cluster(["blue", "blue sky"], equivalence=equivalence(spec)) == [0, 0]
+    state["failures"] = 100
+    kept = equivalence(spec)
+    warm_up(kept)
+    assert cluster(["blue", "blue sky"], equivalence=kept) == [0, 0]
+
+
+@pytest.mark.parametrize("raw", [b"[1]", b"{}", b'{"choices": [{}], "usage": {"prompt_tokens": null}}', b"{"])
+def test_a_reply_without_a_verdict_is_undecided(endpoint, raw):
+    url, state = endpoint
+    asked = judge(url, retries=0)
+    assert cluster(["blue", "blue sky"], equivalence=asked) == [0, 0]
+    state["raw"] = raw
+    assert cluster_group(["red", "crimson"], equivalence=asked).num_undecided == 1
 
 
 def test_judge_is_asked_with_the_question_and_a_prompt_of_its_own(endpoint):
@@ -195,7 +246,7 @@ def test_equivalence_is_chosen_by_name(endpoint, tmp_path):
     url, _ = endpoint
     found = equivalence(f"judge,url={url},model=m,retries=0,cache={tmp_path / 'c.jsonl'}")
     assert isinstance(found, JudgeEquivalence)
-    assert (found.model, found.retries) == ("m", 0)
+    assert (found.model, found.endpoint.retries) == ("m", 0)
     assert cluster(TEXTS, equivalence=found) == [0, 0, 0, 1, 1, 1]
     loose = equivalence({"name": "nli", "model": "folder", "strict": False, "batch_size": "4"})
     assert isinstance(loose, NLIEquivalence)

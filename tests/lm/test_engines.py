@@ -1,17 +1,23 @@
 """Sampling through a server with OpenAI's interface, on a small server of our own; vLLM itself: `make test-vllm`."""
 
 import json
+import sys
 import threading
+import time
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
+from autotelic import endpoint
 from autotelic.cli.main import main
 from autotelic.errors import UserError
-from autotelic.lm import engines
 from autotelic.lm.engines import open_engine
 from autotelic.lm.sampling import encode, sample
+
+CUT = b'{"choices'
+"""A reply that ends before its length."""
 
 
 class Server:
@@ -20,11 +26,16 @@ class Server:
     def __init__(self):
         self.models, self.owner, self.at_once, self.usage, self.status = ["any_pair"], "someone", 99, True, 200
         self.asked: list[tuple[str, dict]] = []
+        self.stops_after, self.raw, self.keys, self.gate = 10**6, None, [], None
 
     def reply(self, path, body):
         if path == "/v1/models":
             return {"data": [{"id": name, "owned_by": self.owner} for name in self.models]}
         self.asked.append((path, body))
+        if self.gate is not None and len(self.asked) > 1:
+            self.gate.wait(30)
+        if len(self.asked) > self.stops_after:
+            self.status = 503
         count = min(body["n"], self.at_once)
         texts = ["4" + " " * (body["seed"] % 7 + i) for i in range(count)]
         if path == "/v1/chat/completions":
@@ -38,15 +49,19 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(engines, "PAUSE", 0.0)
+    monkeypatch.setattr(endpoint, "PAUSE", 0.0)
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self):
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else {}
+            state.keys.append(self.headers.get("Authorization"))
             found = json.dumps(state.reply(self.path, body)).encode()
+            found = found if state.raw is None else state.raw
             self.send_response(state.status)
+            if found == CUT:
+                self.send_header("Content-Length", "99")
             self.end_headers()
             self.wfile.write(found if state.status == 200 else b"no such thing")
 
@@ -151,11 +166,128 @@ def test_an_error_of_the_server_is_one_line(server):
     server.status = 503
     with pytest.raises(UserError, match="HTTP 503"):
         sample(engine, engine.tokenizer, ["1+1=?"])
-    assert len(server.asked) == 1 + 1 + engines.RETRIES
+    assert len(server.asked) == 1 + 1 + endpoint.RETRIES
+
+
+def problems(folder, count):
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{i}+4=?", "answer": "4"}) + "\n" for i in range(count)))
+    return str(path)
+
+
+@pytest.mark.parametrize(("stops_after", "kept"), [(2, 2), (4, 4), (5, 4)])
+def test_a_server_that_stops_in_the_middle_loses_nothing_that_it_gave(server, tmp_path, capsys, stops_after, kept):
+    """One request at a time: two groups, then none; or all four and no greedy response, or not all of those."""
+    server.stops_after, out = stops_after, tmp_path / "out.json"
+    options = ["--k", "2", "--batch-size", "2", "--quiet", "--output", str(out)]
+    data = problems(tmp_path, 4)
+    assert main(["eval", "any_pair", "--engine", server.url, "--problems", data, *options]) == 130
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{kept} prompts") and "mean@2     1.000" in captured.out
+    assert "greedy" not in captured.out
+    assert f"interrupted: {kept} of 4 prompts were sampled (the server at {server.url}/v1/completions" in captured.err
+    assert "HTTP 503" in captured.err
+    assert len(json.loads(out.read_text())["1.0"]["samples"]) == kept
+    assert main(["score", str(out), "--json"]) == 0
+
+
+def test_what_a_server_gave_before_it_stopped_is_ranked_and_swept(server, tmp_path, capsys):
+    server.stops_after, data = 2, problems(tmp_path, 3)
+    options = ["--k", "2", "--batch-size", "2", "--json"]
+    assert main(["select", data, "--model", "any_pair", "--engine", server.url, *options]) == 130
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["ranking"]) == 2
+    assert "interrupted: 2 of 3 prompts at temperature 1.0 (the server at" in captured.err
+    arguments = ["eval", "any_pair", "--engine", server.url, "--problems", data, *options, "--no-greedy"]
+    server.asked.clear()
+    server.stops_after, server.status = 3, 200
+    assert main([*arguments, "--temperature", "1", "2"]) == 130
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["num_prompts"] == 3
+    assert "nothing was sampled at temperature 2.0 (the server at" in captured.err
+
+
+@pytest.mark.parametrize("command", [["eval", "any_pair", "--problems"], ["select", "--model", "any_pair"]])
+def test_a_server_that_gives_nothing_is_one_line(server, tmp_path, capsys, command):
+    server.stops_after = 0
+    assert main([*command, problems(tmp_path, 2), "--engine", server.url, "--quiet"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("autotelic: error: the server at") and captured.err.count("\n") == 1
+
+
+def test_ctrl_c_does_not_wait_for_what_is_under_way(server):
+    """The first response is there, the second does not come; its thread keeps no process alive."""
+    server.gate = threading.Event()
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    before, began = set(threading.enumerate()), time.monotonic()
+    options = {"k": 1, "progress": interrupt, "keep_interrupted": True}
+    got = sample(open_engine(server.url, "any_pair"), None, ["1+1=?", "2+2=?"], **options)
+    assert got.done.sum() == 1 and got.stopped == "" and time.monotonic() - began < 10
+    ours = [thread for thread in threading.enumerate() if thread not in before and "Thread" not in thread.name]
+    assert all(thread.daemon for thread in ours)
+    server.gate.set()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (CUT, "gives no answer: IncompleteRead"),
+        (b"[]", "gives no answer: the reply is no JSON object"),
+        (b"<html>", "gives no answer: the reply is no JSON"),
+        (b"{}", r"gave no response: \{\}"),
+        (b'{"choices": []}', "gave no response"),
+        (b'{"choices": [{"index": 0}]}', "gave no response"),
+    ],
+)
+def test_a_reply_that_cannot_be_read_is_one_line(server, raw, message):
+    engine = open_engine(server.url, "any_pair")
+    server.raw = raw
+    with pytest.raises(UserError, match=message):
+        sample(engine, engine.tokenizer, ["1+1=?"])
+
+
+def test_a_key_goes_out_and_is_named_where_it_is_wanted(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
+    open_engine(server.url, "any_pair")
+    assert server.keys == ["Bearer secret"]
+    server.status = 401
+    with pytest.raises(UserError, match="refused: HTTP 401 no such thing; the key is read from OPENAI_API_KEY"):
+        open_engine(server.url, "any_pair")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("http://", "is no address of a server"),
+        ("ftp://host/v1", "is no address of a server"),
+        ("http://host:port", "is no address of a server"),
+        ("https://HERE", "gives no answer.*SSL"),
+        ("transformers,dtype=auto", "takes no settings, got dtype"),
+        ("vllm,max_model_len", "'max_model_len' is no setting"),
+        ("vllm,max_model_len=[", "a value cannot be read"),
+        ("vllm,nonsense=1", "vLLM cannot start with 'any_pair'.*unexpected keyword argument 'nonsense'"),
+        ("localhost:8000", "there are transformers, vllm"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_one_line(server, monkeypatch, capsys, name, message):
+    class LLM:
+        def __init__(self, model, tokenizer, disable_log_stats, dtype="auto", enforce_eager=False):
+            pass
+
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(LLM=LLM))
+    name = name.replace("HERE", server.url.removeprefix("http://"))
+    assert main(["eval", "any_pair", "--engine", name, "--limit", "1", "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    with pytest.raises(UserError, match=message):
+        raise UserError(error)
 
 
 def test_an_engine_that_is_not_there_is_one_line(monkeypatch):
-    monkeypatch.setattr(engines, "PAUSE", 0.0)
+    monkeypatch.setattr(endpoint, "PAUSE", 0.0)
     with pytest.raises(UserError, match="there are transformers, vllm"):
         open_engine("sglang", "any_pair")
     with pytest.raises(UserError, match="gives no answer"):

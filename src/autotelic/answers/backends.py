@@ -8,16 +8,13 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from autotelic.answers.compare import Equivalence, FunctionEquivalence
+from autotelic.endpoint import Endpoint, NoAnswerError
 from autotelic.errors import UserError, one_of
 
 Entailment = Literal["entailment", "neutral", "contradiction"]
@@ -158,15 +155,25 @@ PROMPT = (
     "Reply with one word, yes or no.\nQuestion: {question}\nAnswer A: {first}\nAnswer B: {second}"
 )
 
+PATIENCE = 8
+"""Pairs in a row on which a judge may give no answer, the attempts of each included: about a minute."""
 
 _PLACES = re.compile(r"\{(question|first|second)\}")
+
+
+def _filled(prompt: str, said: Mapping[str, str]) -> str:
+    """Return the prompt with its places filled in; places within what is filled in stay."""
+    return _PLACES.sub(lambda match: said[match.group(1)], prompt)
 
 
 class JudgeEquivalence:
     """A language model behind an OpenAI-compatible endpoint decides. Verdicts are kept on disk; cost is counted.
 
+    A judge that has never answered, or is silent on more than `PATIENCE` pairs in a row, is an error: a run would go on
+    with groups in which nothing agrees.
+
     Args:
-        url: Base address, such as ``http://localhost:8000/v1``.
+        url: Base address, such as ``http://localhost:8000``; ``/v1`` is added where it has no path.
         model: Name of the model there.
         cache: File for the verdicts (one JSON object a line); none are kept beyond this process without it.
         api_key_variable: Environment variable that holds the key.
@@ -192,16 +199,14 @@ class JudgeEquivalence:
         pause: float = 1.0,
         price: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"the judge's url must begin with http:// or https://, got {url!r}")
         if missing := [place for place in ("{first}", "{second}") if place not in prompt]:
             raise UserError(f"the judge's prompt has no place for {' and '.join(missing)}")
-        self.url, self.model, self.prompt = url.rstrip("/"), model, prompt
-        self.retries, self.timeout, self.pause, self.price = retries, timeout, pause, price
-        self.api_key_variable = api_key_variable
+        self.endpoint = Endpoint(url, key_variable=api_key_variable, retries=retries, pause=pause, timeout=timeout)
+        self.model, self.prompt, self.price = model, prompt, price
         self.cache_file = Path(cache) if cache is not None else None
         self._cache: dict[str, bool] = self._read_cache()
         self.num_calls = self.num_failures = self.prompt_tokens = self.reply_tokens = 0
+        self._num_silent = PATIENCE  # in a row; one that has never answered gets no patience
 
     @property
     def cost(self) -> float:
@@ -215,8 +220,7 @@ class JudgeEquivalence:
         verdicts: list[bool | None] = []
         for i, j in pairs:
             first, second = sorted((answers[i], answers[j]))
-            said = {"question": question, "first": first, "second": second}
-            content = _PLACES.sub(lambda match, said=said: said[match.group(1)], self.prompt)
+            content = _filled(self.prompt, {"question": question, "first": first, "second": second})
             key = hashlib.sha256(json.dumps([self.model, content]).encode()).hexdigest()
             if key not in self._cache:
                 verdict = self._ask(content)
@@ -228,36 +232,37 @@ class JudgeEquivalence:
             verdicts.append(self._cache[key])
         return verdicts
 
-    def _ask(self, content: str) -> bool | None:
-        """Call the endpoint, retrying what may pass."""
-        body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}]}
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.api_key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        for attempt in range(self.retries + 1):
-            try:
-                self.num_calls += 1
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    return self._verdict(json.loads(reply.read(1 << 20)))
-            except urllib.error.HTTPError as error:
-                if error.code not in (408, 429) and error.code < 500:
-                    raise UserError(f"the judge at {self.url} refused: HTTP {error.code} {error.reason}") from error
-            except (urllib.error.URLError, TimeoutError, json.JSONDecodeError, OSError):
-                pass  # it may come back: retried below, and counted
-            if attempt < self.retries:
-                time.sleep(self.pause * 2**attempt)
-        self.num_failures += 1
-        return None
+    def warm_up(self) -> None:
+        """Ask one question, so that a judge that cannot answer is known before anything is sampled or trained.
 
-    def _verdict(self, reply: Any) -> bool | None:
-        """Return yes or no from a reply, and count its tokens."""
-        usage = reply.get("usage") or {}
-        self.prompt_tokens += int(usage.get("prompt_tokens", 0))
-        self.reply_tokens += int(usage.get("completion_tokens", 0))
+        Where verdicts of an earlier run are kept nothing is asked: they may be all that is needed.
+        """
+        if not self._cache:
+            self._ask(_filled(self.prompt, {"question": "1 + 1 = ?", "first": "2", "second": "two"}))
+
+    def _ask(self, content: str) -> bool | None:
+        """Call the endpoint; return yes, no, or None where it said neither."""
+        body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}]}
+        self.num_calls += 1
         try:
+            reply = self.endpoint.ask("chat/completions", body)
+        except NoAnswerError as error:
+            self.num_failures += 1
+            self._num_silent += 1
+            if self._num_silent > PATIENCE:
+                raise UserError(f"the judge does not answer: {error}") from error
+            return None
+        self._num_silent = 0
+        return self._verdict(reply)
+
+    def _verdict(self, reply: Mapping[str, Any]) -> bool | None:
+        """Return yes or no from a reply, and count its tokens."""
+        try:
+            usage = reply.get("usage") or {}
+            self.prompt_tokens += int(usage.get("prompt_tokens") or 0)
+            self.reply_tokens += int(usage.get("completion_tokens") or 0)
             word = str(reply["choices"][0]["message"]["content"]).strip().lower()
-        except (KeyError, IndexError, TypeError):
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
             return None
         decision = re.match(r"\W*(yes|no)\b", word) or re.search(r".*decision\W*(yes|no)\b", word, re.S)
         return decision.group(1) == "yes" if decision else None

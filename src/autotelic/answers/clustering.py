@@ -8,6 +8,7 @@ Equivalence that is not transitive, or not symmetric, is counted and reported in
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from autotelic.answers.backends import JudgeEquivalence
 from autotelic.answers.compare import Equivalence, FunctionEquivalence, MathEquivalence
 from autotelic.answers.fast import plain
 from autotelic.errors import UserError
@@ -39,9 +40,15 @@ _math = MathEquivalence()
 
 
 def warm_up(equivalence: Equivalence | None = None) -> None:
-    """Start the worker in the background, if an equivalence needs it: the first formula then need not wait for it."""
+    """Make ready what an equivalence needs: start the worker in the background, ask a judge whether it is there.
+
+    Raises:
+        UserError: the judge refuses, or gives no answer.
+    """
     if equivalence is None:
         _math.pool.warm_up(wait=False)
+    elif isinstance(equivalence, JudgeEquivalence):
+        equivalence.warm_up()
 
 
 def equivalent(

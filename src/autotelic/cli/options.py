@@ -86,7 +86,12 @@ def open_model(args: argparse.Namespace, name: str) -> tuple[Any, Any]:
     from autotelic.lm.engines import open_engine
 
     engine, *pairs = (part.strip() for part in args.engine.split(","))
-    settings = {key.strip(): yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    if wrong := [pair for pair in pairs if not all(pair.partition("="))]:
+        raise UserError(f"--engine {args.engine}: {wrong[0]!r} is no setting, which is written key=value")
+    try:
+        settings = {key.strip(): yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    except yaml.YAMLError as error:
+        raise UserError(f"--engine {args.engine}: a value cannot be read ({' '.join(str(error).split())})") from error
     found = open_engine(engine, name, settings)
     return found, found.tokenizer
 

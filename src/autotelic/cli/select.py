@@ -37,7 +37,7 @@ from autotelic.cli.options import (
     say_watched,
     say_written,
 )
-from autotelic.errors import UserError
+from autotelic.errors import UserError, one_of
 from autotelic.tasks.conversations import question_text
 from autotelic.tasks.samples import read_samples
 
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
     """Sample or read, score, rank, write."""
     from contextlib import ExitStack
 
-    from autotelic.answers import equivalence
+    from autotelic.answers import equivalence, warm_up
     from autotelic.cli.progress_line import ProgressLine
-    from autotelic.diagnostics.prompt_selection import compare_scores, rank
+    from autotelic.diagnostics.prompt_selection import BY_LABELS, LABEL_FREE, compare_scores, rank
     from autotelic.runs.files import replacing
 
     for name in ("k", "top", "take", "limit"):
@@ -89,11 +89,15 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at least 1, got {value}")
     if any(not t > 0 or math.isinf(t) for t in args.temperatures):
         raise UserError(f"temperatures must be above 0, got {args.temperatures}")
+    if args.by and args.by not in (*BY_LABELS, *LABEL_FREE):
+        raise UserError(f"cannot rank by {args.by!r}{one_of(args.by, (*BY_LABELS, *LABEL_FREE))}")
     with ExitStack() as stack:
         out = stack.enter_context(replacing(args.out)) if args.out else None
         plot = stack.enter_context(replacing(args.plot)) if args.plot else None
+        same = equivalence(args.equivalence)
+        warm_up(same)
         samples, progress = sampled(args) if args.model else read(args), ProgressLine("prompts", quiet=args.quiet)
-        rows = score(samples, equivalence(args.equivalence), progress)
+        rows = score(samples, same, progress)
         progress.close()
         labelled = all(row.get("variance") is not None for row in rows)
         by = args.by or ("variance" if labelled else "majority_variance")
@@ -130,11 +134,13 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Sample every prompt of a data set k times at each temperature; an interruption keeps the complete prompts."""
     from autotelic.cli.progress_line import ProgressLine
     from autotelic.lm.chat import prompt_texts
-    from autotelic.lm.sampling import sample
+    from autotelic.lm.sampling import Engine, sample
 
     problems = read_problems(args, args.source)
     say_watched(args, f"loading {args.model}")
     model, tokenizer = open_model(args, args.model)
+    if args.by == "token_entropy" and isinstance(model, Engine):
+        raise UserError(f"cannot rank by 'token_entropy': {model.name} gives tokens, and not their distributions")
     asked = [row["prompt"] for row in problems]
     say_chat(args, asked, tokenizer)
     prompts = prompt_texts(asked, tokenizer, args.chat)
@@ -164,12 +170,12 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
         missing = add_responses(rows, found, temperature, args.k)
         if missing:
             args.interrupted = f"interrupted: {len(rows) - missing} of {len(rows)} prompts at temperature {temperature}"
+            args.interrupted += f" ({found.stopped})" if found.stopped else ""
+            if not any(row["responses"] for row in rows):
+                found.end()
             print(args.interrupted, file=sys.stderr)
             break
-    rows = [row for row in rows if row["responses"]]
-    if not rows:
-        raise KeyboardInterrupt
-    return rows
+    return [row for row in rows if row["responses"]]
 
 
 def add_responses(rows: list[dict[str, Any]], found: "Responses", temperature: float, k: int) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 
 from autotelic.errors import UserError, closest
 
+BY_LABELS = ("mean", "variance")
 LABEL_FREE = ("majority_variance", "semantic_entropy", "token_entropy", "disagreement")
 """Scores to rank by, most promising prompt first."""
 
@@ -92,7 +93,7 @@ def rank(rows: Sequence[Mapping[str, Any]], by: str, *, reverse: bool = False) -
     Raises:
         UserError: a row does not have the score.
     """
-    names = [name for name in ("mean", "variance", *LABEL_FREE) if all(row.get(name) is not None for row in rows)]
+    names = [name for name in (*BY_LABELS, *LABEL_FREE) if all(row.get(name) is not None for row in rows)]
     if by not in names:
         raise UserError(f"cannot rank by {by!r}{closest(by, names)}; these prompts have {', '.join(names)}")
     sign = 1 if reverse else -1

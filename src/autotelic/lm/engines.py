@@ -12,24 +12,20 @@ import json
 import math
 import os
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from autotelic.endpoint import Endpoint
 from autotelic.errors import UserError
 from autotelic.lm.load import adapter_base, load_model, load_tokenizer, resolve, tokenizer_folder
 from autotelic.lm.sampling import Engine, Request, Responses, encode
 
 NAMES = "transformers, vllm (with settings of its LLM class: vllm,tensor_parallel_size=4), or a server's http address"
-RETRIES, PAUSE, TIMEOUT = 3, 1.0, 3600.0
-"""Of requests to a server: attempts after a failure, seconds before the first (then doubled), seconds for an answer."""
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """vLLM's server takes what a request leaves out from the model's generation_config.json: this turns all of it off."""
 
@@ -45,10 +41,12 @@ def open_engine(name: str, model: str, settings: Mapping[str, Any] | None = None
     Raises:
         UserError: another name, settings for a server, or an engine that cannot start.
     """
-    if name.startswith(("http://", "https://")):
+    if "://" in name:
         if settings:
             raise UserError(f"--engine {name} is a server and takes no settings here, got {', '.join(settings)}")
         return ServerEngine(name, model)
+    if name == "transformers":
+        raise UserError(f"--engine transformers takes no settings, got {', '.join(settings or {})}")
     if name != "vllm":
         raise UserError(f"unknown engine {name!r}; there are {NAMES}")
     return VLLMEngine(model, settings or {})
@@ -76,7 +74,12 @@ class VLLMEngine(Engine):
         self.tokenizer = load_tokenizer(model)
         on_cpu: dict[str, Any] = {} if torch.cuda.is_available() else {"dtype": "float32", "enforce_eager": True}
         with plain_model(model) as (weights, tokenizer):
-            self.llm = LLM(model=weights, tokenizer=tokenizer, **{"disable_log_stats": True} | on_cpu | dict(settings))
+            given = {"disable_log_stats": True} | on_cpu | dict(settings)
+            try:
+                self.llm = LLM(model=weights, tokenizer=tokenizer, **given)
+            except Exception as error:  # of its many layers, any kind: a setting, the memory, the model
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise UserError(f"vLLM cannot start with {model!r} and {given}: {reason}") from error
 
     def sample(self, prompts: Sequence[str], request: Request) -> Responses:
         """Sample every prompt k times; vLLM forms the batches, and an interruption leaves nothing. See `sample`."""
@@ -127,9 +130,8 @@ class ServerEngine(Engine):
     """
 
     def __init__(self, url: str, model: str):
-        self.name = url.rstrip("/")
-        self.url = self.name if self.name.count("/") > 2 else f"{self.name}/v1"
-        served = {row["id"]: row for row in self.ask("models").get("data", [])}
+        self.endpoint, self.name = Endpoint(url), url.rstrip("/")
+        served = self.endpoint.models()
         self.model = served_name(model, list(served), self.name)
         self.is_vllm = served.get(self.model, {}).get("owned_by") == "vllm"
         try:
@@ -142,21 +144,22 @@ class ServerEngine(Engine):
         k, settings = request.k, {"model": self.model} | sampling_fields(request)
         settings |= NEUTRAL | {"return_token_ids": True} if self.is_vllm else {}
         found: list[list[Any] | None] = [None] * len(prompts)
-        pool = ThreadPoolExecutor(max(request.batch_size // k, 1))
-        try:
-            waiting = {
-                pool.submit(self.group, prompt, k, settings, request.seed + p * k): p
-                for p, prompt in enumerate(prompts)
-            }
-            for number, future in enumerate(as_completed(waiting), start=1):
-                found[waiting[future]] = future.result()
-                if request.progress is not None:
-                    request.progress(number * k)
-        except KeyboardInterrupt:
-            if not request.keep_interrupted:
-                raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        stopped = ""
+
+        def answer(p: int) -> tuple[int, list[Any]]:
+            return p, self.group(prompts[p], k, settings, request.seed + p * k)
+
+        # Its threads are daemons, and leaving it waits for none: what is under way when it ends is given up.
+        with ThreadPool(min(max(request.batch_size // k, 1), len(prompts))) as pool:
+            try:
+                for number, (p, rows) in enumerate(pool.imap_unordered(answer, range(len(prompts))), start=1):
+                    found[p] = rows
+                    if request.progress is not None:
+                        request.progress(number * k)
+            except (KeyboardInterrupt, UserError) as error:
+                if not request.keep_interrupted:
+                    raise
+                stopped = str(error)
         nothing = [("", [], False, math.nan)] * k
         rows = [row for group in found for row in (group or nothing)]
         texts, tokens, ended, counts = zip(*rows, strict=True)
@@ -168,6 +171,7 @@ class ServerEngine(Engine):
             None,
             np.repeat([group is not None for group in found], k),
             np.array(counts, dtype=float),
+            stopped,
         )
 
     def group(self, prompt: Any, k: int, settings: Mapping[str, Any], seed: int) -> list[tuple]:
@@ -177,41 +181,28 @@ class ServerEngine(Engine):
             body: dict[str, Any] = {**settings, "n": k - len(rows), "seed": seed + len(rows)}
             if isinstance(prompt, str):
                 asked = prompt if self.tokenizer is None else encode(prompt, self.tokenizer)
-                reply = self.ask("completions", body | {"prompt": asked})
+                reply = self.endpoint.ask("completions", body | {"prompt": asked})
             else:
-                reply = self.ask("chat/completions", body | {"messages": prompt})
-            choices = reply.get("choices") or []
-            if not choices:
-                raise UserError(f"{self.name} gave no response: {json.dumps(reply)[:300]}")
-            total = (reply.get("usage") or {}).get("completion_tokens")
-            for choice in choices[: k - len(rows)]:
-                text = choice["text"] if "text" in choice else choice["message"].get("content") or ""
-                tokens = choice.get("token_ids") or []
-                count = len(tokens) or (math.nan if total is None else total / len(choices))
-                rows.append((text, tokens, choice.get("finish_reason") == "stop", count))
+                reply = self.endpoint.ask("chat/completions", body | {"messages": prompt})
+            try:
+                rows += read_choices(reply, k - len(rows))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{self.name} gave no response: {json.dumps(reply)[:300]}") from error
         return rows
 
-    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the answer to a request: GET without a body. What may pass is tried again."""
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/{path}", data, headers)
-        reason = ""
-        for attempt in range(RETRIES + 1):
-            try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
-                    return json.loads(reply.read())
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code} {error.read(2000).decode(errors='replace').strip()[:300]}"
-                if error.code not in (408, 429) and error.code < 500:
-                    break
-            except (urllib.error.URLError, TimeoutError, json.JSONDecodeError, OSError) as error:
-                reason = str(getattr(error, "reason", error))
-            if attempt < RETRIES:
-                time.sleep(PAUSE * 2**attempt)
-        raise UserError(f"the server at {self.url}/{path} gives no answer: {reason}")
+
+def read_choices(reply: Mapping[str, Any], most: int) -> list[tuple]:
+    """Return text, tokens, whether it ended, and number of tokens of each response in a server's reply."""
+    choices, total = reply["choices"], (reply.get("usage") or {}).get("completion_tokens")
+    if not choices:
+        raise ValueError("no choices")
+    rows = []
+    for choice in choices[:most]:
+        text = choice["text"] if "text" in choice else choice["message"].get("content") or ""
+        tokens = choice.get("token_ids") or []
+        count = len(tokens) or (math.nan if total is None else total / len(choices))
+        rows.append((text, tokens, choice.get("finish_reason") == "stop", count))
+    return rows
 
 
 def served_name(model: str, served: Sequence[str], server: str) -> str:

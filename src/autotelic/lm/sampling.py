@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Responses:
         entropy, surprisal: nats of each token; None where they were not asked for, or the engine gives none.
         done: whether the row was sampled.
         counts: number of tokens of each response, where a server tells that in place of the tokens; NaN: it does not.
+        stopped: why rows are missing, where it was not Ctrl-C.
     """
 
     texts: list[str]
@@ -57,6 +58,7 @@ class Responses:
     surprisal: list[np.ndarray] | None
     done: np.ndarray
     counts: np.ndarray | None = None
+    stopped: str = ""
 
     @classmethod
     def of_rows(cls, found: Sequence[Row | None], statistics: Sequence[str]) -> "Responses":
@@ -81,6 +83,10 @@ class Responses:
     def complete(self, k: int) -> list[bool]:
         """Tell of each prompt, with k responses, whether all of them were sampled."""
         return [bool(self.done[i : i + k].all()) for i in range(0, len(self.done), k)]
+
+    def end(self) -> NoReturn:
+        """Raise what ended the sampling, where nothing of it can be used."""
+        raise UserError(self.stopped) if self.stopped else KeyboardInterrupt
 
     def of_prompt(self, number: int, k: int) -> PromptResponses:
         """Return the k responses of a prompt, counted from 0."""
@@ -165,7 +171,7 @@ def sample(
         statistics_temperature: divides the logits that the statistics are taken of.
         shared_prefix: auto, on or off: compute the prompt of a group once.
         progress: called with the responses that are done, parts of a batch counted.
-        keep_interrupted: on Ctrl-C return what was sampled, in place of raising `KeyboardInterrupt`.
+        keep_interrupted: on Ctrl-C, or where a server stops, return what was sampled, in place of raising.
     """
     if isinstance(model, Engine):
         return model.sample(
