@@ -1,5 +1,6 @@
 """The plug-in where verl is not: harmless, and right in what needs no engine."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -84,6 +85,25 @@ def test_a_method_of_verl_with_other_parameters_is_reported_and_left_alone(monke
         install_part(name, module)
     assert status()[name].startswith("TypeError") and "not (self" in status()[name]
     assert all(vars(getattr(module, owner))[key] is value for key, value in methods.items())
+
+
+def test_a_method_that_verl_has_decorated_is_wrapped_all_the_same_and_once(monkeypatch):
+    """`__wrapped__` on it is verl's own: it does not mean that ours is there."""
+    monkeypatch.setattr("autotelic.verl.plugin.STATUS", {})
+
+    def compute(self, batch, metrics):
+        return batch
+
+    @functools.wraps(compute)
+    def timed(*args, **kwargs):
+        return compute(*args, **kwargs)
+
+    module = types.ModuleType("verl.trainer.ppo.v1.trainer_base")
+    module.PPOTrainer = type("PPOTrainer", (), {"_compute_advantage": timed})
+    for _ in range(2):
+        install_part(module.__name__, module)
+        found = module.PPOTrainer._compute_advantage
+        assert found is not timed and found.__wrapped__ is timed
 
 
 def test_the_finder_runs_the_module_first_and_ours_after(tmp_path, monkeypatch):

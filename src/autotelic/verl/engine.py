@@ -31,7 +31,7 @@ from autotelic.functional.schedules import Schedule
 from autotelic.functional.surrogate import ratio_clipped
 from autotelic.verl.loss_methods import EntropyMinimization, Method, method_of
 from autotelic.verl.losses import MicroBatch, clip_bounds, planned
-from autotelic.verl.plugin import check_parameters
+from autotelic.verl.plugin import check_parameters, wrap_once
 
 SELECTED = "autotelic_selected"
 CARRIED = {name: f"autotelic_{name}" for name in ("advantages", "old", "bound", "term_tokens")}
@@ -73,10 +73,8 @@ class Rows:
 
 def install(base: ModuleType) -> None:
     """Let ``BaseEngine.train_batch`` plan first; a second call changes nothing."""
-    engine = base.BaseEngine
-    check_parameters(engine.train_batch, "self", "data", "loss_function")
-    if not hasattr(engine.train_batch, "__wrapped__"):
-        engine.train_batch = planning(engine.train_batch)
+    check_parameters(base.BaseEngine.train_batch, "self", "data", "loss_function")
+    wrap_once(base.BaseEngine, "train_batch", planning)
 
 
 def planning(train_batch: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,13 +12,13 @@ Deviations: points are those of this process; a resumed run begins anew. `autote
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from autotelic.errors import UserError
 from autotelic.verl import PREFIX
-from autotelic.verl.plugin import check_parameters
+from autotelic.verl.plugin import check_parameters, wrap_once
 
 ENTROPY = "actor/entropy"
 TRAINING_REWARD = "critic/score/mean"
@@ -95,16 +95,25 @@ def live_law(config: Mapping[str, Any] | None) -> LiveLaw | None:
 def install(tracking: ModuleType) -> None:
     """Let ``Tracking`` log the law with verl's metrics; a second call changes nothing."""
     tracker = tracking.Tracking
-    if hasattr(tracker.log, "__wrapped__"):
-        return
-    start, log = tracker.__init__, tracker.log
-    check_parameters(start, "self", "project_name", "experiment_name", "default_backend", "config")
-    check_parameters(log, "self", "data", "step")
+    check_parameters(tracker.__init__, "self", "project_name", "experiment_name", "default_backend", "config")
+    check_parameters(tracker.log, "self", "data", "step")
+    wrap_once(tracker, "__init__", starting_with_law)
+    wrap_once(tracker, "log", logging_law)
+
+
+def starting_with_law(start: Callable[..., None]) -> Callable[..., None]:
+    """Return ``Tracking.__init__`` that also makes the law of its run, where there is one."""
 
     @functools.wraps(start)
     def start_with_law(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
         self.autotelic_law = live_law(kwargs.get("config", args[3] if len(args) > 3 else None))
+
+    return start_with_law
+
+
+def logging_law(log: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``Tracking.log`` that adds ``law/*``."""
 
     @functools.wraps(log)
     def log_with_law(self: Any, data: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
@@ -113,4 +122,4 @@ def install(tracking: ModuleType) -> None:
             data = {**data, **law.update(data)}
         return log(self, data, step, *args, **kwargs)
 
-    tracker.__init__, tracker.log = start_with_law, log_with_law
+    return log_with_law

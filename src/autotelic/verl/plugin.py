@@ -46,6 +46,18 @@ def check_parameters(function: Callable[..., Any], *names: str) -> None:
         raise TypeError(f"{function.__qualname__} takes ({', '.join(found)}), not ({', '.join(names)})")
 
 
+def wrap_once(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+    """Put ours around a method of verl's, decorated or not; a second call changes nothing.
+
+    `functools.wraps` in `wrap` keeps what verl's own decorators leave on it.
+    """
+    method = getattr(owner, name)
+    if not getattr(method, "autotelic", False):
+        wrapped = wrap(method)
+        wrapped.autotelic = True
+        setattr(owner, name, wrapped)
+
+
 def install_part(name: str, module: ModuleType) -> None:
     """Install what belongs to one of verl's modules; a verl that does not fit is reported, and goes on without it."""
     try:

@@ -22,17 +22,15 @@ from autotelic.answers import extract
 from autotelic.rewards.groups import Group, Row
 from autotelic.rewards.label_free_reward import LabelFreeReward, RewardResult, TokenStats
 from autotelic.verl.estimators import reward_of, serving
-from autotelic.verl.plugin import check_parameters
+from autotelic.verl.plugin import check_parameters, wrap_once
 
 FIELDS = ["uid", "prompts", "responses", "response_mask", "old_log_probs", "entropy"]
 
 
 def install(trainer_base: ModuleType) -> None:
     """Let ``PPOTrainer._compute_advantage`` score groups first; a second call changes nothing."""
-    trainer = trainer_base.PPOTrainer
-    check_parameters(trainer._compute_advantage, "self", "batch", "metrics")
-    if not hasattr(trainer._compute_advantage, "__wrapped__"):
-        trainer._compute_advantage = scoring_groups(trainer._compute_advantage)
+    check_parameters(trainer_base.PPOTrainer._compute_advantage, "self", "batch", "metrics")
+    wrap_once(trainer_base.PPOTrainer, "_compute_advantage", scoring_groups)
 
 
 def scoring_groups(compute_advantage: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,27 +9,20 @@ from typing import Any
 
 from autotelic.runs.files import write_atomically
 from autotelic.verl.engine import Run, actor_config, run_of
-from autotelic.verl.plugin import check_parameters
+from autotelic.verl.plugin import check_parameters, wrap_once
 
 STATE_FILE = "entropy_control_state.json"
 
 
 def install(engine_workers: ModuleType) -> None:
-    """Prepare ``TrainingWorker``; a second call changes nothing. Wrapping keeps verl's dispatch attributes."""
+    """Prepare ``TrainingWorker``; a second call changes nothing."""
     worker = engine_workers.TrainingWorker
     check_parameters(worker.train_mini_batch, "self", "data")
     check_parameters(worker.save_checkpoint, "self", "local_path")
     check_parameters(worker.load_checkpoint, "self", "local_path")
-    for name, wrap in (
-        ("train_mini_batch", counting_updates),
-        ("save_checkpoint", saving_state),
-        ("load_checkpoint", loading_state),
-    ):
-        method = getattr(worker, name)
-        if not getattr(method, "autotelic", False):
-            wrapped = wrap(method)
-            wrapped.autotelic = True  # pyright: ignore[reportFunctionMemberAccess]
-            setattr(worker, name, wrapped)
+    wrap_once(worker, "train_mini_batch", counting_updates)
+    wrap_once(worker, "save_checkpoint", saving_state)
+    wrap_once(worker, "load_checkpoint", loading_state)
 
 
 def our_run(worker: Any) -> Run | None:
