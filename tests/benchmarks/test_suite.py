@@ -71,6 +71,17 @@ def test_the_script_for_a_gpu_runs_to_its_end_on_a_cpu(tmp_path, load):
     assert "share of the rate" in load("page").section(result)
 
 
+@pytest.mark.slow
+def test_a_section_of_the_script_for_a_gpu_runs_by_itself(tmp_path):
+    """The head's share is one of the measured rate, which is therefore always measured."""
+    out = tmp_path / "gpu.json"
+    options = ["--smoke", "--repeats", "2", "--only", "head", "--output", str(out)]
+    done = subprocess.run([sys.executable, str(FOLDER / "gpu.py"), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    cases = json.loads(out.read_text())["cases"]
+    assert cases and all("every row" in case["name"] and case["rate_share"]["autotelic"] > 0 for case in cases)
+
+
 def test_scaling_fits_an_exponent_for_every_sweep(smoke, load):
     result = smoke("scaling")
     assert all(math.isfinite(case["exponent"]) for case in result["cases"])
