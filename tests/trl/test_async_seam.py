@@ -4,6 +4,7 @@ What runs for real: TRL's loss, its metrics, our choice over the update and our 
 (a table of logits per packed position, since the real forward needs a FlashAttention kernel), vLLM and the worker.
 """
 
+import math
 import pickle
 from collections import defaultdict
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from tiny_trainer import logged
 
+from autotelic import rewards
 from autotelic.controls.aem import Aem
 from autotelic.controls.covariance import ClipCov, KLCov
 from autotelic.controls.dppo import Dppo
@@ -200,6 +202,40 @@ def test_every_control_is_served_or_refused_by_name():
 
 
 NEEDS = {"repo": {"coef": 0.1}, "entropic": {"target": 0.5}, "stare": {"target": 0.5}, "estr": {"tau": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("reward", "why"),
+    [
+        (rewards.token_entropy, "token_entropy.*needs token statistics"),
+        ([rewards.empo, rewards.self_certainty], "self_certainty.*needs token statistics"),
+        (rewards.EMPO(prompt_fraction=0.5), "compares the prompts of a batch"),
+        (rewards.seed_grpo, "scales advantages"),
+        ([rewards.empo, rewards.srt, rewards.verifier, len], None),
+    ],
+)
+def test_rewards_that_the_worker_cannot_give_are_refused_before_it_starts(reward, why):
+    """Token statistics would fail in its process; a scale, or a share of the prompts, would be ignored."""
+    base = type("AsyncGRPOTrainer", (), {"__init__": lambda self, model, reward_funcs=None: None})
+    trainer = with_async_entropy_control(base)
+    for give in (lambda: trainer("model", reward), lambda: trainer("model", reward_funcs=reward)):
+        if why is None:
+            assert give().control is None
+        else:
+            with pytest.raises(UserError, match=why):
+                give()
+
+
+def test_the_entropy_law_reads_what_this_trainer_logs():
+    """Its log has `entropy` and `reward` (`async_grpo_trainer.py`, `_metrics`)."""
+    from autotelic.trl import EntropyLawCallback
+
+    law, entropy = EntropyLawCallback(intervention="kl_cov", min_points=3), [1.0, 0.7, 0.4, 0.2]
+    history = [{"step": i, "entropy": h, "reward": 1 - 0.3 * math.exp(h), "kl": 0.0} for i, h in enumerate(entropy)]
+    state = SimpleNamespace(log_history=history, global_step=4, is_world_process_zero=True)
+    law.update(state)
+    assert (law.law.a, law.law.b) == (pytest.approx(0.3), pytest.approx(1.0))
+    assert state.log_history[-1]["law/a"] == pytest.approx(0.3)
 
 
 def test_label_free_rewards_work_in_the_rollout_worker():

@@ -30,6 +30,7 @@ from autotelic.controls.metrics import control_metrics
 from autotelic.errors import UserError
 from autotelic.functional.gradient_weights import OUT_OF_REACH, gradient_weights
 from autotelic.functional.surrogate import MAX_LOG_RATIO, clipped_surrogate
+from autotelic.rewards import LabelFreeReward
 
 UPDATES = 2.0
 """What a control is told of updates per rollout: the policy always differs from the sampler."""
@@ -46,6 +47,9 @@ class AsyncSeam(Base):
     """
 
     def __init__(self, *args: Any, entropy_control: EntropyControl | None = None, entropy_coef: float = 0.0, **kw: Any):
+        rewards = kw.get("reward_funcs", args[1] if len(args) > 1 else None)
+        for reward in rewards if isinstance(rewards, list) else [rewards]:
+            check_reward(reward)
         super().__init__(*args, **kw)
         self.use_control(entropy_control, entropy_coef)
 
@@ -197,6 +201,27 @@ def check_served(control: EntropyControl) -> None:
         why = "scope=micro is the reference code's, for comparisons on GRPOTrainer"
     if why:
         raise UserError(f"{control.name} cannot be used with AsyncGRPOTrainer: {why}. Use GRPOTrainer, or clip_cov")
+
+
+def check_reward(reward: Any) -> None:
+    """Refuse a label-free reward that TRL's worker, which scores the responses of one prompt, cannot give.
+
+    Raises:
+        UserError: it needs token statistics, or other prompts, or scales advantages.
+    """
+    if not isinstance(reward, LabelFreeReward):
+        return
+    why = None
+    if reward.needs:
+        why = f"it needs token statistics ({', '.join(reward.needs)}), and the worker has none"
+    elif reward.whole_batch or reward.prompt_fraction < 1:
+        why = "it compares the prompts of a batch, and the worker scores one at a time"
+    elif type(reward).advantage_scale is not LabelFreeReward.advantage_scale:
+        why = "it scales advantages, and the worker takes rewards only"
+    if why:
+        raise UserError(
+            f"the reward {reward.name} cannot be used with AsyncGRPOTrainer: {why}. Take empo, or GRPOTrainer"
+        )
 
 
 def with_async_entropy_control(trainer_class: type[TrainerT]) -> type[TrainerT]:
