@@ -44,24 +44,26 @@ class Endpoint:
         *,
         key_variable: str = "OPENAI_API_KEY",
         retries: int | None = None,
-        pause: float | None = None,
-        timeout: float = 3600.0,
+        pause: float | int | None = None,
+        timeout: float | int = 3600.0,
     ) -> None:
         self.url = url.rstrip("/")
-        try:
-            parts = urlsplit(self.url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            good = False
-        if not good:
+        if not is_address(self.url):
             raise UserError(f"{url!r} is no address of a server: it is written as http://HOST:PORT or https://HOST")
-        self.url += "" if parts.path else "/v1"
+        self.url += "" if urlsplit(self.url).path else "/v1"
         self.key_variable, self.timeout = key_variable, timeout
         self.retries = RETRIES if retries is None else retries
         self.pause = PAUSE if pause is None else pause
 
-    def ask(self, path: str, body: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> dict[str, Any]:
+    def ask(
+        self, path: str, body: Mapping[str, Any] | None = None, *, timeout: float | int | None = None
+    ) -> dict[str, Any]:
         """Return the answer to a request: GET without a body.
+
+        Args:
+            path: below the address, such as ``chat/completions``.
+            body: of the request, in OpenAI's terms.
+            timeout: seconds for the answer to this request, where not that of the others.
 
         Raises:
             NoAnswerError: there was none.
@@ -97,3 +99,12 @@ class Endpoint:
         rows = self.ask("models", timeout=30.0).get("data")
         rows = rows if isinstance(rows, list) else []
         return {str(row["id"]): row for row in rows if isinstance(row, dict) and "id" in row}
+
+
+def is_address(url: str) -> bool:
+    """Return whether this is an http or https address with a host."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, an IPv6 address that is none
+        return False

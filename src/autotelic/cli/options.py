@@ -71,7 +71,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what samples: transformers; vllm, also with settings of its LLM class, such as "
         "vllm,tensor_parallel_size=4; or the address of a server with OpenAI's interface that serves the model, such "
-        "as http://localhost:8000. Only transformers gives entropies (default: %(default)s)",
+        "as http://localhost:8000 (key: OPENAI_API_KEY). Only transformers gives entropies (default: %(default)s)",
     )
 
 
