@@ -228,11 +228,13 @@ def test_rewards_that_the_worker_cannot_give_are_refused_before_it_starts(reward
 
 def test_the_entropy_law_reads_what_this_trainer_logs():
     """Its log has `entropy` and `reward` (`async_grpo_trainer.py`, `_metrics`)."""
+    from transformers import TrainerState
+
     from autotelic.trl import EntropyLawCallback
 
     law, entropy = EntropyLawCallback(intervention="kl_cov", min_points=3), [1.0, 0.7, 0.4, 0.2]
     history = [{"step": i, "entropy": h, "reward": 1 - 0.3 * math.exp(h), "kl": 0.0} for i, h in enumerate(entropy)]
-    state = SimpleNamespace(log_history=history, global_step=4, is_world_process_zero=True)
+    state = TrainerState(log_history=history, global_step=4, is_world_process_zero=True)
     law.update(state)
     assert (law.law.a, law.law.b) == (pytest.approx(0.3), pytest.approx(1.0))
     assert state.log_history[-1]["law/a"] == pytest.approx(0.3)
