@@ -35,7 +35,8 @@ def group_advantages(rewards, scale="std", baseline="mean", eps=1e-6):
             others = [x for j, x in enumerate(group) if j != i]
             base = mean if baseline == "mean" else sum(others) / len(others)
             constant = max(group) == min(group)
-            row.append(0.0 if constant else (r - base) / ((std + eps) if scale == "std" else 1.0))
+            divisor = {"std": std + eps, "mean": mean, "none": 1.0}[scale]
+            row.append(0.0 if constant else (r - base) / divisor)
         result.append(row)
     return np.array(result)
 
@@ -152,6 +153,23 @@ def dppo_keeps(advantage, pi, mu, divergence, low, high):
     d = mu * math.log(mu / pi) + (1 - mu) * math.log((1 - mu + 1e-8) / (1 - pi + 1e-8))
     away = (advantage > 0 and pi > mu) or (advantage < 0 and pi < mu)
     return not (d > high and away)
+
+
+def erc_keeps(entropy, old_entropy, low, high):
+    """Whether ERC trains on one token."""
+    return low < (entropy + 1e-8) / (old_entropy + 1e-8) < high
+
+
+def estr_keeps(logprob, sampler_logprob, sampler_entropy, tau, eps):
+    """Whether ESTR trains on one token."""
+    return (logprob - sampler_logprob) ** 2 <= tau * (sampler_entropy + eps)
+
+
+def entrocraft_keeps(advantage, entropy, low, high):
+    """Whether Entrocraft trains on one response."""
+    if entropy > high:
+        return advantage >= 0
+    return advantage <= 0 if entropy < low else True
 
 
 def ce_gppo_loss_gradient(advantage, ratio, beta_low, beta_high, low, high, c):

@@ -30,7 +30,7 @@ def test_the_largest_advantage_of_eight_binary_rewards():
     assert group_advantages(torch.tensor([[1.0] + [0.0] * 7])).max().item() == pytest.approx(2.475, abs=1e-3)
 
 
-@pytest.mark.parametrize("scale", ["std", "none"])
+@pytest.mark.parametrize("scale", ["std", "none", "mean"])
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
 @settings(max_examples=25, deadline=None)
 @given(REWARDS)

@@ -20,6 +20,13 @@ def test_entrocraft_by_hand():
     assert keeps[0.4] == keeps[0.5] == keeps[0.6] == [True, True, True]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([-1.5, -0.1, 0.0, 0.3, 2.0]), min_size=1, max_size=9), st.floats(0, 1))
+def test_entrocraft_agrees_with_the_oracle(advantages, entropy):
+    found = F.entrocraft_keep(torch.tensor(advantages), F.band_side(entropy, 0.4, 0.6))
+    assert found.tolist() == [oracles.entrocraft_keeps(a, entropy, 0.4, 0.6) for a in advantages]
+
+
 def test_the_released_code_has_another_rule():
     """Above the band max(reward, 0), with 0/1 rewards the low branch is all zero: no filter of the advantages."""
     advantages, rewards = torch.tensor([[0.5, -0.5]]), torch.tensor([[1.0, 0.0]])

@@ -53,6 +53,19 @@ def test_estr_by_hand():
     assert not F.estr_mask(moved, torch.zeros_like(moved), entropy, tau=0.09).any()
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.01, 2.0))
+def test_erc_and_estr_agree_with_the_oracles(seed, width):
+    _, pi, mu = tokens(seed)
+    entropy, old = pi * 2, mu * 2
+    found = F.entropy_ratio_mask(entropy, old, low=1 - width / 2, high=1 + width)
+    pairs = list(zip(entropy.tolist(), old.tolist(), strict=True))
+    assert found.tolist() == [oracles.erc_keeps(*pair, 1 - width / 2, 1 + width) for pair in pairs]
+    found = F.estr_mask(pi.log(), mu.log(), old, tau=width, eps=0.02)
+    rows = zip(pi.log().tolist(), mu.log().tolist(), old.tolist(), strict=True)
+    assert found.tolist() == [oracles.estr_keeps(*row, width, 0.02) for row in rows]
+
+
 def test_masks_ignore_a_constant_added_to_both_log_probabilities():
     """ESTR reads differences only; ERC reads no log-probability."""
     moved = torch.randn(9, dtype=torch.float64)

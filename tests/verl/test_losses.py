@@ -1,6 +1,7 @@
 """verl's surrogate on the controls that read the policy in training: the gradients of their papers' losses."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import oracles
@@ -9,7 +10,7 @@ import torch
 
 from autotelic.controls.entropy_control import UpdateBatch
 from autotelic.controls.table import METHODS, read_control
-from autotelic.verl.loss_methods import UNSUPPORTED
+from autotelic.verl.loss_methods import UNSUPPORTED, method_names
 from autotelic.verl.losses import surrogate
 
 
@@ -87,3 +88,8 @@ def test_erc_and_estr_mask_and_leave_the_clip():
 
 def test_what_verl_cannot_serve_is_named():
     assert set(UNSUPPORTED) < set(METHODS)
+
+
+def test_the_documents_name_every_loss():
+    text = (Path(__file__).parents[2] / "docs/how-to/verl.md").read_text()
+    assert [name for name in method_names() if f"`autotelic_{name}`" not in text and f"`_{name}`" not in text] == []

@@ -1,7 +1,7 @@
 """Ends entropy minimisation when one update has destroyed the policy, with the weights from before that update.
 
 A learning rate that suits 7 billion parameters is too large for a small model: one update takes almost all entropy, and
-accuracy with it, and nothing afterwards brings it back. Healthy runs lose less than two thirds of it in an update.
+accuracy with it, and nothing afterwards brings it back. Runs that gained accuracy here lost at most 76 % in an update.
 """
 
 import sys

@@ -65,7 +65,7 @@ class EntropyMinimization:
         if self.compat not in ("none", "official"):
             raise UserError(f"unknown compat {self.compat!r}: use none or official")
         if self.compat == "official" and (self.reduction, self.positions, self.floor) != ("token_mean", "all", 0):
-            raise UserError("compat official is one loss only: leave out em_reduction, em_positions and em_floor")
+            raise UserError("compat official is one loss only: leave out reduction, positions and floor")
         if self.floor < 0:
             raise UserError(f"floor must not be negative, got {self.floor}: entropy is never below zero")
         if self.guard != 0 and self.guard <= 1:
