@@ -223,11 +223,7 @@ def evaluate_model(
         progress: called with the responses that are done, and how many there will be.
         keep_interrupted: on Ctrl-C, or where a server stops in the middle, score the prompts that are complete.
     """
-    if k < 1 or temperature <= 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or batch_size < 1:
-        raise UserError(
-            "evaluation needs k, max_new_tokens and batch_size of at least 1, temperature above 0 and top_p in (0, 1]; "
-            f"got {k}, {max_new_tokens}, {batch_size}, {temperature} and {top_p}"
-        )
+    check_sampling(k, temperature, top_p, max_new_tokens, batch_size)
     from autotelic.lm.chat import prompt_texts
     from autotelic.lm.sampling import Engine, sample
 
@@ -261,6 +257,19 @@ def evaluate_model(
     settings = {"k": k, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     settings |= {"engine": model.name} if isinstance(model, Engine) else {}
     return summarize(samples, settings=settings, seed=seed, warnings=warnings, interrupted=interrupted)
+
+
+def check_sampling(k: int, temperature: float | int, top_p: float | int, max_new_tokens: int, batch_size: int) -> None:
+    """Refuse settings of `evaluate_model` that sample nothing.
+
+    Raises:
+        UserError: one of them is out of its range.
+    """
+    if k < 1 or temperature <= 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or batch_size < 1:
+        raise UserError(
+            "evaluation needs k, max_new_tokens and batch_size of at least 1, temperature above 0 and top_p in (0, 1]; "
+            f"got {k}, {max_new_tokens}, {batch_size}, {temperature} and {top_p}"
+        )
 
 
 def evaluate_samples(

@@ -214,3 +214,10 @@ def test_problems_of_a_published_shape(model, tmp_path, capsys):
     assert main(["eval", str(model), "--problems", str(path), *options, *named]) == 0
     assert main(["eval", str(model), "--problems", str(path), *options]) == 2
     assert "no column 'answer'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--k 0", "--temperature 1 0", "--top-p 0", "--batch-size 0"])
+def test_what_samples_nothing_is_refused_before_the_model_is_loaded(monkeypatch, capsys, option):
+    monkeypatch.setattr("autotelic.cli.eval.open_model", lambda *args: pytest.fail("the model was loaded"))
+    assert main(["eval", "any_pair", *option.split()]) == 2
+    assert capsys.readouterr().err.startswith("autotelic: error: evaluation needs k")

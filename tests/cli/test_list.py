@@ -17,12 +17,16 @@ def test_list_names_every_method_reward_control_and_guard(capsys):
     from autotelic.controls.table import methods as controls
     from autotelic.diagnostics.stopping import RULES
     from autotelic.rewards.reward_table import methods as rewards
+    from autotelic.trl.advantage_part import ESTIMATORS
 
     assert main(["list", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     names = {kind: [each["name"] for each in entries if each["kind"] == kind] for kind in ("rewards", "controls")}
     assert names["rewards"] == ["verifier", *rewards()] and names["controls"] == list(controls())
     assert {each["name"] for each in entries} >= {*METHODS, *RULES}
+    advantages = [each["name"] for each in entries if each["kind"] == "advantages"]
+    assert {"grpo", *advantages} == set(ESTIMATORS)
+    assert {"max_generation_batches"} < {each["name"] for each in entries if each["kind"] == "rollouts"}
     purposes = [each["purpose"] for each in entries]
     assert len(set(purposes)) == len(purposes)
     assert all(0 < len(purpose) <= 100 for purpose in purposes)

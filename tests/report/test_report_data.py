@@ -221,3 +221,13 @@ def test_differences_are_the_settings_that_differ(tmp_path):
         "optimizer.kind.beta": [None, "0.9", None],
         "temperature": ["1.0", "0.5", None],
     }
+
+
+def test_long_settings_do_not_hide_how_the_model_is_passed(tmp_path):
+    """Settings are cut at their bound; which head runs, and what is shared, stands before them."""
+    config = {"run": {}, "training": {f"option_{i}": "x" * 50 for i in range(200)}}
+    folder = write_metrics(tmp_path / "a", [{"step": 1, "reward/mean": 1}], method="grpo", config=config)
+    description = json.loads((folder / "run.json").read_text()) | {"passes": {"prompt in training": "shared"}}
+    (folder / "run.json").write_text(json.dumps(description))
+    (shown,) = build_payload([load_run(folder)], None, "t")["configs"]
+    assert '"prompt in training": "shared"' in shown["text"] and shown["text"].endswith("... (cut)")

@@ -95,7 +95,7 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
     """Return one evaluation per temperature; a file of samples has one, under the key "samples"."""
     from autotelic.answers import equivalence, warm_up
     from autotelic.cli.progress_line import ProgressLine
-    from autotelic.evaluation import evaluate_samples, temperature_sweep
+    from autotelic.evaluation import check_sampling, evaluate_samples, temperature_sweep
 
     path, same = Path(args.source), equivalence(args.equivalence)
     warm_up(same)
@@ -109,6 +109,8 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
         return {"samples": result}
     if args.limit < 1:
         raise UserError(f"--limit must be at least 1, got {args.limit}")
+    for temperature in args.temperature:
+        check_sampling(args.k, temperature, args.top_p, args.max_new_tokens, args.batch_size)
     problems = read_problems(args, args.problems or DEFAULT_PROBLEMS, seed=args.seed, require_answer=True)
     say_watched(args, f"loading {args.source}")
     model, tokenizer = open_model(args, args.source)

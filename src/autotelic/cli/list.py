@@ -1,4 +1,4 @@
-"""Every method, reward, control and guard: what it needs, what it is for, its settings with defaults, its paper.
+"""Every method, reward, advantage, control and guard: what it needs, what it is for, its settings, its paper.
 
 autotelic list                          one line each
 autotelic list controls                 one kind, with settings
@@ -14,11 +14,13 @@ from typing import Any
 from autotelic.cli.options import add_output
 from autotelic.errors import UserError, closest
 from autotelic.runs.method_settings import settings_of
-from autotelic.runs.training_methods import METHODS
+from autotelic.runs.training_methods import ESTIMATORS, METHODS
 
 KINDS = {
     "methods": "autotelic train METHOD",
     "rewards": "--reward NAME,key=value",
+    "advantages": "--advantage NAME (grpo is TRL's own)",
+    "rollouts": "--rollout key=value",
     "controls": "--entropy_control NAME,key=value",
     "guards": "--stop_rule NAME,key=value",
 }
@@ -50,6 +52,7 @@ def entries() -> list[dict[str, Any]]:
     from autotelic.diagnostics.stopping import RULES
     from autotelic.rewards.reward_table import VERIFIER
     from autotelic.rewards.reward_table import methods as rewards
+    from autotelic.trl.arguments import TrainedRows
 
     found: list[dict[str, Any]] = [
         {"kind": "methods", "name": name, "needs": method.needs, "purpose": method.purpose, "paper": method.paper}
@@ -61,6 +64,14 @@ def entries() -> list[dict[str, Any]]:
         {"kind": "rewards", "name": VERIFIER, "needs": "labels", "purpose": verifier, "paper": "", "settings": []}
     )
     found += [entry("rewards", name, cls, "no labels") for name, cls in rewards().items()]
+    plain = {"needs": "", "paper": "", "settings": []}
+    found += [
+        {"kind": "advantages", "name": name, **plain, "purpose": purpose, "paper": paper}
+        for name, (purpose, paper) in ESTIMATORS.items()
+    ]
+    found += [
+        {"kind": "rollouts", "name": each.name, **plain, "purpose": each.help} for each in settings_of(TrainedRows)
+    ]
     found += [entry("controls", name, cls, "") for name, cls in controls().items()]
     found += [entry("guards", name, cls, "probe prompts") for name, cls in RULES.items()]
     return found

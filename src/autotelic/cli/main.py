@@ -18,7 +18,7 @@ from autotelic.errors import UserError, closest
 COMMANDS = {
     "demo": "evaluate the carried model, train it seven ways, write one page (about three minutes)",
     "train": "train with grpo, empo, one_shot_em, ... on TRL's trainer",
-    "list": "every method, reward, control and guard: needs, purpose, settings, paper",
+    "list": "every method, reward, advantage, control and guard: needs, purpose, settings, paper",
     "score": "cluster sampled answers by meaning: semantic entropy and label-free rewards",
     "select": "rank prompts by how much a model can learn from them, with or without labels",
     "logits": "what training changed in the logits: moments, histograms and ranks on shared text",

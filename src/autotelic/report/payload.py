@@ -124,8 +124,9 @@ def versions(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def configuration(run: Run) -> dict[str, Any]:
-    """Return a run's settings as text for the page's foot, bounded."""
-    text = json.dumps(run.description, indent=2, ensure_ascii=False, default=str) if run.description else ""
+    """Return a run's settings as text for the page's foot, bounded; what is not configuration comes first."""
+    ordered = dict(sorted(run.description.items(), key=lambda item: item[0] == "config"))
+    text = json.dumps(ordered, indent=2, ensure_ascii=False, default=str) if ordered else ""
     if len(text) > data.MAX_CONFIG_CHARACTERS:
         text = text[: data.MAX_CONFIG_CHARACTERS] + "\n... (cut)"
     return {"run": run.name, "started": str(run.description.get("started", "")), "text": text}

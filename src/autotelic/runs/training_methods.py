@@ -106,6 +106,17 @@ METHODS: dict[str, Method] = {
     )
 }
 
+ESTIMATORS: dict[str, tuple[str, str]] = {
+    "rloo": ("RLOO: the reward less the mean of the group's other responses", "Ahmadian et al. 2024, arXiv:2402.14740"),
+    "max_rl": ("MaxRL: the reward less the group's mean, over that mean; rewards of 0 or more", "arXiv:2602.02710"),
+    "reinforce_pp": ("REINFORCE++: the reward, whitened over the tokens of the rollout", "arXiv:2501.03262"),
+    "reinforce_pp_baseline": (
+        "REINFORCE++ with baseline: the reward less the group's mean, whitened likewise",
+        "arXiv:2501.03262",
+    ),
+}
+"""Estimators of the advantages in place of TRL's own (`grpo`): what each is for, and its paper."""
+
 
 def method_named(name: str) -> Method:
     """Return a method.

@@ -14,9 +14,10 @@ from typing import TypeVar
 
 from autotelic import functional as F
 from autotelic.errors import UserError, one_of
+from autotelic.runs import training_methods
 from autotelic.trl.seam import ROW_IDS, Part, Rollout, response_mask, with_parts
 
-ESTIMATORS = ("grpo", "rloo", "max_rl", "reinforce_pp", "reinforce_pp_baseline")
+ESTIMATORS = ("grpo", *training_methods.ESTIMATORS)
 
 TrainerT = TypeVar("TrainerT")
 
