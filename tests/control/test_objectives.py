@@ -11,6 +11,7 @@ from autotelic.control.learners import IQLLearner, PreferenceLearner, reference_
 from autotelic.control.objectives import all_scores, calibrated_nll, pair_data, scores, segment_steps
 from autotelic.control.segments import Preferences
 from autotelic.control.settings import TrainSettings
+from autotelic.control.training import weights_note
 from autotelic.errors import UserError
 from autotelic.functional.lookahead import gaussian_kl
 
@@ -273,3 +274,11 @@ def test_labels_that_are_missing_or_unknown_are_refused(episodes):
 def test_bad_training_settings_are_refused(change, words):
     with pytest.raises(UserError, match=words):
         replace(SMALL, **change)
+
+
+def test_a_score_that_counts_the_future_otherwise_than_its_judge_is_named():
+    ppl = replace(SMALL, method="ppl", future="expected", weights="regret")
+    assert "Use weights tail" in str(weights_note(ppl, "regret_tail"))
+    assert "Use weights regret" in str(weights_note(replace(ppl, weights="tail"), "regret"))
+    fitting = [(ppl, "regret"), (replace(ppl, weights="tail"), "regret_tail"), (ppl, "advantage"), (ppl, None)]
+    assert [weights_note(*pair) for pair in (*fitting, (replace(ppl, method="cpl"), "regret_tail"))] == [None] * 5

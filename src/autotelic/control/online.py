@@ -31,7 +31,7 @@ from autotelic.control.networks import GaussianPolicy
 from autotelic.control.pebble import Pebble
 from autotelic.control.segments import Preferences, answer, cut_segments, merge_preferences
 from autotelic.control.settings import ONLINE_METHODS, OnlineSettings, PebbleSettings, TrainSettings
-from autotelic.control.training import Row, RunFolder, evaluate, labelled_pairs
+from autotelic.control.training import Row, RunFolder, evaluate, labelled_pairs, weights_note
 from autotelic.errors import UserError, closest
 from autotelic.runs.time_left import TimeLeft
 
@@ -136,8 +136,8 @@ def run_online(
 ) -> list[Row]:
     """Return one row per round, after its updates; the first row is the policy before any answer."""
     pebble, training = pebble or PebbleSettings(), training.on(online.env, online.actions == "tanh")
-    if online.caution:
-        progress(online.caution)
+    for note in filter(None, (online.caution, weights_note(training, online.judge))):
+        progress(note)
     parts = {"online": online} | ({"pebble": pebble} if training.method == "pebble" else {})
     config = {f"{name}_{k}": v for name, part in parts.items() for k, v in asdict(part).items()}
     run = RunFolder(output, f"online_{training.method}", asdict(training) | config, training.seed, resume=False)

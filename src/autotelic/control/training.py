@@ -50,6 +50,7 @@ class Prepared:
     env: str
     random_hand: bool
     settings: TrainSettings
+    judge: str | None = None
 
 
 def prepare(settings: TrainSettings, folder: Path) -> Prepared:
@@ -72,7 +73,19 @@ def prepare(settings: TrainSettings, folder: Path) -> Prepared:
         )
     held_out = torch.zeros(count, dtype=torch.bool)
     held_out[torch.from_numpy(np.random.default_rng([settings.seed, 6]).permutation(count)[:held])] = True
-    return Prepared(episodes, data, held_out, squash, env, bool(metadata.get("random_hand", False)), settings)
+    random_hand, judge = bool(metadata.get("random_hand", False)), preferences.settings.get("judge")
+    return Prepared(episodes, data, held_out, squash, env, random_hand, settings, judge)
+
+
+def weights_note(settings: TrainSettings, judge: str | None) -> str | None:
+    """Return a warning where the score counts the future otherwise than the judge of the labels did."""
+    fitting = {"regret": "regret", "regret_tail": "tail"}.get(judge or "")
+    if settings.method not in ("ppl", "ppl_d") or fitting in (None, settings.weights):
+        return None
+    return (
+        f"warning: the judge of these labels is {judge}, whose score has weights {fitting}, and this run has weights "
+        f"{settings.weights}: its loss is no likelihood of them. Use weights {fitting}."
+    )
 
 
 def labelled_pairs(
@@ -190,6 +203,8 @@ def train(
         raise UserError(f"{settings.method} acts while it learns: give it to `autotelic control online`.")
     prepared = prepare(settings, folder)
     settings = prepared.settings
+    if note := weights_note(settings, prepared.judge):
+        progress(note)
     config = {**asdict(settings), "data": str(folder), "env": prepared.env}
     run = RunFolder(output, settings.method, config, settings.seed, resume)
     if (output / "result.json").is_file():
