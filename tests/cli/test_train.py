@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from autotelic.cli.main import main
-from autotelic.cli.train import build_reward, check_model, load_model, parse, train
+from autotelic.cli.train import build_evaluation, build_reward, build_stop_rules, check_model, load_model, parse, train
 from autotelic.errors import UserError
 from autotelic.trl.build import run_settings
 
@@ -181,3 +181,20 @@ def test_what_does_not_fit_is_refused_before_the_model_is_loaded(tmp_path, monke
     with pytest.raises(UserError, match=message):
         train("grpo", ["--model_name_or_path", "any_pair", "--output", str(tmp_path / "run"), *options])
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_validation_and_probes_read_the_runs_own_hub_data_set_in_its_configuration(monkeypatch, tokenizer):
+    """Another split of the same data set has the same configuration; another data set does not."""
+    seen = {}
+
+    def load(source, config=None, **settings):
+        seen[source] = config
+        return [{"prompt": "1+1=?", "answer": "2"}]
+
+    monkeypatch.setattr("autotelic.tasks.load_problems", load)
+    options = {"dataset": "o/d", "dataset_config": "main", "validation_steps": 1, "stop_rule": "collapse"}
+    for validation in ("o/d:test", "o/other"):
+        run, training, _ = parse("grpo", words(options | {"validation_dataset": validation}))
+        build_evaluation(run, tokenizer, training)
+        build_stop_rules(run, tokenizer, training)
+    assert seen == {"o/d": "main", "o/d:test": "main", "o/other": None}

@@ -4,7 +4,7 @@ import pytest
 from preference_parts import pairs, write
 
 from autotelic.errors import UserError
-from autotelic.preferences.pairs import load_pairs
+from autotelic.preferences.pairs import as_conversations, is_transcript, load_pairs
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,16 @@ def test_other_shapes_get_one_line(tmp_path, row, message):
     with pytest.raises(UserError, match=message) as caught:
         load_pairs(write(tmp_path / "pairs.jsonl", [row]))
     assert "\n" not in str(caught.value)
+
+
+def test_texts_become_messages_where_the_model_has_a_template(tokenizer, monkeypatch):
+    rows = pairs(2)
+    assert as_conversations(rows, tokenizer, "auto") == rows
+    monkeypatch.setattr(tokenizer, "chat_template", "x")
+    first, _ = as_conversations(rows, tokenizer, "auto")
+    sides = {side: [{"role": "assistant", "content": rows[0][side]}] for side in ("chosen", "rejected")}
+    assert first == rows[0] | {"prompt": turns(rows[0]["prompt"])} | sides
+    assert as_conversations(rows, tokenizer, "off") == rows
+    assert (
+        is_transcript("\n\nHuman: 1+1?\n\nAssistant:") and not is_transcript("1+1?") and not is_transcript(turns("a"))
+    )

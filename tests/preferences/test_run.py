@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from preference_parts import load, metrics, without_time, write
+from preference_parts import load, metrics, pairs, without_time, write
 
+from autotelic.cli.main import main
 from autotelic.cli.train import train
 from autotelic.errors import UserError
 from autotelic.preferences.sampling_policies import BehaviorPolicy, label_sequences
@@ -73,8 +74,11 @@ CHAT = (
 )
 
 
-def test_conversations_are_trained_on_through_the_chat_template(tmp_path, options, model_dir):
-    """UltraFeedback's rows: refused in one line without a template, and written by it where the tokenizer has one."""
+def test_conversations_are_trained_on_through_the_chat_template(tmp_path, options, model_dir, capsys):
+    """UltraFeedback's rows: refused in one line without a template, and written by it where the tokenizer has one.
+
+    Pairs of texts, and online prompts with columns of other names, go through it too, which is said once.
+    """
     rows = [
         {
             "prompt": f"{i}+1=?",
@@ -95,6 +99,19 @@ def test_conversations_are_trained_on_through_the_chat_template(tmp_path, option
     shutil.copytree(model_dir, chat)
     (chat / "chat_template.jinja").write_text(CHAT)
     assert train("ppl", options("chat", model_name_or_path=chat, **extra))["finished"]
+    extra |= {"model_name_or_path": chat, "quiet": None}
+    texts = write(tmp_path / "texts.jsonl", [{k: v for k, v in row.items() if k != "row"} for row in pairs(16)])
+    questions = write(tmp_path / "prompts.jsonl", [{"q": f"{i}+1=?", "gold": f"{i + 1}"} for i in range(16)])
+    online = {"online": "on", "reward": "verifier", "prompt_column": "q", "answer_column": "gold"}
+    for name, more in (("texts", {"dataset": texts}), ("online", {"dataset": questions} | online)):
+        assert train("ppl", options(name, **extra | more))["finished"]
+        assert capsys.readouterr().err.count("go through the model's chat template") == 1
+
+
+def test_a_biased_lookahead_is_said_in_one_line(options, capsys):
+    assert main(["train", "ppl", *options(objective="ppl_d", max_steps=1)]) == 0
+    error = capsys.readouterr().err
+    assert error.count("warning: the look-ahead 'observed' is biased") == 1 and "BiasedLookaheadWarning" not in error
 
 
 @pytest.mark.parametrize(
@@ -104,6 +121,7 @@ def test_conversations_are_trained_on_through_the_chat_template(tmp_path, option
         ({"fraction": 0.1}, "is a setting of entropy_control"),
         ({"reward": "verifier"}, "judged already"),
         ({"dataset": None}, "give --dataset"),
+        ({"prompt_column": "q"}, "prompt_column is about prompts"),
         ({"dataset": "nowhere.jsonl"}, "nowhere.jsonl is not a file"),
         ({"behavior_policies": "nowhere.yaml"}, "cannot read the behaviour policies"),
         ({"behavior_policies": None}, "not in the table of behaviour policies"),

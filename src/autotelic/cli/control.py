@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from autotelic.cli import control_learning
 from autotelic.cli.config import find_recipe, read_yaml
-from autotelic.cli.options import add_output, say, say_written
+from autotelic.cli.options import add_output, bias_said_once, say, say_written
 from autotelic.errors import UserError, one_of
 from autotelic.runs.files import check_writable, write_output
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     for path in filter(None, (args.out, args.plot)):
         check_writable(path)
     started = time.perf_counter()
-    with control_learning.bias_said_once(args):
+    with bias_said_once(partial(say, args)):
         rows, text, chart = {"tree": _tree, "mdp": _mdp, "lqr": _lqr}[args.what](settings, partial(say, args))
     seconds = round(time.perf_counter() - started, 2)
     result = {"settings": settings, "seconds": seconds, "rows": rows}

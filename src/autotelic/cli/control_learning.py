@@ -8,15 +8,13 @@ import argparse
 import dataclasses
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from autotelic.cli.config import fields_of, find_recipe, from_mapping, read_yaml
-from autotelic.cli.options import Parser, add_output, say
+from autotelic.cli.options import Parser, add_output, bias_said_once, say
 from autotelic.errors import UserError, one_of
 from autotelic.runs.files import check_writable
 
@@ -83,32 +81,12 @@ def declare(what: str, parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run one of the commands."""
     sections = read_recipe(find_recipe(args.recipe)) if args.recipe else {}
-    with bias_said_once(args):
+    with bias_said_once(partial(say, args)):
         result, text = {"data": _data, "train": _train, "online": _online}[args.what](args, sections)
     print(json.dumps(result) if args.json else text)
     follow = f"train ppl --data {args.output} --output runs/ppl" if args.what == "data" else ""
     say(args, f"next: autotelic {'control ' + follow if follow else f'report {args.output}'}")
     return 0
-
-
-@contextmanager
-def bias_said_once(args: argparse.Namespace) -> Iterator[None]:
-    """Print the warning of a biased look-ahead as one line, once per estimator."""
-    from autotelic.functional.lookahead import BiasedLookaheadWarning
-
-    said: set[str] = set()
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if not issubclass(category, BiasedLookaheadWarning):
-            shown(message, category, *rest, **more)
-        elif str(message) not in said:
-            said.add(str(message))
-            say(args, f"warning: {message}")
-
-    with warnings.catch_warnings():
-        shown, warnings.showwarning = warnings.showwarning, show
-        warnings.simplefilter("always", BiasedLookaheadWarning)
-        yield
 
 
 def attribute_texts(kind: type) -> dict[str, str]:

@@ -5,7 +5,9 @@ The result goes to stdout, as text or with `--json` as one JSON value; all else 
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -161,3 +163,23 @@ def say_written(args: argparse.Namespace, *paths: Path | None) -> None:
     for path in paths:
         if path:
             say(args, f"written to {path}")
+
+
+@contextmanager
+def bias_said_once(tell: Callable[[str], None]) -> Iterator[None]:
+    """Hand on the warning of a biased look-ahead as one line, once per estimator."""
+    from autotelic.functional.lookahead import BiasedLookaheadWarning
+
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if not issubclass(category, BiasedLookaheadWarning):
+            shown(message, category, *rest, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            tell(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        shown, warnings.showwarning = warnings.showwarning, show
+        warnings.simplefilter("always", BiasedLookaheadWarning)
+        yield

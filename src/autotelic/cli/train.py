@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print a summary."""
+    from autotelic.cli.options import bias_said_once
     from autotelic.cli.train_help import asked, help_text
     from autotelic.runs.training_methods import METHODS, method_named
 
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     if sys.stderr.isatty() and not any(word.lstrip("-").startswith("quiet") for word in args.options):
         say("loading TRL")
-    summary = train(args.method, args.options)
+    with bias_said_once(say):
+        summary = train(args.method, args.options)
     return 0 if summary["finished"] else 130
 
 
@@ -355,7 +357,8 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     from autotelic.evaluation import evaluate_model
     from autotelic.tasks import load_problems
 
-    problems = load_problems(run_args.validation_dataset, limit=run_args.validation_limit, require_answer=True)
+    source, limit = run_args.validation_dataset, run_args.validation_limit
+    problems = load_problems(source, limit=limit, require_answer=True, config=config_of(run_args, source))
     sampling = run_args.sampling(training_args)
     same = equivalence(sampling.equivalence)
 
@@ -378,6 +381,12 @@ def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     return evaluate
 
 
+def config_of(run_args: Any, source: str) -> str | None:
+    """Return `dataset_config` for a source that is the run's own hub data set, perhaps in another split."""
+    own = (run_args.dataset or "").partition(":")[0]
+    return run_args.dataset_config if source.partition(":")[0] == own else None
+
+
 def build_stop_rules(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     """Return a function from the metrics file to the callback that ends a run by rules without labels, or None."""
     from autotelic.diagnostics.probing import make_probe
@@ -398,7 +407,9 @@ def build_stop_rules(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     prompts: list[Any] = [sampling.prompt]
     if settings.dataset or sampling.prompt is None:
         columns = {"prompt": "prompt" if settings.dataset else run_args.prompt_column}
-        problems = load_problems(settings.dataset or run_args.dataset, limit=settings.limit, columns=columns)
+        source = settings.dataset or run_args.dataset
+        config = config_of(run_args, source)
+        problems = load_problems(source, limit=settings.limit, columns=columns, config=config)
         prompts = [row["prompt"] for row in problems]
     probe = make_probe(
         tokenizer,

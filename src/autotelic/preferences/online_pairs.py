@@ -2,8 +2,8 @@
 
 Each batch of prompts is answered by the current policy; a reward judges; of every prompt the best and the worst
 response become a pair (none where all are equal). The policy label is the policy that sampled, with its temperature,
-top-k and top-p, taken when it sampled: its id is the number of updates so far. With `online_buffer` above 1, updates
-also draw older batches, whose labels are older policies; with 1 and `online_every` 1, label and policy are the same.
+top-k and top-p, taken when it sampled: its id is the number of updates so far. With a `buffer` above 1, updates
+also draw older batches, whose labels are older policies; with 1, and `every` 1, label and policy are the same.
 
 Generation is transformers', through TRL's `unwrap_model_for_generation` (no vLLM); the loss is that of
 `autotelic.preferences.trainer`. TRL's own OnlineDPOTrainer computes its loss inside `training_step` and could only be
@@ -12,7 +12,7 @@ copied.
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from autotelic.errors import UserError
 from autotelic.preferences.continuations import Side, continuations_of, label_columns
 from autotelic.preferences.pairs import SIDES
 from autotelic.preferences.sampling_policies import BehaviorPolicy, sample_continuations
+from autotelic.rewards import verifiers
 from autotelic.runs.files import write_atomically
 from autotelic.runs.method_settings import setting
 from autotelic.trl.seam import Base
@@ -66,15 +67,10 @@ class OnlineSettings:
         return BehaviorPolicy(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
-def load_prompts(run: Any) -> list[dict[str, Any]]:
-    """Return rows of prompts (with answers where the judge is the verifier) in the columns that DPOTrainer expects."""
-    from autotelic.tasks import load_problems
-
-    labelled = run.reward == "verifier"
-    columns = {"prompt": run.prompt_column} | ({"answer": run.answer_column} if labelled else {})
-    rows = load_problems(run.dataset, limit=run.dataset_limit, columns=columns, require_answer=labelled)
-    kept = ("prompt", "answer") if labelled else ("prompt",)
-    return [{name: row[name] for name in kept} | dict.fromkeys(SIDES, "") for row in rows]
+def without_pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prompt in the columns that DPOTrainer expects: its two responses are yet to be sampled."""
+    empty = "" if isinstance(row["prompt"], str) else [{"role": "assistant", "content": ""}]
+    return {name: value for name, value in row.items() if name != "id"} | dict.fromkeys(SIDES, empty)
 
 
 class PromptCollator:
@@ -105,7 +101,7 @@ class OnlineMixin(Base):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "prompt", "answer"]
+        self._signature_columns = [*self._signature_columns, "prompt", *verifiers.label_columns(self.judge)]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Collect when it is time, and train on a batch of the buffer."""
@@ -191,7 +187,7 @@ class OnlineMixin(Base):
         columns = {
             name: [value for value in values for _ in range(group)]
             for name, values in inputs.items()
-            if name in ("prompt", "answer")
+            if name in ("prompt", *verifiers.label_columns(self.judge))
         }
         rewards = self.judge(
             prompts=columns.pop("prompt"),

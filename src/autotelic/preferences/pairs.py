@@ -12,6 +12,8 @@ Other shapes are brought to this one:
     UltraFeedback      `prompt` a text, both sides the whole conversation: its last turn is the response
     no `prompt`        both sides whole conversations, or texts of HH-RLHF ("\n\nHuman: ...\n\nAssistant: ..."):
                        what they share, up to the last assistant turn, is the prompt
+
+Texts go through the chat template of a model that has one, as the prompts of every command do (`--chat`).
 """
 
 import json
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.errors import UserError
+from autotelic.lm.chat import as_messages, uses_chat
 
 SIDES = ("chosen", "rejected")
 ASSISTANT = "\n\nAssistant:"
@@ -126,6 +129,26 @@ def transcript(sides: Sequence[str], where: str) -> dict[str, Any]:
         )
     end = place + len(ASSISTANT)
     return {"prompt": sides[0][:end], **{side: text[end:] for side, text in zip(SIDES, sides, strict=True)}}
+
+
+def is_transcript(prompt: Any) -> bool:
+    """Tell whether a prompt is a text that names whose turn it is, as HH-RLHF's are."""
+    return isinstance(prompt, str) and prompt.endswith(ASSISTANT)
+
+
+def as_conversations(rows: Sequence[dict[str, Any]], tokenizer: Any, chat: str | bool) -> list[dict[str, Any]]:
+    """Return text pairs as messages where the model's chat template is to write them (`autotelic.lm.chat.uses_chat`).
+
+    Raises:
+        UserError: the pairs are conversations already, and the tokenizer has no template.
+    """
+    if not uses_chat([row["prompt"] for row in rows], tokenizer, chat):
+        return list(rows)
+
+    def answered(side: Any) -> Any:
+        return [{"role": "assistant", "content": side}] if isinstance(side, str) else side
+
+    return [row | {"prompt": as_messages(row["prompt"])} | {s: answered(row[s]) for s in SIDES} for row in rows]
 
 
 def checked(row: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -17,13 +17,16 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from autotelic.errors import UserError
+from autotelic.lm.chat import chat_note
 from autotelic.preferences.labels import PolicyLabels
-from autotelic.preferences.online_pairs import OnlineSettings, load_prompts, with_online_pairs
-from autotelic.preferences.pairs import load_pairs
+from autotelic.preferences.online_pairs import OnlineSettings, with_online_pairs, without_pair
+from autotelic.preferences.pairs import as_conversations, is_transcript, load_pairs
 from autotelic.preferences.preference_arguments import PreferenceArguments
 from autotelic.preferences.sampling_policies import read_policies
 from autotelic.runs.method_settings import Spec, read
 from autotelic.trl.arguments import name_of
+
+COLUMN_NAMES = ("prompt_column", "answer_column")
 
 
 def candidates(spec: Spec) -> dict[str, str]:
@@ -45,6 +48,13 @@ def check_settings(run: PreferenceArguments) -> None:
         raise UserError("nothing to train on: give --dataset PAIRS.jsonl (or prompts, with --online on)")
     if not 0 <= run.heldout_fraction < 1:
         raise UserError(f"heldout_fraction must lie in [0, 1), got {run.heldout_fraction}")
+    fields = PreferenceArguments.__dataclass_fields__
+    unread = [name for name in ("dataset_config", *COLUMN_NAMES) if getattr(run, name) != fields[name].default]
+    if unread and not online:
+        raise UserError(
+            f"{', '.join(unread)} is about prompts (--online on): pairs have the columns prompt, chosen and rejected. "
+            "Leave it out."
+        )
     if run.heldout_steps < 1:
         raise UserError(f"heldout_steps must be at least 1, got {run.heldout_steps}")
     if online and (run.reward is None or run.labels().kind != "known"):
@@ -119,10 +129,11 @@ def offline_data(run: PreferenceArguments, load_model: Callable[[str | None], An
     from autotelic.preferences.trainer import with_policy_labels
 
     train, heldout = load_data(run)
-    if isinstance(train[0]["prompt"], list) and not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            f"{run.dataset} holds conversations, but the model's tokenizer has no chat template to write them"
-        )
+    mode = "off" if run.chat == "auto" and any(is_transcript(row["prompt"]) for row in train) else run.chat
+    note = chat_note([row["prompt"] for row in train], tokenizer, mode)
+    if note:
+        say(run, note)
+    train, heldout = (as_conversations(rows, tokenizer, mode) for rows in (train, heldout))
     labels = PolicyLabels(
         settings=run.labels(),
         policies=read_policies(Path(run.behavior_policies)) if run.behavior_policies else {},
@@ -134,14 +145,32 @@ def offline_data(run: PreferenceArguments, load_model: Callable[[str | None], An
     return Data(train, heldout, with_policy_labels(DPOTrainer), {"policy_labels": labels})
 
 
-def online_data(run: PreferenceArguments, online: OnlineSettings, reward: Any) -> Data:
-    """Return prompts, and how pairs are made of them."""
+def online_data(run: PreferenceArguments, online: OnlineSettings, reward: Any, tokenizer: Any) -> Data:
+    """Return prompts with the columns that the judge asks for, and how pairs are made of them."""
     from trl import DPOTrainer
 
     from autotelic.preferences.trainer import with_policy_labels
+    from autotelic.trl.training_rows import training_rows
 
+    rows = training_rows(
+        run.dataset,
+        [reward],
+        tokenizer,
+        limit=run.dataset_limit,
+        prompt_column=run.prompt_column,
+        answer_column=run.answer_column,
+        config=run.dataset_config,
+        chat=run.chat,
+        say=lambda text: say(run, text),
+    )
     trainer_class = with_online_pairs(with_policy_labels(DPOTrainer))
-    return Data(load_prompts(run), [], trainer_class, {"online": online, "reward": reward})
+    return Data([without_pair(row) for row in rows], [], trainer_class, {"online": online, "reward": reward})
+
+
+def say(run: PreferenceArguments, text: str) -> None:
+    """Print a remark to stderr, where it is wanted."""
+    if not run.quiet:
+        print(f"autotelic: {text}", file=sys.stderr, flush=True)
 
 
 def build_callbacks(
@@ -201,7 +230,8 @@ def build_preference_trainer(
     # TRL 1.16 asks transformers 5.23 under the old name whenever it scores the reference.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     online = run.online_settings()
-    data = online_data(run, online, reward) if online else offline_data(run, load_model, training_args.seed, tokenizer)
+    seed = training_args.seed
+    data = online_data(run, online, reward, tokenizer) if online else offline_data(run, load_model, seed, tokenizer)
     if data.heldout:
         training_args.eval_strategy, training_args.eval_steps = "steps", run.heldout_steps
         training_args.eval_on_start = not run.resume
