@@ -11,7 +11,7 @@ from autotelic.functional.lookahead import BiasedLookaheadWarning
 from autotelic.preferences.labels import PolicyLabels
 from autotelic.preferences.objective import objective
 from autotelic.preferences.sampling_policies import BehaviorPolicy
-from autotelic.preferences.trainer import LOSS_SETTINGS
+from autotelic.preferences.trainer import LOSS_SETTINGS, without_rest
 
 pytestmark = pytest.mark.filterwarnings("ignore::autotelic.functional.lookahead.BiasedLookaheadWarning")
 
@@ -391,3 +391,8 @@ def score_by_hand(policy, reference, row, side, policies, divergence):
 def test_one_observed_future_warns_once(build):
     with pytest.warns(BiasedLookaheadWarning, match="expected"):
         build(ppl=objective("ppl_d"), max_steps=1)
+
+
+def test_what_a_template_writes_after_the_end_token_is_left_out():
+    row = {"chosen_ids": [5, 2, 6, 2, 9, 9], "rejected_ids": [5, 6], "row": 1}
+    assert without_rest(row, end=2) == {"chosen_ids": [5, 2, 6, 2], "rejected_ids": [5, 6]}

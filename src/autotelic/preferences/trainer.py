@@ -25,6 +25,7 @@ from autotelic.functional.preference import repo_sft_loss
 from autotelic.preferences.collator import COLUMNS, FUTURE, TOKEN_LABELS, PolicyLabelCollator
 from autotelic.preferences.labels import PolicyLabels
 from autotelic.preferences.objective import PPL
+from autotelic.preferences.pairs import SIDES
 from autotelic.preferences.recorded_policy import RecordedPolicy, scores_of_logits
 from autotelic.runs.processes import stop_if_not_finite
 from autotelic.trl.fast_passes import use_fast_passes
@@ -100,6 +101,8 @@ class PolicyLabelMixin(Base):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """Add the policy labels to every data set that TRL tokenises: training, held out, and given to `evaluate`."""
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if not self.uses_trl_loss:
+            dataset = dataset.map(without_rest, fn_kwargs={"end": self._tokenizer.eos_token_id})
         needs_labels = self.ppl.lookahead.reads_label or self.ppl.futures
         if self.policy_labels is None or not needs_labels:
             return dataset
@@ -264,6 +267,12 @@ class PolicyLabelMixin(Base):
         grad_norm = super()._get_grad_norm(model, grad_norm)
         stop_at_bad_gradient(self, grad_norm, self._last_ids)
         return grad_norm
+
+
+def without_rest(row: Mapping[str, Any], end: int) -> dict[str, list[int]]:
+    """Return both responses without what a chat template writes after the end token: no policy has sampled that."""
+    sides = {f"{side}_ids": row[f"{side}_ids"] for side in SIDES}
+    return {name: ids[: len(ids) - ids[::-1].index(end)] if end in ids else ids for name, ids in sides.items()}
 
 
 def for_trl(inputs: Mapping[str, Any]) -> dict[str, Any]:
