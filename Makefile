@@ -127,7 +127,7 @@ bench: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/suite.py
 
 # Peers stand beside TRL here: of verl only functions are called, for which the newer transformers does no harm.
-VERL_PEER := verl tensordict codetiming hydra-core omegaconf torchdata orjson pyvers antlr4-python3-runtime
+VERL_PEER := verl cloudpickle tensordict codetiming hydra-core omegaconf torchdata orjson pyvers antlr4-python3-runtime
 $(BENCH)/.ready: requirements-verl.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/pip install -q --no-compile "$(TORCH)"
