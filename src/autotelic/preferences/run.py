@@ -122,7 +122,13 @@ class Data:
     arguments: dict[str, Any]
 
 
-def offline_data(run: PreferenceArguments, load_model: Callable[[str | None], Any], seed: int, tokenizer: Any) -> Data:
+def offline_data(
+    run: PreferenceArguments,
+    load_model: Callable[[str | None], Any],
+    seed: int,
+    tokenizer: Any,
+    say: Callable[[str], None] | None,
+) -> Data:
     """Return pairs that exist, and their policy labels."""
     from trl import DPOTrainer
 
@@ -131,8 +137,8 @@ def offline_data(run: PreferenceArguments, load_model: Callable[[str | None], An
     train, heldout = load_data(run)
     mode = "off" if run.chat == "auto" and any(is_transcript(row["prompt"]) for row in train) else run.chat
     note = chat_note([row["prompt"] for row in train], tokenizer, mode)
-    if note:
-        say(run, note)
+    if note and say is not None:
+        say(note)
     train, heldout = (as_conversations(rows, tokenizer, mode) for rows in (train, heldout))
     labels = PolicyLabels(
         settings=run.labels(),
@@ -145,32 +151,14 @@ def offline_data(run: PreferenceArguments, load_model: Callable[[str | None], An
     return Data(train, heldout, with_policy_labels(DPOTrainer), {"policy_labels": labels})
 
 
-def online_data(run: PreferenceArguments, online: OnlineSettings, reward: Any, tokenizer: Any) -> Data:
+def online_data(prompts: Sequence[dict[str, Any]], online: OnlineSettings, reward: Any) -> Data:
     """Return prompts with the columns that the judge asks for, and how pairs are made of them."""
     from trl import DPOTrainer
 
     from autotelic.preferences.trainer import with_policy_labels
-    from autotelic.trl.training_rows import training_rows
 
-    rows = training_rows(
-        run.dataset,
-        [reward],
-        tokenizer,
-        limit=run.dataset_limit,
-        prompt_column=run.prompt_column,
-        answer_column=run.answer_column,
-        config=run.dataset_config,
-        chat=run.chat,
-        say=lambda text: say(run, text),
-    )
     trainer_class = with_online_pairs(with_policy_labels(DPOTrainer))
-    return Data([without_pair(row) for row in rows], [], trainer_class, {"online": online, "reward": reward})
-
-
-def say(run: PreferenceArguments, text: str) -> None:
-    """Print a remark to stderr, where it is wanted."""
-    if not run.quiet:
-        print(f"autotelic: {text}", file=sys.stderr, flush=True)
+    return Data([without_pair(row) for row in prompts], [], trainer_class, {"online": online, "reward": reward})
 
 
 def build_callbacks(
@@ -202,6 +190,8 @@ def build_preference_trainer(
     model: Any,
     tokenizer: Any,
     load_model: Callable[[str | None], Any],
+    say: Callable[[str], None] | None = None,
+    prompts: Sequence[dict[str, Any]] = (),
     reward: Any = None,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     stop_rules: Callable[[Any], Any] | None = None,
@@ -215,6 +205,8 @@ def build_preference_trainer(
         model: the policy.
         tokenizer: its tokenizer.
         load_model: name or folder -> model; None -> the policy before training, for behaviour cloning.
+        say: takes remarks: whether the chat template is applied.
+        prompts: rows that online pairs are sampled for, with the columns that the judge asks for.
         reward: judge of online pairs, a function of TRL's reward protocol.
         evaluate: model -> metrics, for validation.
         stop_rules: metrics file -> callback that ends a run.
@@ -231,7 +223,7 @@ def build_preference_trainer(
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     online = run.online_settings()
     seed = training_args.seed
-    data = online_data(run, online, reward, tokenizer) if online else offline_data(run, load_model, seed, tokenizer)
+    data = online_data(prompts, online, reward) if online else offline_data(run, load_model, seed, tokenizer, say)
     if data.heldout:
         training_args.eval_strategy, training_args.eval_steps = "steps", run.heldout_steps
         training_args.eval_on_start = not run.resume
