@@ -42,10 +42,14 @@ def run(recipe: Path, output: Path, only: list[str], max_seeds: int | None) -> N
     first = experiment.get("first_seed", 0)
     for place in range(max_seeds or experiment["seeds"]):
         write_problems(experiment.get("problems", {}), output, first + place)
-        for name, settings in experiment["runs"].items():
-            settings = dict(settings or {})
-            if place < settings.pop("seeds", place + 1) and (not only or name in only):
-                run_one(experiment, name, settings, first + place, output)
+        for name in experiment["runs"]:
+            if place < options_of(experiment, name).get("seeds", place + 1) and (not only or name in only):
+                run_one(experiment, name, first + place, output)
+
+
+def options_of(experiment: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return what a run is given: the recipe's common options, and its own over them."""
+    return experiment.get("common", {}) | (experiment["runs"][name] or {})
 
 
 def write_problems(sets: dict[str, Any], output: Path, seed: int) -> None:
@@ -84,43 +88,87 @@ def pretrain_models(models: dict[str, Any], output: Path) -> None:
 
 
 def located(value: Any, output: Path, seed: int) -> Any:
-    """Return an option's value; `problems/NAME` is one of the recipe's own sets, `models/NAME` a model of its own."""
+    """Return an option's value.
+
+    `problems/NAME` is one of the recipe's own sets, `models/NAME` a model of its own, `runs/NAME` the model that its
+    run NAME trained at the same seed.
+    """
     if isinstance(value, str) and value.startswith("problems/"):
         return str(output / f"{value}-seed{seed}.jsonl")
+    if isinstance(value, str) and value.startswith("runs/"):
+        return str(output / f"{value.removeprefix('runs/')}-seed{seed}" / "run")
     return str(output / value) if isinstance(value, str) and value.startswith("models/") else value
 
 
-def run_one(experiment: dict[str, Any], name: str, settings: dict[str, Any], seed: int, output: Path) -> None:
+def run_one(experiment: dict[str, Any], name: str, seed: int, output: Path) -> None:
     """Train and evaluate one run, unless it is finished or another process has it; go on from its last checkpoint."""
     folder = output / f"{name}-seed{seed}"
     folder.mkdir(exist_ok=True)
     try:
         with FileLock(folder / "lock", blocking=False):  # a process that dies gives it up
             if not (folder / "result.json").exists():
-                measure(experiment, name, settings, seed, folder)
+                measure(experiment, name, seed, folder)
     except Timeout:
         return
+    for other in experiment["runs"]:
+        if not needed(experiment, other, seed, output):
+            discard(output / f"{other}-seed{seed}" / "run")
 
 
-def measure(experiment: dict[str, Any], name: str, settings: dict[str, Any], seed: int, folder: Path) -> None:
-    started, cpu = time.monotonic(), time.process_time()
-    options = {
-        key: located(value, folder.parent, seed) for key, value in (experiment.get("common", {}) | settings).items()
-    }
-    method, temperature = options.pop("method", "grpo"), options.pop("evaluation_temperature", 1.0)
+def starts_from(experiment: dict[str, Any], name: str) -> str | None:
+    """Return the run whose model a run starts from, if it names one: `model_name_or_path: runs/NAME`."""
+    model = options_of(experiment, name)["model_name_or_path"]
+    return model.removeprefix("runs/") if model.startswith("runs/") else None
+
+
+def needed(experiment: dict[str, Any], name: str, seed: int, output: Path) -> bool:
+    """Whether a run's weights are still to be evaluated, or some run that starts from them is not finished."""
+    place = seed - experiment.get("first_seed", 0)
+    later = [run for run in experiment["runs"] if starts_from(experiment, run) == name]
+    later = [run for run in later if place < options_of(experiment, run).get("seeds", experiment["seeds"])]
+    return not all((output / f"{run}-seed{seed}" / "result.json").exists() for run in (name, *later))
+
+
+def discard(trained: Path) -> None:
+    for large in (trained / "model.safetensors", *trained.glob("checkpoint-*")):
+        shutil.rmtree(large) if large.is_dir() else large.unlink(missing_ok=True)
+
+
+def trained_model(experiment: dict[str, Any], name: str, seed: int, output: Path) -> str:
+    """Return the model of a run at a seed: trained now, or gone on with, unless it is there."""
+    start = starts_from(experiment, name)
+    if start is not None:
+        (output / f"{start}-seed{seed}").mkdir(exist_ok=True)
+        with FileLock(output / f"{start}-seed{seed}" / "lock"):  # two runs may start from it at once
+            trained_model(experiment, start, seed, output)
+    options = {key: located(value, output, seed) for key, value in options_of(experiment, name).items()}
+    for key in ("seeds", "evaluation_temperature", "evaluation_k"):
+        options.pop(key, None)
+    method, folder = options.pop("method", "grpo"), output / f"{name}-seed{seed}"
+    if method == "base":
+        return options["model_name_or_path"]
     trained = folder / "run"
-    if method != "base" and not (trained / "model.safetensors").exists():
+    if not any((trained / file).exists() for file in ("model.safetensors", "adapter_model.safetensors")):
         from autotelic.cli.config import to_options
         from autotelic.cli.train import train
         from autotelic.runs.checkpoints import last_complete
 
         again = "resume" if trained.exists() and last_complete(trained) else "overwrite"
         options |= {"seed": seed, "output_dir": str(trained), again: True, "quiet": True}
+        started = time.process_time()
         if not train(method, to_options(options))["finished"]:  # its last checkpoint is no result
             raise SystemExit(f"{name} seed {seed} was stopped; the same command goes on with it")
+        write_atomically(folder / "training.json", json.dumps({"cpu_seconds": time.process_time() - started}))
         gc.collect()  # a trainer refers to itself, and its optimizer is twice as large as the model
-    source = options["model_name_or_path"] if method == "base" else str(trained)
-    asked = dict(experiment["evaluation"])
+    return str(trained)
+
+
+def measure(experiment: dict[str, Any], name: str, seed: int, folder: Path) -> None:
+    started, cpu = time.monotonic(), time.process_time()
+    source = trained_model(experiment, name, seed, folder.parent)
+    options, asked = options_of(experiment, name), dict(experiment["evaluation"])
+    temperature = options.get("evaluation_temperature", 1.0)
+    asked["k"] = options.get("evaluation_k", asked["k"])
     evaluation, details = {}, {}
     for title, problems in {"": asked.get("source", "chain_sums:test"), **asked.pop("also", {})}.items():
         place = asked | {"source": located(problems, folder.parent, seed)}
@@ -129,9 +177,9 @@ def measure(experiment: dict[str, Any], name: str, settings: dict[str, Any], see
         details = details or found
     record = {"name": name, "seed": seed, "evaluation": evaluation, "details": details}
     record |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+    if (folder / "training.json").exists():
+        record["training_cpu_seconds"] = json.loads((folder / "training.json").read_text())["cpu_seconds"]
     write_atomically(folder / "result.json", json.dumps(record))
-    for large in (trained / "model.safetensors", *trained.glob("checkpoint-*")):
-        shutil.rmtree(large) if large.is_dir() else large.unlink(missing_ok=True)
     values = {
         key: round(value["value"], 3) for key, value in evaluation.items() if key in ("mean@8", "greedy", "entropy")
     }

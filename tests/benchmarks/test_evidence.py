@@ -82,7 +82,37 @@ def test_a_stop_rule_is_judged_by_the_weights_of_the_probe_before(evidence, outp
 
 def test_a_run_that_was_stopped_is_no_result(evidence, tmp_path, monkeypatch):
     monkeypatch.setattr("autotelic.cli.train.train", lambda method, options: {"finished": False})
-    recipe = {"common": {"model_name_or_path": "any_pair"}, "evaluation": {"problems": 1, "k": 1}}
+    recipe = {"common": {"model_name_or_path": "any_pair"}, "evaluation": {"problems": 1, "k": 1}, "runs": {"grpo": {}}}
     with pytest.raises(SystemExit, match="goes on"):
-        evidence.run_one(recipe, "grpo", {}, 0, tmp_path)
+        evidence.run_one(recipe, "grpo", 0, tmp_path)
     assert not (tmp_path / "grpo-seed0" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_another_runs_model_which_is_kept_until_then(evidence, tmp_path, monkeypatch):
+    """GRPO, then EM from its weights; the model is written once, read by both evaluations, and gone at the end."""
+    small = {"num_generations": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    small |= {"max_completion_length": 4, "max_steps": 1, "save_strategy": "no", "learning_rate": 1e-3}
+    runs = {"grpo": {"method": "grpo"}, "colder": {"method": "base", "evaluation_temperature": 0.5, "evaluation_k": 3}}
+    runs["colder"]["model_name_or_path"] = "runs/grpo"
+    runs["em"] = {"method": "one_shot_em", "model_name_or_path": "runs/grpo", "dataset_limit": 1, "num_generations": 4}
+    recipe = {"seeds": 1, "first_seed": 1, "runs": runs, "evaluation": {"problems": 2, "k": 1, "max_new_tokens": 4}}
+    recipe["common"] = {"model_name_or_path": "any_pair", "dataset": "chain_sums:train", "dataset_limit": 4} | small
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    from autotelic.cli import train
+
+    begun, trained = [], train.train
+    monkeypatch.setattr(
+        train, "train", lambda method, options: begun.append((method, options)) or trained(method, options)
+    )
+    output, weights = tmp_path / "out", tmp_path / "out/grpo-seed1/run/model.safetensors"
+
+    evidence.run(tmp_path / "recipe.yaml", output, ["colder"], None)
+    assert [method for method, _ in begun] == ["grpo"] and weights.exists()
+    evidence.run(tmp_path / "recipe.yaml", output, [], None)
+    assert [method for method, _ in begun] == ["grpo", "one_shot_em"]
+    assert str(begun[1][1]).count("grpo-seed1/run") == 1
+    assert not list(output.glob("*/run/*.safetensors"))
+    found = evidence.records(output)
+    assert "mean@3" in found["colder"][0]["evaluation"] and "mean@1" in found["em"][0]["evaluation"]
+    assert found["grpo"][0]["training_cpu_seconds"] > 0
