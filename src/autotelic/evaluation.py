@@ -74,6 +74,7 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     interrupted: bool = False
+    unscored: tuple[dict[str, Any], ...] = ()  # rows whose comparison was cut short, with their responses
 
     def __getitem__(self, name: str) -> Estimate:
         """Return one estimate by its name."""
@@ -87,6 +88,7 @@ class Evaluation:
         result["warnings"] = list(self.warnings)
         if samples:
             result["samples"] = [vars(sample) for sample in self.samples]
+            result |= {"unscored": list(self.unscored)} if self.unscored else {}
         return result
 
 
@@ -221,7 +223,8 @@ def evaluate_model(
         chat: auto, on or off: whether text prompts go through the chat template (`autotelic.lm.chat`).
         equivalence: of answers, see `autotelic.answers`; None is mathematics.
         progress: called with the responses that are done, and how many there will be.
-        keep_interrupted: on Ctrl-C, or where a server stops in the middle, score the prompts that are complete.
+        keep_interrupted: on Ctrl-C, or where a server stops in the middle, score the prompts that are complete; where
+            the comparison of answers stops, keep what is not compared as `unscored`.
     """
     check_sampling(k, temperature, top_p, max_new_tokens, batch_size)
     from autotelic.lm.chat import prompt_texts
@@ -246,17 +249,28 @@ def evaluate_model(
         warnings.append(f"no entropy: {model.name} gives tokens, and not the distributions that they came from")
     interrupted = not all(done) or (decoded is not None and not decoded.done.all())
     best = None if decoded is None or interrupted else decoded.texts
-    samples = []
+    samples, unscored = [], []
     for p in np.flatnonzero(done).tolist():
         own = sampled.of_prompt(p, k)
         more = {"entropy": own.entropy, "num_tokens": own.num_tokens, "greedy": None if best is None else best[p]}
-        samples.append(score_prompt(rows[p], own.texts, index=p, equivalence=equivalence, **more))
+        try:
+            if not unscored:
+                samples.append(score_prompt(rows[p], own.texts, index=p, equivalence=equivalence, **more))
+                continue
+        except (KeyboardInterrupt, UserError) as error:
+            if not keep_interrupted:
+                raise
+            why = str(error) or "interrupted"
+            warnings.append(f"{why}: {len(samples)} of {sum(done)} prompts were scored before that")
+        unscored.append({"id": str(rows[p].get("id", p)), **rows[p], "responses": list(own.texts)} | more)
     if interrupted:
         why = next((f" ({each.stopped})" for each in (sampled, decoded) if each is not None and each.stopped), "")
-        warnings.append(f"interrupted: {len(samples)} of {len(rows)} prompts were sampled{why}")
+        warnings.append(f"interrupted: {sum(done)} of {len(rows)} prompts were sampled{why}")
     settings = {"k": k, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     settings |= {"engine": model.name} if isinstance(model, Engine) else {}
-    return summarize(samples, settings=settings, seed=seed, warnings=warnings, interrupted=interrupted)
+    interrupted = interrupted or bool(unscored)
+    result = summarize(samples, settings=settings, seed=seed, warnings=warnings, interrupted=interrupted)
+    return replace(result, unscored=tuple(unscored))
 
 
 def check_sampling(k: int, temperature: float | int, top_p: float | int, max_new_tokens: int, batch_size: int) -> None:
@@ -399,6 +413,8 @@ def summarize(
     interrupted: bool = False,
 ) -> Evaluation:
     """Turn scored prompts into estimates; greedy, entropy and length appear only where every prompt has them."""
+    if not samples:
+        return Evaluation({}, (), dict(settings), tuple(warnings), interrupted)
     correct = np.array([sample.correct for sample in samples], dtype=bool)
     clusters = np.array([sample.clusters for sample in samples], dtype=np.int64)
     metrics = accuracy_estimates(correct, clusters, seed=seed)

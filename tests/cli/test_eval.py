@@ -5,6 +5,7 @@ import json
 import pytest
 
 from autotelic.cli.main import main
+from autotelic.errors import UserError
 
 
 def write_samples(path, rows=None):
@@ -143,6 +144,32 @@ def test_an_interruption_keeps_what_was_sampled_and_score_reads_it(model, tmp_pa
     interrupted_after(0)
     assert main(["eval", str(model), *options]) == 130
     assert capsys.readouterr().err == "autotelic: interrupted\n"
+
+
+@pytest.mark.parametrize("scored", [0, 1])
+def test_a_judge_that_dies_loses_no_response(model, tmp_path, capsys, monkeypatch, scored):
+    """What is not compared is written as it is, and a later `eval` of that file compares it."""
+    from autotelic import evaluation
+
+    score, calls = evaluation.score_prompt, []
+
+    def dying(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > scored:
+            raise UserError("the judge does not answer")
+        return score(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "score_prompt", dying)
+    out = tmp_path / "out.json"
+    options = ["--limit", "4", "--k", "2", "--max-new-tokens", "5", "--out", str(out), "--quiet"]
+    assert main(["eval", str(model), *options]) == 130
+    captured = capsys.readouterr()
+    assert f"the judge does not answer: {scored} of 4 prompts were scored before that" in captured.err
+    assert f"not every response was compared with its answer: autotelic eval {out}" in captured.err
+    assert len(calls) == scored + 1  # a judge that is gone is asked once
+    monkeypatch.undo()
+    assert main(["eval", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_prompts"] == 4
 
 
 def test_a_sweep_that_is_interrupted_keeps_its_first_temperatures(model, capsys, interrupted_after):

@@ -87,7 +87,7 @@ def test_an_interruption_compares_what_was_sampled(capsys, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(progress_line.ProgressLine, "__call__", call)
-    assert main(["logits", "any_pair", *SMALL, "--batch-size", "2", "--json"]) == 0
+    assert main(["logits", "any_pair", *SMALL, "--batch-size", "2", "--json"]) == 130
     captured = capsys.readouterr()
     (row,) = json.loads(captured.out)["models"].values()
     assert row["num_sequences"] == 2

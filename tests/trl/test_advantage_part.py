@@ -51,3 +51,8 @@ def test_names(make_trainer):
     assert set(ESTIMATORS) == {"grpo", *EXPECTED}
     with pytest.raises(UserError, match="did you mean 'max_rl'"):
         Advantages("maxrl")
+
+
+def test_a_scale_that_the_estimator_would_not_use_is_refused(make_trainer):
+    with pytest.raises(UserError, match="scale_rewards='batch' is of advantage=grpo"):
+        make_trainer(with_advantages, parts=[Advantages("rloo")], scale_rewards="batch")

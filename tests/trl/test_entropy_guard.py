@@ -1,7 +1,10 @@
 """One-shot EM ends before the update that would destroy the policy, and leaves healthy runs alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 from autotelic.errors import UserError
 from autotelic.trl import EntropyMinimization, with_entropy_minimization
@@ -67,6 +70,22 @@ def test_without_a_guard_the_run_goes_on_to_its_end(make_em):
     trainer = make_em(learning_rate=1.0, guard=0.0)
     trainer.train()
     assert trainer.state.global_step == 4
+
+
+def test_the_update_before_a_resumed_run_is_watched(capsys):
+    """The checkpoint was written after the update that destroyed the policy: there is nothing to go back to."""
+    metrics = {"train": {"train/em_loss": [0.001]}}
+    guard = EntropyGuard(SimpleNamespace(_metrics=metrics, current_gradient_accumulation_steps=1), factor=10.0)
+    model, args = torch.nn.Linear(1, 1), SimpleNamespace(learning_rate=1e-3)
+    given = {"model": model, "optimizer": torch.optim.SGD(model.parameters())}
+    before = weights(model)
+    state, control = TrainerState(log_history=[{"loss": 1.0, "train/em_loss": 0.5}, {"loss": 2.0}]), TrainerControl()
+    guard.on_train_begin(args, state, control, **given)
+    guard.on_pre_optimizer_step(args, state, control, **given)
+    assert control.should_training_stop
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    error = capsys.readouterr().err
+    assert "entropy fell from 0.5 to 0.001" in error and "go on from a checkpoint before that update" in error
 
 
 def test_a_factor_that_stops_every_run_is_refused():

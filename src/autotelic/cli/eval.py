@@ -86,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
         parts = {str(t): result.as_dict() for t, result in results.items()}
         print(json.dumps(next(iter(parts.values())) if len(parts) == 1 else parts))
     say_written(args, args.out)
+    if any(result.unscored for result in results.values()):
+        again = f"autotelic eval {args.out}" if args.out else "give --out FILE to keep them"
+        print(f"not every response was compared with its answer: {again}", file=sys.stderr)
     if args.out and args.out.resolve().parent == Path(args.source).resolve():
         say(args, f"next: autotelic report {args.source}")
     return 130 if any(result.interrupted for result in results.values()) else 0
@@ -148,7 +151,7 @@ def table(result: Any, temperature: float | None = None) -> str:
     title = f"{len(result.samples)} prompts, {settings}"
     lines = [title if temperature is None else f"temperature {temperature}: {title}"]
     units = {"entropy": "nats per token", "length": "tokens"}
-    width = max(len(name) for name in result.metrics)
+    width = max(map(len, result.metrics), default=0)
     for name, estimate in result.metrics.items():
         interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]" if estimate.low == estimate.low else ""
         lines.append(f"  {name:<{width}}  {estimate.value:8.3f}  {interval:<18}  {units.get(name, '')}".rstrip())

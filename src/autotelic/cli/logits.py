@@ -186,6 +186,7 @@ def sample(model: Any, tokenizer: Any, prompts: list[str], args: argparse.Namesp
     if not found.done.any():
         raise KeyboardInterrupt
     if not found.done.all():
+        args.interrupted = True
         print(f"interrupted: the models are compared on {int(found.done.sum())} of {total} responses", file=sys.stderr)
     asked = [sampling.encode(prompt, tokenizer) for prompt in prompts for _ in range(k)]
     pairs = zip(asked, found.without_end(), found.done, strict=True)

@@ -93,9 +93,10 @@ def _evaluated(
     if len(parts) > 1 and say is not None:
         say(f"{path} holds {len(parts)} temperatures ({', '.join(parts)}): those at {name} are read")
     kept = ("id", "prompt", "answer", "responses", "greedy", "entropy")
+    found = [*parts[name]["samples"], *parts[name].get("unscored", [])]
     return [
         (f"{path}, sample {number}", {key: sample[key] for key in kept if sample.get(key) is not None})
-        for number, sample in enumerate(parts[name]["samples"], start=1)
+        for number, sample in enumerate(found, start=1)
     ]
 
 

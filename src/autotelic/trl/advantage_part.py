@@ -45,6 +45,8 @@ class Advantages(Part):
                 f"advantage={self.estimator} is taken from the sum of the rewards: set "
                 "multi_objective_aggregation='sum_then_normalize'"
             )
+        if self.estimator != "grpo" and getattr(self.trainer, "scale_rewards", "group") == "batch":
+            raise UserError(f"scale_rewards='batch' is of advantage=grpo: {self.estimator} scales in its own way")
 
     def on_rollout(self, rollout: Rollout) -> None:
         """Write the advantages of this rank's rows."""

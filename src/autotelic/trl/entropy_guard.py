@@ -29,6 +29,11 @@ class EntropyGuard(TrainerCallback):
         self.kept: dict[str, torch.Tensor] = {}
         self.stopped = False
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take a resumed run's last entropy from its log: what its last update did is watched too."""
+        logged = [row[METRIC] for row in state.log_history if METRIC in row]
+        self.entropy = logged[-1] if logged else None
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the weights whose rollouts were sound; put them back, and stop, where these are not."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
@@ -37,15 +42,18 @@ class EntropyGuard(TrainerCallback):
         if before is None or self.entropy * self.factor >= before:
             self.kept = {name: local(p).to("cpu", copy=True) for name, p in trained(model)}
             return
-        for name, p in trained(model):
+        for name, p in trained(model) if self.kept else ():
             local(p).copy_(self.kept[name])
         optimizer.zero_grad(set_to_none=True)  # this step moves nothing
         control.should_training_stop = self.stopped = True
+        end = "The run ends with the weights from before that update; lower it"
+        if not self.kept:
+            end = "The run ends here; lower it, and go on from a checkpoint before that update"
         if state.is_world_process_zero:
             print(
                 f"autotelic: entropy fell from {before:.2g} to {self.entropy:.2g} nats a token in update "
-                f"{state.global_step}: learning_rate {args.learning_rate:g} is too large for this model. The run ends "
-                "with the weights from before that update; lower it (docs/papers/one_shot_em.md has a rule).",
+                f"{state.global_step}: learning_rate {args.learning_rate:g} is too large for this model. {end} "
+                "(docs/papers/one_shot_em.md has a rule).",
                 file=sys.stderr,
                 flush=True,
             )
