@@ -173,7 +173,7 @@ def check_training(words: list[str], known: set[str]) -> None:
                 with warnings.catch_warnings(action="ignore", category=EntropyControlWarning):  # large shares
                     readers[option](value)
             if option == "config":
-                assert (ROOT / value).is_file(), f"{value} does not exist"
+                assert (ROOT / value).is_file() or (ROOT / "recipes" / f"{value}.yaml").is_file(), f"no recipe {value}"
 
 
 def prose(path: Path) -> str:
