@@ -180,3 +180,11 @@ def test_unusable_forecasts_are_refused():
         forecast(np.arange(6), entropy, reward, share=1.5)
     with pytest.raises(UserError, match="at least 4"):
         forecast([0, 1, 2], entropy[:3], reward[:3])
+
+
+def test_what_is_no_entropy_per_token_and_no_accuracy_is_refused():
+    """exp(400) squared overflows: the fit would be NaN."""
+    with pytest.raises(UserError, match="entropy reaches 400"):
+        fit_entropy_law([400.0, 300.0, 200.0], [0.1, 0.2, 0.3])
+    with pytest.raises(UserError, match="reward reaches 3e\\+200"):
+        fit_entropy_law([0.4, 0.3, 0.2], [1e200, 2e200, 3e200])

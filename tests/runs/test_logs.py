@@ -248,3 +248,64 @@ def test_steps_that_go_back_are_said(tmp_path):
     curve = pick_curve(read_log(path))
     assert curve.reward.tolist() == [0, 3, 4]
     assert "step goes back 1 time(s) (3 to 2)" in curve.notes[0]
+
+
+def points(entropies=("0.9", "0.7", "0.5", "0.4")):
+    return [(str(i + 1), h, f"0.{3 + i}") for i, h in enumerate(entropies)]
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "delimiter", "decimal"),
+    [
+        ("spaces.csv", "step, entropy, reward", ", ", "."),
+        ("tabs.csv", "step\tentropy\treward", "\t", "."),
+        ("decimal_comma.csv", "step;entropy;reward", ";", ","),
+        ("UPPER.CSV", "step,entropy,reward", ",", "."),
+    ],
+)
+def test_tables_as_people_export_them(tmp_path, name, head, delimiter, decimal):
+    lines = [delimiter.join(cells).replace(".", decimal) for cells in points()]
+    (tmp_path / name).write_text("\n".join([head, *lines]))
+    assert pick_curve(read_log(tmp_path / name)).entropy.tolist() == [0.9, 0.7, 0.5, 0.4]
+
+
+def test_values_that_are_not_finite_are_counted_in_a_note(tmp_path):
+    """The printed dict of a step whose loss is NaN still has its entropy; a NaN entropy is left out, and said."""
+    path = tmp_path / "train.log"
+    path.write_text(
+        "\n".join(f"{{'loss': nan, 'entropy': {h}, 'reward': {r}}}" for _, h, r in points(("0.9", "0.7", "nan", "0.4")))
+    )
+    curve = pick_curve(read_log(path))
+    assert curve.reward.tolist() == [0.3, 0.4, 0.5, 0.6]
+    assert "1 values of entropy are NaN or infinite and are left out" in curve.notes
+
+
+def test_rows_without_a_step_are_counted_in_a_note_and_no_step_at_all_is_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": s, "entropy": 0.5, "reward": 0.5} for s in (1, 2, None)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "1 of 3 rows have no number in step and are left out" in read_log(path).notes
+    path.write_text('{"step": "2025-01-01", "entropy": 0.5}\n')
+    with pytest.raises(UserError, match=r"column .step. holds no number .the first is '2025-01-01'"):
+        read_log(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("deep.jsonl", b"[" * 100_000 + b"\n", "line 1 is not JSON"),
+        ("deep.json", b"[" * 100_000, "is not JSON"),
+        ("utf16.csv", "step,entropy\n1,0.5\n".encode("utf-16"), "not UTF-8"),
+        ("twice.csv", b"step,entropy,entropy\n1,0.5,9\n", "two columns 'entropy'"),
+    ],
+)
+def test_hostile_logs_are_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_log(tmp_path / name)
+
+
+def test_steps_beyond_64_bits_and_lines_in_a_json_file(tmp_path):
+    rows = [{"step": 10**18 * s, "entropy": 0.5, "reward": 0.5} for s in range(1, 41)]
+    (tmp_path / "log.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_log(tmp_path / "log.json").columns["entropy"][0][-1] == 4e19

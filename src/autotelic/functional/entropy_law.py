@@ -24,6 +24,8 @@ from autotelic.errors import UserError
 
 Series = Sequence[float | int] | np.ndarray | Tensor
 
+MAX_ENTROPY, MAX_REWARD = 20.0, 1e100
+"""What is larger is no entropy per token (ln of a vocabulary of 10^8) and no reward: its squares overflow."""
 MIN_POINTS = 8
 """The paper's forecasts stand on about 9 validation points; below this number the law is flagged."""
 MIN_RANGE = 0.1
@@ -194,6 +196,9 @@ def fit_entropy_law(entropy: Series, reward: Series, *, intervention: str | None
         raise UserError(
             f"entropy is negative ({h.min():.3g}): it must be in nats per token, not its negative or a loss"
         )
+    if h.max() > MAX_ENTROPY or np.abs(r).max() > MAX_REWARD:
+        name, value = ("entropy", h.max()) if h.max() > MAX_ENTROPY else ("reward", np.abs(r).max())
+        raise UserError(f"{name} reaches {value:.3g}: entropy is in nats per token, and reward a mean accuracy")
     x = np.exp(h)
     if np.ptp(x) < 1e-9:
         raise UserError("entropy is the same at every evaluation, so no line can be fitted; pass a longer run")

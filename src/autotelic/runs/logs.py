@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ STEP_COLUMNS = (
 LOG_FILES = ("metrics.jsonl", "trainer_state.json", "logging.jsonl", "trainer_log.jsonl")
 """Logs in a run folder: ours, transformers', ms-swift's, LLaMA-Factory's."""
 _PRINTED = re.compile(r"\{'[^{}]*\}")
+_NOT_FINITE = re.compile(r"(?<=: )-?(?:nan|inf)(?=[,}])")
 _CONSOLE = re.compile(r"\bstep:(\d+(?:\.\d+)?)((?: - [^\s:]+:\S+)+)")
 
 
@@ -90,6 +91,8 @@ class Log:
     source: Path
     columns: dict[str, tuple[np.ndarray, np.ndarray]]
     notes: tuple[str, ...] = ()
+    not_finite: Mapping[str, int] = field(default_factory=dict)
+    """How many values of a column are NaN or infinite, and left out."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +122,20 @@ def read_log(path: Path, *, step_column: str | None = None) -> Log:
             if (path / name).exists():
                 return read_log(path / name, step_column=step_column)
         states = sorted(path.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
-        return read_log(states[-1], step_column=step_column) if states else read_tensorboard(path)
+        return (
+            read_log(states[-1], step_column=step_column) if states else read_tensorboard(path, step_column=step_column)
+        )
     if path.name.startswith("events.out.tfevents"):
-        return read_tensorboard(path)
-    if path.suffix == ".jsonl":
+        return read_tensorboard(path, step_column=step_column)
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
         return log_from_rows(path, [unwrapped(row) for row in read_jsonl(path)], step_column)
-    if path.suffix == ".json":
+    if suffix == ".json":
         return read_trainer_state(path, step_column)
-    if path.suffix in {".csv", ".tsv"}:
+    if suffix in {".csv", ".tsv"}:
         return read_csv(path, step_column=step_column)
-    if path.suffix in {".log", ".txt", ".out"}:
-        return read_console(path)
+    if suffix in {".log", ".txt", ".out"}:
+        return read_console(path, step_column=step_column)
     raise UserError(f"{path} is not a log that can be read: give .jsonl, .json, .csv, .tsv or a TensorBoard folder")
 
 
@@ -142,7 +148,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 if not line.endswith(b"\n"):
                     break
                 raise UserError(f"{path}, line {number} is not JSON; a log holds one JSON object a line") from None
@@ -162,7 +168,9 @@ def read_trainer_state(path: Path, step_column: str | None = None) -> Log:
     """Read the `log_history` of transformers' `trainer_state.json`, or a list of rows."""
     try:
         state = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # one object a line, called .json
+            return log_from_rows(path, [unwrapped(row) for row in read_jsonl(path)], step_column)
         raise UserError(f"{path} is not JSON; a trainer_state.json of transformers was expected") from None
     history = state.get("log_history") if isinstance(state, dict) else state
     if not isinstance(history, list):
@@ -172,23 +180,32 @@ def read_trainer_state(path: Path, step_column: str | None = None) -> Log:
 
 def read_csv(path: Path, *, step_column: str | None = None) -> Log:
     """Read a CSV or TSV with a header; W&B's `run - metric` columns lose the run's name where that stays unique."""
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             header = file.readline()
             file.seek(0)
-            delimiter = "\t" if path.suffix == ".tsv" else ";" if ";" in header and "," not in header else ","
-            rows = list(csv.DictReader(file, delimiter=delimiter))
+            delimiter = next((mark for mark in "\t;" if mark in header and "," not in header), ",")
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else delimiter
+            lines = [[cell.strip() for cell in line] for line in csv.reader(file, delimiter=delimiter) if line]
         except csv.Error as error:
             raise UserError(f"{path} is not a CSV file: {error}") from None
-    if not rows:
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    if len(lines) < 2:
         raise UserError(f"{path} is empty; a header and at least one row are needed")
-    names = [name for name in rows[0] if name and not name.endswith(("__MIN", "__MAX"))]
+    if delimiter == ";":  # where a comma may be the decimal mark
+        lines[1:] = [[cell.replace(",", ".") for cell in line] for line in lines[1:]]
+    rows = [dict(zip(lines[0], line, strict=False)) for line in lines[1:]]
+    names = [name for name in lines[0] if name and not name.endswith(("__MIN", "__MAX"))]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path} has two columns {twice!r}; give each its own name")
     short = {name: name.rsplit(" - ", 1)[-1] for name in names}
     renamed = {name: s if list(short.values()).count(s) == 1 else name for name, s in short.items()}
     return log_from_rows(path, [{renamed[n]: row.get(n) for n in names} for row in rows], step_column)
 
 
-def read_console(path: Path) -> Log:
+def read_console(path: Path, *, step_column: str | None = None) -> Log:
     """Read what verl prints, `step:4 - actor/entropy:0.67 - ...`, or transformers, `{'loss': 0.1, 'entropy': 0.67}`."""
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -199,13 +216,13 @@ def read_console(path: Path) -> Log:
                 rows.append({"step": found.group(1)} | {name: number_in(value) for name, value in pairs})
             elif (printed := _PRINTED.search(line)) is not None:
                 with contextlib.suppress(ValueError, SyntaxError, RecursionError):
-                    rows.append(ast.literal_eval(printed.group()))
+                    rows.append(ast.literal_eval(_NOT_FINITE.sub(r"'\g<0>'", printed.group())))
     if not rows:
         raise UserError(
             f"{path} is not a log that can be read: it has no line such as 'step:4 - actor/entropy:0.6 - ...' or "
             "a printed dict; give .jsonl, .json, .csv, .tsv or a TensorBoard folder"
         )
-    return log_from_rows(path, rows, None)
+    return log_from_rows(path, rows, step_column)
 
 
 def number_in(text: str) -> str:
@@ -214,13 +231,15 @@ def number_in(text: str) -> str:
     return found.group(1) if found else text.rstrip(",")
 
 
-def read_tensorboard(path: Path) -> Log:
-    """Read the scalars of a TensorBoard folder (needs the `tensorboard` package)."""
+def read_tensorboard(path: Path, *, step_column: str | None = None) -> Log:
+    """Read the scalars of a TensorBoard folder (needs the `tensorboard` package); its steps are no column."""
     files = [path] if path.is_file() else sorted(path.rglob("events.out.tfevents*"))
     if not files:
         raise UserError(
             f"{path} holds no metrics.jsonl, trainer_state.json or TensorBoard events; give a log or its folder"
         )
+    if step_column is not None:
+        raise UserError(f"{path} holds TensorBoard events, which count their own steps: leave --step-column out")
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
@@ -255,6 +274,7 @@ def log_from_rows(path: Path, rows: Sequence[Mapping[str, Any]], step_column: st
     step_name = step_column or next((name for name in STEP_COLUMNS if name in names), None)
     found: dict[str, dict[float, float]] = {}
     steps: list[float] = []
+    not_finite: dict[str, int] = {}
     for number, row in enumerate(rows):
         step = number if step_name is None else as_step(row.get(step_name))
         if step is None:
@@ -264,7 +284,17 @@ def log_from_rows(path: Path, rows: Sequence[Mapping[str, Any]], step_column: st
             value = as_number(raw)
             if name != step_name and value is not None:
                 found.setdefault(name, {})[step] = value
-    return Log(path, to_columns(found), tuple(notes_on_steps(steps, step_name)))
+            elif is_not_finite(raw):
+                not_finite[name] = not_finite.get(name, 0) + 1
+    if not steps and step_name is not None:
+        raw = next((row[step_name] for row in rows if row.get(step_name) not in (None, "")), None)
+        raise UserError(
+            f"{path}: column {step_name!r} holds no number (the first is {raw!r}); --step-column names another"
+        )
+    notes = notes_on_steps(steps, step_name)
+    if len(steps) < len(rows):
+        notes.append(f"{len(rows) - len(steps)} of {len(rows)} rows have no number in {step_name} and are left out")
+    return Log(path, to_columns(found), tuple(notes), not_finite)
 
 
 def notes_on_steps(steps: Sequence[float], name: str | None) -> list[str]:
@@ -276,6 +306,14 @@ def notes_on_steps(steps: Sequence[float], name: str | None) -> list[str]:
         return []
     where = "; ".join(f"{steps[i - 1]:g} to {steps[i]:g}" for i in back[:3])
     return [f"{name} goes back {len(back)} time(s) ({where}): of a step that comes twice, the later row is kept"]
+
+
+def is_not_finite(raw: Any) -> bool:
+    """Tell whether a value is a number, and NaN or infinite."""
+    try:
+        return isinstance(raw, float | str) and not math.isfinite(float(raw))
+    except ValueError:
+        return False
 
 
 def as_number(raw: Any) -> float | None:
@@ -304,7 +342,7 @@ def to_columns(found: Mapping[str, Mapping[Any, float]]) -> dict[str, tuple[np.n
     columns = {}
     for name, values in found.items():
         steps = sorted(values)
-        kind = np.int64 if all(float(step).is_integer() for step in steps) else np.float64
+        kind = np.int64 if all(float(step).is_integer() and abs(step) < 2**53 for step in steps) else np.float64
         columns[name] = (np.array(steps, dtype=kind), np.array([values[s] for s in steps], dtype=np.float64))
     return columns
 
@@ -316,6 +354,8 @@ def pick_curve(log: Log, *, entropy_column: str | None = None, reward_column: st
     """
     entropy_name, _ = choose(log, entropy_column, ENTROPY_COLUMNS, "entropy")
     reward_name, others = choose(log, reward_column, REWARD_COLUMNS, "reward")
+    if entropy_name == reward_name:
+        raise UserError(f"{entropy_name!r} is given as the entropy and as the reward: name two columns")
     (h_steps, h_values), (r_steps, r_values) = log.columns[entropy_name], log.columns[reward_name]
     inside = (r_steps >= h_steps[0]) & (r_steps <= h_steps[-1])
     steps, rewards = r_steps[inside], r_values[inside]
@@ -335,6 +375,9 @@ def pick_curve(log: Log, *, entropy_column: str | None = None, reward_column: st
             f"{reward_name} is taken as the reward (most points, then by name), not {shown}: "
             "--reward-column names another"
         )
+    for name in (entropy_name, reward_name):
+        if count := log.not_finite.get(name):
+            notes.append(f"{count} values of {name} are NaN or infinite and are left out")
     entropy = np.interp(steps, h_steps, h_values)
     return Curve(steps, entropy, rewards, entropy_name, reward_name, (*notes, *log.notes))
 
