@@ -113,3 +113,31 @@ def test_unknown_roles_and_columns(tmp_path):
     with pytest.raises(UserError, match="not UTF-8"):
         (tmp_path / "l.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
         read_samples(tmp_path / "l.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"prompt": None}, "column 'prompt' is null"),
+        ({"prompt": {"role": "user"}}, "'prompt' must be a text"),
+        ({"prompt": ["a"]}, "'prompt' must be a text"),
+        ({"greedy": 5}, "'greedy' must be a string"),
+        ({"entropy": "x"}, "'entropy' must be a number"),
+        ({"entropy": float("nan")}, "'entropy' must be a number"),
+        ({"temperatures": [1.0]}, "one number for each of the 2 responses"),
+        ({"temperatures": "ab"}, "one number for each of the 2 responses"),
+    ],
+)
+def test_values_of_another_kind_are_one_line(tmp_path, more, message):
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "responses": ["1", "2"], **more}))
+    with pytest.raises(UserError, match=message):
+        read_samples(path)
+
+
+def test_numbers_as_prompts_and_messages_as_the_greedy_response(tmp_path):
+    path = tmp_path / "s.jsonl"
+    greedy = [{"role": "assistant", "content": "= 1"}]
+    path.write_text(json.dumps({"prompt": 5, "responses": ["1", "2"], "greedy": greedy}))
+    (row,) = read_samples(path)
+    assert row["prompt"] == "5" and row["greedy"] == "= 1"

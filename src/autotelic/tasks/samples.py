@@ -14,6 +14,7 @@ Columns with other names are named by `columns`.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,9 @@ def _is_text(value: Any) -> bool:
 def _checked(row: dict[str, Any], where: str, columns: Sequence[str], least: int) -> dict[str, Any]:
     """Return the row if it is a sample, its responses as text."""
     for column in columns:
-        if row.get(column) is None:
+        if column in row and row[column] is None:
+            raise UserError(f"{where}: column {column!r} is null: fill it, or take the row out")
+        if column not in row:
             option = {"responses": "--response-column"}.get(column, f"--{column}-column")
             raise UserError(
                 f"{where} has no column {column!r}, it has {', '.join(sorted(row))}{closest(column, row)}; "
@@ -215,4 +218,28 @@ def _checked(row: dict[str, Any], where: str, columns: Sequence[str], least: int
             if least > 1
             else f"{where} has no responses: give a list of at least one string"
         )
-    return row | {"responses": responses}
+    prompt = row["prompt"]
+    if isinstance(prompt, int | float) and not isinstance(prompt, bool):
+        prompt = str(prompt)
+    if not isinstance(prompt, str) and not is_conversation(prompt):
+        raise UserError(f"{where}: 'prompt' must be a text, or messages with role and content")
+    return row | {"prompt": prompt, "responses": responses} | _measured(row, where, len(responses))
+
+
+def _measured(row: dict[str, Any], where: str, count: int) -> dict[str, Any]:
+    """Return what a row may tell of its sampling: the greedy response as text, the entropy, the temperatures."""
+    found = {name: row[name] for name in ("greedy", "entropy", "temperatures") if row.get(name) is not None}
+    if is_conversation(found.get("greedy")):
+        found["greedy"] = final_text(found["greedy"])
+    if not isinstance(found.get("greedy", ""), str):
+        raise UserError(f"{where}: 'greedy' must be a string, the response of greedy decoding")
+    if not _is_number(found.get("entropy", 0.0)):
+        raise UserError(f"{where}: 'entropy' must be a number, in nats per token, got {found['entropy']!r}")
+    temperatures = found.get("temperatures", [1.0] * count)
+    if not isinstance(temperatures, list) or len(temperatures) != count or not all(map(_is_number, temperatures)):
+        raise UserError(f"{where}: 'temperatures' must be a list with one number for each of the {count} responses")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
