@@ -144,3 +144,28 @@ def test_a_run_has_at_most_thirty_options_of_ours():
 
     assert len(fields(RunArguments)) <= 30
     assert all(each.metadata["help"] and each.metadata["group"] in GROUPS for each in fields(RunArguments))
+
+
+def test_a_name_given_twice_is_refused_and_the_same_value_twice_is_not(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("rate: 1\nsettings: {a: 1, a: 2}\n")
+    with pytest.raises(UserError, match="gives 'a' twice"):
+        read([Small], ["--config", str(recipe)])
+    recipe.write_text("rate: 1\nrate: 2\n")
+    with pytest.raises(UserError, match="gives 'rate' twice"):
+        read([Small], ["--config", str(recipe)])
+    recipe.write_text("output: a\noutput_dir: b\n")
+    with pytest.raises(UserError, match="output and output_dir are the same option"):
+        read([Small], ["--config", str(recipe)])
+    with pytest.raises(UserError, match="on and no_on are the same option"):
+        read([Small], ["--on", "--no_on"])
+    with pytest.raises(UserError, match="--rate is given twice"):
+        read([Small], ["--rate", "1", "--rate=2"])
+    assert read([Small], ["--rate", "2", "--rate=2"])[0].rate == 2
+    assert read([Small], ["--rate", "2"], over={"rate": 3.0})[0].rate == 3
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_bytes(b"\xef\xbb\xbfrate: 2\r\n")
+    assert read([Small], ["--config", str(recipe)])[0].rate == 2

@@ -38,8 +38,18 @@ def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a name that is given twice; YAML itself would take the last value."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise UserError(f"the {what} {path} gives {twice!r} twice: give it once")
+            return super().construct_mapping(node, deep)
+
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = Loader(path.read_text(encoding="utf-8-sig")).get_single_data()
     except OSError as error:
         raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -65,21 +75,25 @@ def find_recipe(name: str) -> Path:
 
 def split_options(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[str] | bool]]:
     """Return the recipe and the words given to each option; a switch without words is True, `--no_x` is x: False."""
-    given: dict[str, list[str] | bool] = {}
+    every: dict[str, list[list[str]]] = {}
     recipe: dict[str, Any] = {}
     name = ""
     for word in options:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")
-            given[name] = [value] if equals else []
+            every.setdefault(name, []).append([value] if equals else [])
         elif not name:
             raise UserError(f"{word!r} belongs to no option: write --NAME VALUE")
         else:
-            typing.cast("list[str]", given[name]).append(word)
+            every[name][-1].append(word)
+    for name, uses in every.items():
+        if any(words != uses[0] for words in uses):
+            raise UserError(f"--{name} is given twice, with different values: give it once")
+    given = {name: uses[0] for name, uses in every.items()}
     if "config" in given:
         files = given.pop("config")
-        if not isinstance(files, list) or len(files) != 1:
+        if len(files) != 1:
             raise UserError("--config needs a file name")
         recipe = {key.replace("-", "_"): value for key, value in read_yaml(find_recipe(files[0])).items()}
     return recipe, {key: words or True for key, words in given.items()}
@@ -90,14 +104,16 @@ def read(
     options: Sequence[str],
     defaults: Mapping[str, Any] | None = None,
     former: Callable[[str], str | None] = lambda name: None,
+    over: Mapping[str, Any] | None = None,
 ) -> list[Any]:
-    """Return one instance of each dataclass: defaults, under the recipe, under the command line.
+    """Return one instance of each dataclass: defaults, under the recipe, under the command line, under `over`.
 
     Args:
         classes: dataclasses; each takes the values of its own fields.
         options: words of the command line.
         defaults: values that replace those of the classes.
         former: name -> what to write now, for names that exist no more.
+        over: values that replace all others.
 
     Raises:
         UserError: an unknown name, or a value that its field cannot have.
@@ -106,8 +122,11 @@ def read(
     recipe, given = split_options(options)
     values = dict(defaults or {})
     for source, where in ((recipe, "the recipe has an unknown key {!r}"), (given, "unknown option '--{}'")):
-        for name, value in source.items():
-            name, value = named(ALIASES.get(name, name), value, kinds)
+        spelled: dict[str, str] = {}
+        for written, value in source.items():
+            name, value = named(ALIASES.get(written, written), value, kinds)
+            if spelled.setdefault(name, written) != written:
+                raise UserError(f"{spelled[name]} and {written} are the same option: give one of them")
             method, dot, setting = name.partition(".")
             if dot and method in kinds and holds_mapping(members_of(kinds[method])):
                 value = value[0] if isinstance(value, list) else value
@@ -118,9 +137,10 @@ def read(
             if source is given and value is True and needs_value(kinds[name]):
                 raise UserError(f"--{name} needs a value")
             values[name] = convert(value, kinds[name], name)
+    values |= dict(over or {})
     try:
         return [cls(**{name: values[name] for name in fields_of(cls) if name in values}) for cls in classes]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"this configuration cannot be used: {error}") from error
 
 
@@ -221,7 +241,9 @@ def convert_one(value: Any, members: Sequence[Any], name: str) -> Any:
         if number in members and isinstance(value, str | int | float) and not isinstance(value, bool):
             try:
                 found = number(value)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
+                continue
+            if found != found:  # nan is no number that a setting could have
                 continue
             if number is float or not isinstance(value, float) or found == value:
                 return found
@@ -241,7 +263,7 @@ def mapping_of(text: str, name: str) -> Any:
 
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             return yaml.safe_load(text)
         except yaml.YAMLError as error:

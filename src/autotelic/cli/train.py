@@ -10,10 +10,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from autotelic.cli.options import as_json
 from autotelic.errors import UserError
 
 
@@ -50,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     return 0 if summary["finished"] else 130
 
 
-def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
-    """Return (RunArguments, GRPOConfig or DPOConfig, ModelConfig) from defaults, recipe and command line."""
+def parse(method: str, options: Sequence[str], over: Mapping[str, Any] | None = None) -> tuple[Any, Any, Any]:
+    """Return (RunArguments, GRPOConfig or DPOConfig, ModelConfig): defaults, under recipe, command line and `over`."""
     from autotelic.cli.config import read
     from autotelic.runs.training_methods import method_named
     from autotelic.trl.arguments import RunArguments, former, of_other_methods
@@ -67,11 +69,36 @@ def parse(method: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
         run_class, engine_class, former = PreferenceArguments, DPOConfig, of_other_methods
     defaults = machine_defaults(engine_class) | defaults | {"output_dir": f"runs/{method}"}
     try:
-        run_args, training_args, model_args = read((run_class, engine_class, ModelConfig), options, defaults, former)
+        classes = (run_class, engine_class, ModelConfig)
+        run_args, training_args, model_args = read(classes, options, defaults, former, over)
     except ImportError as error:  # --deepspeed is looked for by TRL's class itself
         name = "deepspeed" if "deepspeed" in str(error) else str(error.name)
         raise UserError(f"a package is missing: {name}; pip install {name}") from error
+    check_numbers(training_args)
     return run_args, training_args, model_args
+
+
+BOUNDS = {
+    "temperature": ("above 0", lambda x: x > 0),
+    "top_p": ("above 0 and at most 1", lambda x: 0 < x <= 1),
+    "min_p": ("from 0 to 1", lambda x: 0 <= x <= 1),
+    "repetition_penalty": ("above 0", lambda x: x > 0),
+    "max_completion_length": ("at least 1", lambda x: x >= 1),
+    "learning_rate": ("at least 0", lambda x: x >= 0),
+    "weight_decay": ("at least 0", lambda x: x >= 0),
+    "seed": ("from 0 to 4294967295", lambda x: 0 <= x < 2**32),
+}
+"""What generation and the optimizer refuse in the middle of a run, with a traceback."""
+
+
+def check_numbers(training_args: Any) -> None:
+    """Refuse an output folder without a name, and numbers that the engine would stop at later."""
+    if not training_args.output_dir:
+        raise UserError("--output_dir is empty: name the folder of the run")
+    for name, (bounds, fits) in BOUNDS.items():
+        value = getattr(training_args, name, None)
+        if value is not None and not fits(value):
+            raise UserError(f"--{name} must be {bounds}, got {value}")
 
 
 TRACKERS = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow"}
@@ -96,9 +123,15 @@ def machine_defaults(config_class: Any) -> dict[str, Any]:
     return {"bf16": gpu and torch.cuda.is_bf16_supported(), "use_cpu": not gpu} | recompute
 
 
-def train(method: str, options: Sequence[str]) -> dict[str, Any]:
-    """Run one training job as the command line does; return its summary (keys `finished`, `step`, `metrics`)."""
-    run_args, training_args, model_args = parse(method, options)
+def train(method: str, options: Sequence[str], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Run one training job as the command line does; return its summary (keys `finished`, `step`, `metrics`).
+
+    Args:
+        method: a name of `METHODS`.
+        options: words of the command line.
+        over: values by name that replace those of the options.
+    """
+    run_args, training_args, model_args = parse(method, options, over)
     check_packages(training_args)
     from autotelic.trl.arguments import name_of
     from autotelic.trl.build import prepare_folder
@@ -208,8 +241,8 @@ def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder:
 
     summaries = {}
     for name, objective in candidates(run_args.objective).items():
-        settings = ["--objective", objective, "--output_dir", str(folder / name), "--json", "false"]
-        summaries[name] = train(method, [*options, *settings])
+        settings = {"objective": objective, "output_dir": str(folder / name), "json": False}
+        summaries[name] = train(method, options, settings)
         if not summaries[name]["finished"]:
             return summaries[name]
     losses = {name: summary["metrics"].get("preference/heldout_nll") for name, summary in summaries.items()}
@@ -218,7 +251,7 @@ def train_and_choose(method: str, options: Sequence[str], run_args: Any, folder:
     best = min(losses, key=lambda name: losses[name])
     write_atomically(folder / "choice.json", json.dumps({"chosen": best, "heldout_nll": losses}, indent=2) + "\n")
     if run_args.json:
-        print(json.dumps(summaries[best]))
+        print(as_json(summaries[best]))
     elif not run_args.quiet:
         print(f"auto: {best}, held-out preference loss {losses[best]:.4f}  ->  {folder / best}")
     return summaries[best]
@@ -280,8 +313,6 @@ def load_tokenizer(model_args: Any, training_args: Any) -> Any:
 
 def check_model(model_args: Any) -> None:
     """Refuse what ModelConfig holds and this run would not use."""
-    from dataclasses import fields
-
     from autotelic.runs.training_methods import COMMON_DEFAULTS
     from autotelic.tasks import model_names
 
@@ -353,8 +384,16 @@ def check_law(run_args: Any, reward: Any, evaluate: Any) -> None:
 
 def build_evaluation(run_args: Any, tokenizer: Any, training_args: Any) -> Any:
     """Return a function from model to metrics; the labels stay inside it."""
+    if run_args.validation_steps is None:
+        names = ("validation_dataset", "validation_limit", "validation_k")
+        defaults = {field.name: field.default for field in fields(run_args)}
+        if given := [f"--{name}" for name in names if getattr(run_args, name) != defaults[name]]:
+            raise UserError(f"{', '.join(given)} would not be read: say how often to validate, --validation_steps N")
     if not run_args.validation_steps:
         return None
+    for name in ("validation_steps", "validation_k"):
+        if getattr(run_args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(run_args, name)}")
     if run_args.validation_dataset is None:
         raise UserError("--validation_steps needs --validation_dataset, a source with answers")
     from autotelic.answers import equivalence
@@ -457,7 +496,7 @@ def report(method: str, folder: Path, trainer: Any, finished: bool, run_args: An
     if not trainer.is_world_process_zero():
         return summary
     if run_args.json:
-        print(json.dumps(summary))
+        print(as_json(summary))
     elif not run_args.quiet:
         print(f"{method}: {trainer.state.global_step} updates -> {folder}\n{summary_table(rows)}".rstrip())
         if finished:

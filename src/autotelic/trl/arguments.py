@@ -65,7 +65,7 @@ class CommonArguments:
     shared_prefix: str = option("auto", "control", "auto | on | off: the prompt of a group is computed once")
     validation_dataset: str | None = option(None, "guards", "problems with answers, for metrics only")
     validation_limit: int = option(100, "guards", "number of validation problems")
-    validation_steps: int = option(0, "guards", "validate every so many updates; 0 is never")
+    validation_steps: int | None = option(None, "guards", "validate every so many updates; 0 is never")
     validation_k: int = option(8, "guards", "responses per validation problem")
     stop_rule: str | list[Spec] = option(
         "none", "guards", "rules without labels, such as diversity,threshold=0.4,collapse; `autotelic list guards`"
@@ -206,7 +206,7 @@ def law_of(spec: Spec) -> Law | None:
 def name_of(spec: Spec | None) -> str:
     """Return the name in `name,key=value` or `{name: ...}`; "none" where there is none."""
     if isinstance(spec, Mapping):
-        return str(spec.get("name", "none"))
+        return str(spec.get("name", "" if spec else "none"))
     return (spec or "none").partition(",")[0].strip()
 
 

@@ -203,7 +203,7 @@ def check_sharding(run: RunArguments) -> None:
 
     asked = {
         "stop_rule": run.stop_rule not in ("", "none", []),
-        "validation_steps": run.validation_steps > 0,
+        "validation_steps": bool(run.validation_steps),
         "follow_prompts": follow_of(run).count > 0,
         "log_rollouts": logged_of(run).count > 0,
     }
@@ -233,6 +233,8 @@ def _prepare_folder(folder: Path, run: CommonArguments) -> str | None:
     from autotelic.runs.checkpoints import checkpoints, discard, last_complete
 
     check_writable(folder / "metrics.jsonl", "choose another --output_dir or free the space")
+    if run.resume and run.overwrite:
+        raise UserError("--resume continues a run and --overwrite deletes it: give one of them")
     if run.resume:
         whole = last_complete(folder)
         if whole is None:

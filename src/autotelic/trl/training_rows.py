@@ -46,6 +46,8 @@ def training_rows(
     """
     wanted = list(dict.fromkeys(name for reward in rewards for name in label_columns(reward)))
     if prompt is not None:
+        if source is not None:
+            raise UserError(f"--prompt trains on one text and would leave the data set {source} unread: give one")
         if wanted:
             raise UserError(f"one prompt has no column {', '.join(wanted)}, and the reward asks for it: give --dataset")
         if not prompt.strip():
