@@ -77,7 +77,7 @@ def test_plots_are_written(tmp_path, capsys, suffix):
         (["--entropy-column", "entropi"], "did you mean 'entropy'"),
         (["--share", "2"], "--share must be between 0 and 1"),
         (["--plot", "law.pdf"], "--plot writes .html or .png"),
-        (["--at", "-1"], "none of them negative"),
+        (["--at", "-1"], "from 0 to 20"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):

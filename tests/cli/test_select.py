@@ -124,7 +124,7 @@ def test_bad_options_are_one_line(samples, capsys, options, message):
 def test_bad_files_are_one_line(samples, capsys, tmp_path):
     cases = [
         ([ROWS[0], ROWS[0]], "two prompts have the id"),
-        ([ROWS[0] | {"temperatures": [1.0]}], "one for each"),
+        ([ROWS[0] | {"temperatures": [1.0]}], "one number for each"),
         ([{"prompt": "x"}], "responses"),
     ]
     for rows, message in cases:

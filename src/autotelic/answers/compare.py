@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from autotelic.answers.fast import decide, plain
 from autotelic.answers.pool import Pool, default_pool
+from autotelic.errors import UserError
 
 
 @runtime_checkable
@@ -52,7 +53,14 @@ class FunctionEquivalence:
     ) -> list[bool | None]:
         """Call the function on each pair."""
         before: tuple[Any, ...] = (question,) if self.with_question else ()
-        return [bool(self.function(*before, answers[i], answers[j])) for i, j in pairs]
+        try:
+            return [bool(self.function(*before, answers[i], answers[j])) for i, j in pairs]
+        except Exception as error:  # whatever another's code may raise
+            name = getattr(self.function, "__qualname__", repr(self.function))
+            raise UserError(
+                f"equivalence {name} failed with {type(error).__name__}: {error}; it is called with two answers, or "
+                "with the question and two answers, all of them text"
+            ) from error
 
 
 class MathEquivalence:

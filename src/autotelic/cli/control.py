@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from autotelic.cli import control_learning
 from autotelic.cli.config import find_recipe, read_yaml
-from autotelic.cli.options import add_output, bias_said_once, say, say_written
+from autotelic.cli.options import add_output, as_json, bias_said_once, finite, say, say_written
 from autotelic.errors import UserError, one_of
 from autotelic.runs.files import check_writable, write_output
 
@@ -48,9 +48,9 @@ SETUP = {  # options of `mdp` that are fields of random_mdps.Setup, where their 
     "segment_length": (int, "scored steps of a segment"),
     "rollout_length": (int, "recorded steps, for the observed look-ahead"),
     "branching": (int, "next states per action; 1 is deterministic"),
-    "gamma": (float, "discount"),
-    "temperature": (float, "of the judge, in units of reward"),
-    "l2": (float, "penalty of the fits on |logits|^2 / 2"),
+    "gamma": (finite, "discount"),
+    "temperature": (finite, "of the judge, in units of reward"),
+    "l2": (finite, "penalty of the fits on |logits|^2 / 2"),
 }
 
 
@@ -60,10 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lazy = control_learning.LazyParser
     commands = parser.add_subparsers(dest="what", metavar=names, required=True, parser_class=lazy)
     tree = commands.add_parser("tree", help="the two-step tree", description="The mismatch of CPL on a two-step tree.")
-    tree.add_argument("--p-bad", type=float, nargs="+", help="shares of bad behaviour (0 .25 .5 .9)")
-    tree.add_argument("--slip", type=float, help="chance that an action has the other's effect (0)")
+    tree.add_argument("--p-bad", type=finite, nargs="+", help="shares of bad behaviour (0 .25 .5 .9)")
+    tree.add_argument("--slip", type=finite, help="chance that an action has the other's effect (0)")
     tree.add_argument("--judge", choices=JUDGES, help="what the preferences follow (regret)")
-    tree.add_argument("--temperature", type=float, help="of the judge, in units of reward (1)")
+    tree.add_argument("--temperature", type=finite, help="of the judge, in units of reward (1)")
     tree.add_argument("--pairs", type=int, help="comparisons per sampled fit; 0: infinite data only (1000)")
     tree.add_argument("--seeds", type=int, help="sampled fits per row (40)")
     mdp = commands.add_parser("mdp", help="random MDPs", description="KL(pi* || fit) on random MDPs.")
@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lqr.add_argument("--segments", type=int, nargs="+", help="steps of a segment (1 8 32)")
     lqr.add_argument("--judges", nargs="+", choices=LQR_JUDGES, help="what the preferences follow (all four)")
     lqr.add_argument("--pairs", type=int, help="comparisons per fit (1000)")
-    lqr.add_argument("--temperature", type=float, help="of the judge, in units of cost; 0 never errs (alpha, .12)")
-    lqr.add_argument("--slip", type=float, help="standard deviation of the noise on actions (0)")
+    lqr.add_argument("--temperature", type=finite, help="of the judge, in units of cost; 0 never errs (alpha, .12)")
+    lqr.add_argument("--slip", type=finite, help="standard deviation of the noise on actions (0)")
     lqr.add_argument("--seeds", type=int, help="data sets per cell (20)")
     for command in (tree, mdp, lqr):
         command.add_argument("--methods", nargs="+", help="some of the label models (all)")
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         rows, text, chart = {"tree": _tree, "mdp": _mdp, "lqr": _lqr}[args.what](settings, partial(say, args))
     seconds = round(time.perf_counter() - started, 2)
     result = {"settings": settings, "seconds": seconds, "rows": rows}
-    print(json.dumps(result) if args.json else text)
+    print(as_json(result) if args.json else text)
     say(args, f"{seconds} s")
     if args.out:
         write_output(args.out, json.dumps(result, indent=1) + "\n")

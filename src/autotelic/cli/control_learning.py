@@ -6,7 +6,6 @@ command line overrides it.
 
 import argparse
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from autotelic.cli.config import fields_of, find_recipe, from_mapping, read_yaml
-from autotelic.cli.options import Parser, add_output, bias_said_once, say
+from autotelic.cli.options import Parser, add_output, as_json, bias_said_once, finite, say
 from autotelic.errors import UserError, one_of
 from autotelic.runs.files import check_writable
 
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     sections = read_recipe(find_recipe(args.recipe)) if args.recipe else {}
     with bias_said_once(partial(say, args)):
         result, text = {"data": _data, "train": _train, "online": _online}[args.what](args, sections)
-    print(json.dumps(result) if args.json else text)
+    print(as_json(result) if args.json else text)
     follow = f"train ppl --data {args.output} --output runs/ppl" if args.what == "data" else ""
     say(args, f"next: autotelic {'control ' + follow if follow else f'report {args.output}'}")
     return 0
@@ -105,7 +104,7 @@ def _add_option(parser: argparse.ArgumentParser, field: Any, text: str) -> None:
     elif kind is bool:
         parser.add_argument(name, type=_boolean, metavar="true|false", **options)
     else:
-        parser.add_argument(name, type=kind if kind in (int, str) else float, **options)
+        parser.add_argument(name, type=kind if kind in (int, str) else finite, **options)
 
 
 def _boolean(text: str) -> bool:

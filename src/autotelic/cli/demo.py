@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.cli.config import to_options
-from autotelic.cli.options import add_output, say
+from autotelic.cli.options import add_output, as_json, say
 from autotelic.errors import UserError
 from autotelic.runs.files import write_atomically
 
@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; print the table and where the page is."""
     output = args.output or Path("runs/demo" if args.model == "any_pair" else f"runs/demo-{args.model}")
     results = run_demo(output, DEMOS[args.model], quiet=args.quiet)
-    print(json.dumps(results) if args.json else f"{table(results)}\n\n{DEMOS[args.model].story}")
+    print(as_json(results) if args.json else f"{table(results)}\n\n{DEMOS[args.model].story}")
     say(args, f"page: {(output / 'report.html').resolve().as_uri()}")
     return 0
 

@@ -17,7 +17,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from autotelic.cli.options import add_output, say
+from autotelic.cli.options import add_output, as_json, say
 
 PACKAGES = (
     "autotelic",
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.quick and version_of("verl") is not None:
         say(args, "autotelic: verl is being imported, which takes some seconds")
     report = examine(quick=args.quick)
-    print(json.dumps(report, indent=1) if args.json else text(report))
+    print(as_json(report, indent=1) if args.json else text(report))
     return int(any(check["status"] == "broken" for check in report["checks"]))
 
 

@@ -25,9 +25,12 @@ from autotelic.cli.options import (
     add_equivalence,
     add_output,
     add_sampling,
+    as_json,
     columns_of,
+    finite,
     open_model,
     read_problems,
+    refuse_unread,
     say,
     say_chat,
     say_watched,
@@ -37,13 +40,16 @@ from autotelic.errors import UserError
 from autotelic.tasks.samples import read_samples
 
 DEFAULT_PROBLEMS = "chain_sums:test"
+SAMPLING = ("k", "max_new_tokens", "batch_size", "engine", "temperature", "top_p", "chat", "dataset_config")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("source", metavar="MODEL_OR_FILE", help="what to evaluate")
     parser.add_argument("--problems", help=f"problems with answers, for a model (default: {DEFAULT_PROBLEMS})")
-    parser.add_argument("--limit", type=int, default=200, help="at most this many problems (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=int, default=200, help="at most this many problems (default: %(default)s; of a file, all)"
+    )
     add_equivalence(parser)
     add_columns(parser, responses=True)
     add_sampling(parser, k=8)
@@ -51,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=finite,
         nargs="+",
         default=[1.0],
         help="sampling temperature; several: one evaluation each (default: 1.0)",
     )
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=finite,
         default=1.0,
         help="sample from the likeliest tokens that have this probability together (default: %(default)s)",
     )
@@ -84,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             print(table(result, None if len(results) == 1 else temperature))
     if args.json:
         parts = {str(t): result.as_dict() for t, result in results.items()}
-        print(json.dumps(next(iter(parts.values())) if len(parts) == 1 else parts))
+        print(as_json(next(iter(parts.values())) if len(parts) == 1 else parts))
     say_written(args, args.out)
     if any(result.unscored for result in results.values()):
         again = f"autotelic eval {args.out}" if args.out else "give --out FILE to keep them"
@@ -100,18 +106,23 @@ def evaluate(args: argparse.Namespace) -> dict[Any, Any]:
     from autotelic.cli.progress_line import ProgressLine
     from autotelic.evaluation import check_sampling, evaluate_samples, temperature_sweep
 
+    if args.limit < 1:
+        raise UserError(f"--limit must be at least 1, got {args.limit}")
     path, same = Path(args.source), equivalence(args.equivalence)
     warm_up(same)
-    if path.is_file() and path.suffix != ".gguf":
+    if path.exists() and not path.is_dir() and path.suffix != ".gguf":
         if args.problems:
             raise UserError("--problems is for a model: a file of samples brings its own prompts and answers")
+        refuse_unread(args, SAMPLING, f"{path} is a file of samples, and nothing is sampled")
+        if args.no_greedy:
+            raise UserError("--no-greedy is for a model: a file of samples has what it has")
         rows = read_samples(path, answers=True, least=1, columns=columns_of(args), say=lambda text: say(args, text))
+        rows = rows[: args.limit if "limit" in getattr(args, "given", {}) else None]
         progress = ProgressLine("prompts", quiet=args.quiet)
         result = evaluate_samples(rows, seed=args.seed, equivalence=same, progress=progress)
         progress.close()
         return {"samples": result}
-    if args.limit < 1:
-        raise UserError(f"--limit must be at least 1, got {args.limit}")
+    refuse_unread(args, ["response_column"], f"{args.source} is a model, whose responses are sampled")
     for temperature in args.temperature:
         check_sampling(args.k, temperature, args.top_p, args.max_new_tokens, args.batch_size)
     problems = read_problems(args, args.problems or DEFAULT_PROBLEMS, seed=args.seed, require_answer=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.cli.forecast_across import across_sizes, across_text, sizes_of
-from autotelic.cli.options import add_output, say_written
+from autotelic.cli.options import add_output, as_json, finite, say_written
 from autotelic.errors import UserError
 
 BASELINES = ("law", "last_value", "linear_in_entropy", "linear_in_step")
@@ -28,20 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entropy-column", help="name of the entropy, in nats")
     parser.add_argument("--reward-column", help="name of the reward or accuracy")
     parser.add_argument("--step-column", help="name of the step")
-    parser.add_argument("--at", type=float, nargs="+", default=[], metavar="H", help="predict R at these entropies")
+    parser.add_argument("--at", type=finite, nargs="+", default=[], metavar="H", help="predict R at these entropies")
     parser.add_argument(
         "--across",
         choices=("size",),
         help="fit a and b of several logs as lines in ln N, with N parameters of the model",
     )
     parser.add_argument(
-        "--sizes", type=float, nargs="+", metavar="N", help="parameters of each log's model (known for our run folders)"
+        "--sizes",
+        type=finite,
+        nargs="+",
+        metavar="N",
+        help="parameters of each log's model (known for our run folders)",
     )
     parser.add_argument(
-        "--at-size", type=float, nargs="+", default=[], metavar="N", help="predict a and b for models of these sizes"
+        "--at-size", type=finite, nargs="+", default=[], metavar="N", help="predict a and b for models of these sizes"
     )
     parser.add_argument(
-        "--share", type=float, default=0.15, help="forecast from this first share of training (default: 0.15)"
+        "--share", type=finite, default=0.15, help="forecast from this first share of training (default: 0.15)"
     )
     parser.add_argument(
         "--intervention", help="what acts on the entropy in this run, if anything (detected in our run folders)"
@@ -51,20 +55,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, fit, forecast, print."""
-    if args.plot and args.plot.suffix not in {".html", ".png"}:
+    from autotelic.functional.entropy_law import MAX_ENTROPY
+
+    if args.plot and args.plot.suffix.lower() not in {".html", ".png"}:
         raise UserError(f"--plot writes .html or .png, not {args.plot.suffix or 'a name without a suffix'}")
     if not 0 < args.share < 1:
         raise UserError(f"--share must be between 0 and 1, got {args.share}: it is the part of training that is fitted")
-    if any(not h >= 0 for h in args.at):
-        raise UserError("--at takes entropies in nats, none of them negative")
+    if any(not 0 <= h <= MAX_ENTROPY for h in args.at):
+        raise UserError(f"--at takes entropies in nats per token, from 0 to {MAX_ENTROPY:g}")
     sizes = checked_sizes(args)
+    if missing := [str(log) for log in args.logs if not log.exists()]:
+        raise UserError(f"{', '.join(missing)} does not exist; give a log or the folder of one")
     if len(args.logs) > 1:
         if args.plot:
             raise UserError("--plot draws one log: give one")
         results = compared(args)
         across = across_sizes(results, sizes, args.at_size) if args.across else None
         if args.json:
-            print(json.dumps({"logs": results} | ({"across": across} if across else {})))
+            print(as_json({"logs": results} | ({"across": across} if across else {})))
         else:
             print(comparison(results) + (f"\n\n{across_text(across)}" if across else ""))
         return 0
@@ -72,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         write_plot(args.plot, curve, fit, result)
         result["plot"] = str(args.plot)
-    print(json.dumps(result) if args.json else text(result))
+    print(as_json(result) if args.json else text(result))
     say_written(args, args.plot)
     return 0
 
@@ -156,7 +164,7 @@ def intervention_of(log: Path) -> str | None:
         return None
     try:
         description = json.loads(file.read_bytes())
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         return None  # another program's run.json
     if not isinstance(description, dict):
         return None
@@ -181,9 +189,7 @@ def text(result: dict[str, Any]) -> str:
     ]
     if result["share_taken"] is not None:
         lines.append(f"  gain reached       {100 * result['share_taken']:8.0f} % of the predicted gain")
-    for p in result["predictions"]:
-        low, high = p["interval"]
-        lines.append(f"  R at H = {p['entropy']:<8.3f}  {p['reward']:8.4f}  [{low:.4f}, {high:.4f}]")
+    lines += [f"  {predicted(p)}" for p in result["predictions"]]
     if result["forecast"]:
         lines += ["", "forecast: RMSE on the rest of training, fitted on its first part"]
         lines.append(f"  {'fitted on':<16}" + "".join(f"{name.replace('_', ' '):>19}" for name in BASELINES))
@@ -196,6 +202,12 @@ def text(result: dict[str, Any]) -> str:
         "intervals: 95 %, Student t; points of one run are correlated, so they are too narrow rather than too wide"
     )
     return "\n".join(lines)
+
+
+def predicted(p: dict[str, Any]) -> str:
+    """Return the reward that the law gives at an entropy, with its interval."""
+    low, high = p["interval"]
+    return f"R at H = {p['entropy']:<8.3f}  {p['reward']:8.4f}  [{low:.4f}, {high:.4f}]"
 
 
 def comparison(results: list[dict[str, Any]]) -> str:
@@ -217,6 +229,8 @@ def comparison(results: list[dict[str, Any]]) -> str:
         widths = [18 if title == "95 %" else 10 for title in titles]
         lines.append(f"{result['log']:<{width}}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
     notes = [f"{r['log']}: {warning}" for r in results for warning in r.get("warnings", ())]
+    for r in results:
+        lines += [f"{r['log']}: {predicted(p)}" for p in r.get("predictions", ())]
     columns = {(r["reward_column"], r["entropy_column"]) for r in results if "error" not in r}
     lines += [f"R = -a exp(H) + b, {reward} against {entropy}" for reward, entropy in sorted(columns)]
     return "\n".join([*lines, *(f"warning: {note}" for note in notes)])
@@ -229,7 +243,7 @@ def write_plot(path: Path, curve: Any, fit: Any, result: dict[str, Any]) -> None
     grid = np.linspace(0.0, float(curve.entropy.max()) * 1.02, 80)
     bands = np.array([fit.predict_interval(float(h)) for h in grid])
     title = f"R = -{fit.a:.3f} exp(H) + {fit.b:.3f}, ceiling {fit.ceiling:.3f}"
-    draw = draw_html if path.suffix == ".html" else draw_png
+    draw = draw_html if path.suffix.lower() == ".html" else draw_png
     draw(path, curve, grid, fit.predict(grid), bands, title, result)
 
 

@@ -18,7 +18,7 @@ def size_of(log: Path) -> int | None:
     folder = log if log.is_dir() else log.parent
     try:
         description = json.loads((folder / "run.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         description = None
     if isinstance(description, dict) and isinstance(description.get("parameters"), int):
         return description["parameters"]

@@ -7,11 +7,10 @@ autotelic list clip_cov                 one of them
 
 import argparse
 import inspect
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from autotelic.cli.options import add_output
+from autotelic.cli.options import add_output, as_json
 from autotelic.errors import UserError, closest
 from autotelic.runs.method_settings import settings_of
 from autotelic.runs.training_methods import ESTIMATORS, METHODS
@@ -42,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if not chosen:
         names = [*KINDS, *(entry["name"] for entry in found)]
         raise UserError(f"nothing is called {args.what!r}{closest(str(args.what), names)}; `autotelic list` names all")
-    print(json.dumps(chosen, default=str) if args.json else text(chosen, details=args.what is not None))
+    print(as_json(chosen, default=str) if args.json else text(chosen, details=args.what is not None))
     return 0
 
 

@@ -24,8 +24,11 @@ from autotelic.cli.options import (
     add_columns,
     add_output,
     add_sampling,
+    as_json,
     columns_of,
+    finite,
     read_problems,
+    refuse_unread,
     say,
     say_chat,
     say_written,
@@ -43,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser, k=4)
     add_batch_size(parser)
     add_chat(parser)
-    add_columns(parser, responses=True)
+    add_columns(parser, answers=False, responses=True)
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=finite,
         default=1.0,
         help="sampling temperature of the text; 0: greedy (default: %(default)s)",
     )
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             json.dump(result, out)
         if plot is not None:
             plot.write(picture(result))
-    print(json.dumps(result) if args.json else table(result))
+    print(as_json(result) if args.json else table(result))
     say_written(args, args.out, args.plot)
     if args.out and args.out.name == "logits.json":
         say(args, f"next: autotelic report {args.out.parent}")
@@ -87,6 +90,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("a model is named twice: name each once")
     official = args.compat == "official"
     given = None if official else given_responses(args)
+    if given:
+        unread = ("k", "max_new_tokens", "batch_size", "temperature", "dataset_config")
+        refuse_unread(args, unread, f"{args.prompts} brings its responses, and nothing is sampled")
+    else:
+        refuse_unread(args, ["response_column"], "the text is sampled; only a .jsonl file brings responses")
     rows = given or read_problems(args, args.prompts, seed=args.seed)
     tokenizer = common_tokenizer(args.models)
     say_chat(args, [row["prompt"] for row in rows], tokenizer)
@@ -119,6 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         args.interrupted = True
         print(f"interrupted: {len(results)} of {len(args.models)} models were measured", file=sys.stderr)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings.pop("given", None)
     return {"settings": settings, "models": results}
 
 
@@ -138,9 +147,13 @@ def given_responses(args: argparse.Namespace) -> list[dict[str, Any]] | None:
     path = Path(args.prompts)
     if path.suffix != ".jsonl" or not path.is_file():
         return None
-    with path.open(encoding="utf-8-sig") as file:
-        first = next((line for line in file if line.strip()), "{}")
-    row = json.loads(first) if first.lstrip().startswith("{") else {}
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            row = json.loads(next((line for line in file if line.strip()), "{}"))
+    except (OSError, ValueError, RecursionError):
+        return None  # the reader of data sets says what is wrong
+    if not isinstance(row, dict):
+        return None
     columns = columns_of(args)
     if isinstance(row.get("response"), str):
         columns["responses"] = "response"

@@ -5,6 +5,7 @@ No command is imported before it is chosen, so that `autotelic --help` answers a
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotelic import __version__
-from autotelic.cli.options import Parser
+from autotelic.cli.options import Parser, check_places
 from autotelic.errors import UserError, closest
 
 COMMANDS = {
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal or a pipe cannot show is shown as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return run_words([word for word in words if word != "--debug"])
     except UserError as error:
@@ -96,7 +99,9 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         prog=f"autotelic {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    return module.run(parser.parse_args(arguments if name == "train" else hyphenated(arguments)))
+    args = parser.parse_args(arguments if name == "train" else hyphenated(arguments))
+    check_places(args)
+    return module.run(args)
 
 
 def hyphenated(arguments: Sequence[str]) -> list[str]:

@@ -4,6 +4,8 @@ The result goes to stdout, as text or with `--json` as one JSON value; all else 
 """
 
 import argparse
+import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +16,32 @@ from typing import Any, NoReturn
 from autotelic.errors import UserError, closest
 
 
+class Store(argparse._StoreAction):
+    """Stores an option's value and notes in `given` that it was given; a second, different value is refused."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store the value."""
+        if option_string is not None:
+            given: dict[str, str] = vars(namespace).setdefault("given", {})
+            former = getattr(namespace, self.dest)
+            if self.dest in given and former != values:
+                raise UserError(f"{option_string} is given twice, as {shown(former)} and as {shown(values)}: give one")
+            given[self.dest] = self.option_strings[-1]
+        super().__call__(parser, namespace, values, option_string)
+
+
+def shown(value: Any) -> str:
+    """Return what was written on the command line for a value."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are the user's errors: one line, in place of a usage that may fill the screen."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name in (None, "store"):
+            self.register("action", name, Store)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, what may have been meant, and where the options are listed."""
@@ -23,6 +49,64 @@ class Parser(argparse.ArgumentParser):
         option = words.split(" ")[0] if kind == "unrecognized arguments" else ""
         hint = closest(option, self._option_string_actions) or ";"
         raise UserError(f"{message}{hint} see `{self.prog} --help`")
+
+
+def finite(text: str) -> float:
+    """Return a number; "nan" and "inf" are none that an option could use."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
+
+
+def from_zero(text: str) -> int:
+    """Return a whole number that is not negative."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return number
+
+
+def refuse_unread(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse options that were given and would not be read here."""
+    found = [option for name, option in getattr(args, "given", {}).items() if name in names]
+    if found:
+        raise UserError(f"{', '.join(found)} would not be read: {why}")
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Refuse to write over a file that the command reads, and to write two things to one place."""
+    values = {name: value for name, value in vars(args).items() if name not in ("given", "json", "quiet")}
+    written = [path for name in ("out", "output", "plot") if isinstance(path := values.pop(name, None), Path)]
+    read = [each for value in values.values() for each in (value if isinstance(value, list) else [value])]
+    files = [path for each in read if isinstance(each, str | Path) and each and (path := Path(each)).is_file()]
+    for number, path in enumerate(written):
+        if path == Path("-"):
+            raise UserError("cannot write to -: name a file; standard output is /dev/stdout")
+        if path.is_file() and any(path.samefile(other) for other in files):
+            raise UserError(f"cannot write {path}: this command reads it; choose another place")
+        if any(path.resolve() == other.resolve() for other in written[:number]):
+            raise UserError(f"two results cannot both be written to {path}: choose another place for one")
+
+
+def as_json(value: Any, **options: Any) -> str:
+    """Return a result as JSON, which has neither NaN nor infinity: both are null."""
+    return json.dumps(with_null(value), **options)
+
+
+def with_null(value: Any) -> Any:
+    """Return the value with None in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: with_null(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_null(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def add_output(parser: argparse.ArgumentParser, *, out: str | None = None, plot: str | None = None) -> None:
@@ -42,7 +126,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, k: int, k_help: str = "samp
         "--max-new-tokens", type=int, default=64, help="longest response, in tokens (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of sampling and of the bootstrap (default: %(default)s)"
+        "--seed", type=from_zero, default=0, help="seed of sampling and of the bootstrap (default: %(default)s)"
     )
 
 
@@ -98,17 +182,21 @@ def open_model(args: argparse.Namespace, name: str) -> tuple[Any, Any]:
     return found, found.tokenizer
 
 
-def add_columns(parser: argparse.ArgumentParser, *, responses: bool = False) -> None:
-    """Declare the names of columns, and the configuration of a hub data set."""
+def add_columns(
+    parser: argparse.ArgumentParser, *, answers: bool = True, responses: bool = False, hub: bool = True
+) -> None:
+    """Declare the names of columns that a command reads, and the configuration of a hub data set."""
     parser.add_argument("--prompt-column", default="prompt", help="column with the prompts (default: %(default)s)")
-    parser.add_argument("--answer-column", default="answer", help="column with the labels (default: %(default)s)")
+    if answers:
+        parser.add_argument("--answer-column", default="answer", help="column with the labels (default: %(default)s)")
     if responses:
         parser.add_argument(
             "--response-column", default="responses", help="column with the responses (default: %(default)s)"
         )
-    parser.add_argument(
-        "--dataset-config", metavar="NAME", help="configuration of a hub data set, such as main for gsm8k"
-    )
+    if hub:
+        parser.add_argument(
+            "--dataset-config", metavar="NAME", help="configuration of a hub data set, such as main for gsm8k"
+        )
 
 
 def add_equivalence(parser: argparse.ArgumentParser) -> None:
@@ -124,8 +212,8 @@ def add_equivalence(parser: argparse.ArgumentParser) -> None:
 
 def columns_of(args: argparse.Namespace) -> dict[str, str]:
     """Return the columns that were named, by role."""
-    named = {"prompt": args.prompt_column, "answer": args.answer_column}
-    named |= {"responses": args.response_column} if hasattr(args, "response_column") else {}
+    options = {"prompt": "prompt_column", "answer": "answer_column", "responses": "response_column"}
+    named = {role: getattr(args, option) for role, option in options.items() if hasattr(args, option)}
     return {role: column for role, column in named.items() if column != role}
 
 

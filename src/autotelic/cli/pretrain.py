@@ -4,12 +4,11 @@ autotelic pretrain --config recipes/pretrain_tiny.yaml --output runs/any_pair
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from autotelic.cli.config import find_recipe, from_mapping, read_yaml
-from autotelic.cli.options import add_output
+from autotelic.cli.options import add_output, as_json
 from autotelic.errors import UserError
 from autotelic.runs.files import check_writable
 
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     model, losses = pretraining.pretrain(recipe, progress=not args.quiet)
     pretraining.save(model, recipe, losses, folder)
     summary = {"folder": str(folder), "parameters": model.num_parameters(), "steps": len(losses), "loss": losses[-1]}
-    print(json.dumps(summary) if args.json else table(summary))
+    print(as_json(summary) if args.json else table(summary))
     return 0
 
 

@@ -11,7 +11,6 @@ says what is missing and which command makes it.
 """
 
 import argparse
-import json
 import signal
 import threading
 import time
@@ -20,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from autotelic.cli.options import add_output, say
+from autotelic.cli.options import add_output, as_json, finite, refuse_unread, say
 from autotelic.errors import UserError
 
 MAX_LABELS = 20_000
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--title", default="autotelic report", help="title of the page")
     parser.add_argument("--watch", action="store_true", help="write the page anew whenever a log grows, until Ctrl-C")
     parser.add_argument(
-        "--every", type=float, default=10.0, help="seconds between looks with --watch or --serve (default: 10)"
+        "--every", type=finite, default=10.0, help="seconds between looks with --watch or --serve (default: 10)"
     )
     parser.add_argument(
         "--serve", action="store_true", help="serve the page at http://127.0.0.1, and read growing logs again"
@@ -61,6 +60,12 @@ def run(args: argparse.Namespace) -> int:
     """Write the page, once or until interrupted."""
     if args.every <= 0:
         raise UserError(f"--every must be above 0 seconds, got {args.every}")
+    if args.serve and args.watch:
+        raise UserError("--serve reads growing logs again by itself: leave --watch out")
+    if not args.serve:
+        refuse_unread(args, ["port"] if args.watch else ["port", "every"], "the page is written once, not served")
+    if str(args.output.resolve()) in {str(Path(file).resolve()) for file, *_ in fingerprint(args.runs)}:
+        raise UserError(f"cannot write {args.output}: it is a file of a run; choose another place with -o")
     if args.serve:
         return serve(args)
     refresh = max(1, round(args.every)) if args.watch else None
@@ -71,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             written = write(args, refresh)
             size = written.stat().st_size
             if args.json:
-                print(json.dumps({"page": str(written), "bytes": size}), flush=True)
+                print(as_json({"page": str(written), "bytes": size}), flush=True)
             elif not args.quiet:
                 print(f"{written} ({size / 1e6:.1f} MB)", flush=True)
             last = state
@@ -113,7 +118,7 @@ def serve(args: argparse.Namespace) -> int:
         address = f"http://127.0.0.1:{server.server_port}"
         # not by KeyboardInterrupt: raised while an object is being freed, it is lost, and so is the Ctrl-C
         former = signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=server.shutdown).start())
-        print(json.dumps({"address": address}) if args.json else f"{address}  (Ctrl-C ends)", flush=True)
+        print(as_json({"address": address}) if args.json else f"{address}  (Ctrl-C ends)", flush=True)
         try:
             server.serve_forever()
         finally:

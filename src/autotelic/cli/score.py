@@ -16,7 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotelic.cli.options import add_columns, add_equivalence, add_output, columns_of, say, say_written
+from autotelic.cli.options import (
+    add_columns,
+    add_equivalence,
+    add_output,
+    as_json,
+    columns_of,
+    finite,
+    say,
+    say_written,
+)
 from autotelic.cli.progress_line import ProgressLine
 from autotelic.errors import UserError, one_of
 from autotelic.tasks.samples import read_samples
@@ -29,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("file", metavar="FILE", type=Path, help="samples, one JSON object a line")
     parser.add_argument("--reward", default="empo", help=f"one of {', '.join(REWARDS)} (default: %(default)s)")
-    parser.add_argument("--low", type=float, help="keep prompts above this entropy, whatever the reward (default: 0)")
-    parser.add_argument("--high", type=float, help="keep prompts below this entropy (default: the largest)")
+    parser.add_argument("--low", type=finite, help="keep prompts above this entropy, whatever the reward (default: 0)")
+    parser.add_argument("--high", type=finite, help="keep prompts below this entropy (default: the largest)")
     parser.add_argument(
         "--units",
         choices=("nats", "fraction_of_log_G", "p_max"),
@@ -48,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how pairs of equal answers become clusters (default: %(default)s)",
     )
     add_equivalence(parser)
-    add_columns(parser, responses=True)
+    add_columns(parser, responses=True, hub=False)
     add_output(parser, out="write the rows here; only the summary is printed without it")
 
 
@@ -71,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             for row in rows:
                 out.write(json.dumps(row) + "\n")
     summary = _summary(samples, groups, rows, result, time.perf_counter() - started, reward.equivalence)
-    print(json.dumps(summary) if args.json else _text(summary))
+    print(as_json(summary) if args.json else _text(summary))
     say_written(args, args.out)
     return 0
 

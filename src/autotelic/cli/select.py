@@ -29,9 +29,12 @@ from autotelic.cli.options import (
     add_equivalence,
     add_output,
     add_sampling,
+    as_json,
     columns_of,
+    finite,
     open_model,
     read_problems,
+    refuse_unread,
     say,
     say_chat,
     say_watched,
@@ -44,6 +47,7 @@ from autotelic.tasks.samples import read_samples
 if TYPE_CHECKING:
     from autotelic.lm.sampling import Responses
 
+SAMPLING = ("k", "max_new_tokens", "seed", "batch_size", "engine", "chat", "temperatures", "dataset_config")
 COLUMNS = ("mean", "variance", "majority_share", "majority_variance", "semantic_entropy", "token_entropy", "agreement")
 
 
@@ -60,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_chat(parser)
     parser.add_argument(
         "--temperatures",
-        type=float,
+        type=finite,
         nargs="+",
         default=[1.0],
         help="sampling temperatures: scores come from the first; `disagreement` compares them (default: 1.0)",
@@ -87,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
+    if args.take and not args.out:
+        raise UserError("--take says how many prompts are written: give --output FILE too, or --top for the table")
     if any(not t > 0 or math.isinf(t) for t in args.temperatures):
         raise UserError(f"temperatures must be above 0, got {args.temperatures}")
     if args.by and args.by not in (*BY_LABELS, *LABEL_FREE):
@@ -109,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         if plot is not None:
             plot.write(picture(ranked, by))
     if args.json:
-        print(json.dumps({"by": by, "ranking": ranked[: args.top], "comparison": comparison}, ensure_ascii=False))
+        print(as_json({"by": by, "ranking": ranked[: args.top], "comparison": comparison}))
     else:
         print(table(ranked[: args.top], by, len(ranked)))
         print(comparison_table(comparison, args.top), end="")
@@ -122,8 +128,9 @@ def run(args: argparse.Namespace) -> int:
 def read(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the samples of a file."""
     path = Path(args.source)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise UserError(f"{path} is not a file of samples; to sample from a data set, say which model: --model NAME")
+    refuse_unread(args, SAMPLING, f"without --model, {path} is a file of samples, and nothing is sampled")
     rows = read_samples(path, columns=columns_of(args), say=lambda text: say(args, text))[: args.limit]
     for number, row in enumerate(rows, start=1):
         row["id"] = str(row.get("id", f"{number}"))
@@ -136,6 +143,7 @@ def sampled(args: argparse.Namespace) -> list[dict[str, Any]]:
     from autotelic.lm.chat import prompt_texts
     from autotelic.lm.sampling import Engine, sample
 
+    refuse_unread(args, ["response_column"], f"with --model, the responses to {args.source} are sampled")
     problems = read_problems(args, args.source)
     say_watched(args, f"loading {args.model}")
     model, tokenizer = open_model(args, args.model)

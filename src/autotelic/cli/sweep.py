@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from autotelic.cli.config import read_yaml, to_options
-from autotelic.cli.options import add_output, say, say_written
+from autotelic.cli.options import add_output, as_json, finite, refuse_unread, say, say_written
 from autotelic.errors import UserError, closest
 from autotelic.report.figure_page import figure_page
 from autotelic.runs.files import write_output
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", dest="out", type=Path, metavar="FOLDER", help="folder of the results (default: runs/RECIPE's name)"
     )
     parser.add_argument("--workers", type=int, help="trials at a time (default: one per core)")
-    parser.add_argument("--gpus-per-trial", type=float, default=0.0, help="share of a GPU (default: %(default)s)")
+    parser.add_argument("--gpus-per-trial", type=finite, default=0.0, help="share of a GPU (default: %(default)s)")
     parser.add_argument("--address", help="address of a Ray cluster that can read the folder (default: this machine)")
     parser.add_argument("--table-only", action="store_true", help="run nothing; show the finished trials")
     add_output(parser, plot="strip plot (default: strip.html there)")
@@ -54,6 +54,12 @@ def run(args: argparse.Namespace) -> int:
     """Run what is missing, then print the table; 1 when trials failed."""
     from autotelic.runs import sweeping
 
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers must be at least 1, got {args.workers}")
+    if args.gpus_per_trial < 0:
+        raise UserError(f"--gpus-per-trial must not be negative, got {args.gpus_per_trial}")
+    if args.table_only:
+        refuse_unread(args, ["workers", "gpus_per_trial", "address"], "--table-only runs nothing")
     recipe = read_recipe(args.recipe)
     function = recipe.get("function", sweeping.TRAIN)
     settings = dict(recipe.get("config") or {}) | ({"method": recipe["method"]} if "method" in recipe else {})
@@ -74,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     plot, table = args.plot or out / "strip.html", out / "table.json"
     write_output(plot, figure_page(f"Sweep: {metric}", [sweeping.strip_plot(rows, metric)]))
     write_output(table, json.dumps({"metric": metric, "rows": rows}) + "\n")
-    print(json.dumps({"metric": metric, "rows": rows}) if args.json else sweeping.table(rows, metric))
+    print(as_json({"metric": metric, "rows": rows}) if args.json else sweeping.table(rows, metric))
     say_written(args, table, plot)
     for failure in failures[:3]:
         print(f"failed: {failure}", file=sys.stderr)
@@ -166,9 +172,7 @@ def run_on_ray(trials: Sequence[Any], store: Any, args: argparse.Namespace) -> l
         from ray import tune
     except ImportError as error:
         raise UserError("sweep needs Ray Tune: pip install 'autotelic[sweep]'") from error
-    workers = args.workers or os.cpu_count() or 1
-    if workers < 1:
-        raise UserError(f"--workers must be at least 1, got {workers}")
+    workers = args.workers if args.workers is not None else os.cpu_count() or 1
     options: dict[str, Any] = {"address": args.address, "log_to_driver": False, "logging_level": logging.ERROR}
     if not args.address:
         options |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}

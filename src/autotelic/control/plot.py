@@ -22,7 +22,8 @@ def line_chart(
     """Return the SVG text: one line with interval bars per series, and a dashed line at the truth."""
     points = [point for line in series.values() for point in line]
     xs, ys = sorted({p[0] for p in points}), [p[1] for p in points] + ([truth] if truth is not None else [])
-    low_y, high_y = (min(ys) * 0.8, max(ys) * 1.25) if log_y else (min(0.0, *ys), max(ys) * 1.1)
+    least, most = max(min(ys), 1e-12), max(*ys, 1e-12)  # a logarithm has no zero
+    low_y, high_y = (least * 0.8, most * 1.25) if log_y else (min(0.0, *ys), max(ys) * 1.1)
 
     def place(value: Number, low: Number, high: Number, log: bool) -> float:
         if log:

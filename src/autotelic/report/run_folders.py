@@ -6,6 +6,7 @@ Beside the runs may lie `results.json` (`autotelic demo`) and `logits.json` (`au
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """Read one JSON object."""
     try:
         found = json.loads(file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{file} is not JSON; remove it or write it anew") from None
     if not isinstance(found, dict):
         raise UserError(f"{file} is not a JSON object; remove it or write it anew")
@@ -145,7 +146,7 @@ def read_evaluation(file: Path) -> dict[float, dict[str, Any]]:
             temperature = float(name)
         except ValueError:
             continue  # "samples": a file of responses, whose temperature is not known
-        if isinstance(result, dict):
+        if isinstance(result, dict) and math.isfinite(temperature):
             found[temperature] = {
                 metric: estimate
                 for metric, estimate in result.items()
@@ -207,7 +208,7 @@ def index_rollouts(path: Path) -> list[RolloutRow]:
                 row = json.loads(line)
                 clusters = clusters_of(row["responses"])
                 index.append(RolloutRow(int(row["step"]), str(row["prompt_id"]), start, clusters, path.name))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 if not line.endswith(b"\n"):
                     break
                 raise UserError(

@@ -82,6 +82,13 @@ def load_problems(
             raise UserError(f"columns: unknown role {role!r}{one_of(role, ROLES)}")
     name = str(source)
     kind, _, rest = name.partition(":")
+    generated = kind in ("chain_sums", "word_sums", "reasoning_gym")
+    other = [column for role, column in (columns or {}).items() if column != role]
+    if generated and other:
+        raise UserError(f"{name} is generated, with the columns prompt and answer: it has no column {other[0]!r}.")
+    is_file = Path(name).suffix in SUFFIXES or Path(name).exists() or (Path(kind).is_dir() and rest)
+    if config is not None and (generated or is_file):
+        raise UserError(f"{name} is no hub data set, and has no configuration {config!r}: leave --dataset-config out.")
     if kind in ("chain_sums", "word_sums"):
         rows: Iterable[Mapping[str, Any]] = _generated(kind, rest, limit or DEFAULT_COUNT, seed, world)
         columns = {}
