@@ -111,8 +111,6 @@ SMALL = {
     "use_vllm": False,
     "quiet": True,
     "save_strategy": "no",
-    "validation_limit": 4,
-    "validation_k": 2,
 }
 
 
@@ -143,7 +141,7 @@ def test_defaults_and_recipes_train_without_a_warning(method, recipe, tmp_path, 
     else:
         options |= {"dataset": data}
     if "validation_dataset" in written:
-        options |= {"validation_dataset": data}
+        options |= {"validation_dataset": data, "validation_limit": 4, "validation_k": 2}
     if "entropy_control" in written:
         # of some 200 tokens an update: the paper's share would choose none
         options |= {"entropy_control.fraction": 0.01, "per_device_train_batch_size": 32}

@@ -104,10 +104,11 @@ def test_empo_never_sees_labels(tmp_path, options):
 
 @pytest.mark.trl_1_16
 def test_one_shot_em_lowers_entropy(tmp_path, options):
-    flags = options(num_generations=32, per_device_train_batch_size=32, steps_per_generation=1, max_steps=8)
+    rollout = {"num_generations": 32, "per_device_train_batch_size": 32, "steps_per_generation": 1}
+    flags = options(**rollout, max_steps=8, learning_rate=1e-2)
     place = flags.index("--dataset")
     flags[place : place + 2] = ["--prompt", "1+2=?"]
-    train("one_shot_em", [*flags, "--learning_rate", "1e-2"])
+    train("one_shot_em", flags)
     entropies = [row["policy/entropy"] for row in metrics(tmp_path, "run")]
     assert entropies[-1] < 0.8 * entropies[0]
 
