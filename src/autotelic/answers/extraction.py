@@ -27,6 +27,9 @@ _THOUGHT = re.compile(
 _MARKS = re.compile(
     r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|unk)>|<end_of_turn>|\[(?:EOS|PAD|DONE|END)\]|\[/?INST\]|<<[^<>]{0,80}>>"
 )
+_TURN_ENDS = re.compile(
+    r"<(?:\|(?:endoftext|im_end|eot_id|end_of_text|return)\||/s|eos|end_of_turn|｜end▁of▁sentence｜)>"
+)
 _TAG = re.compile(r"[<\[](/?)(?:final_?answer|answer|solution)[>\]]", re.I)
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=[{0-9A-Za-z\\])")
 _TOGETHER = re.compile(
@@ -37,7 +40,7 @@ _IS = r"(?:\s+(?:is|are|was|(?:would|should|must|will)\s+be|becomes|comes\s+out\
 _PHRASE = re.compile(
     rf"(?:\b(?:final|correct|right)?\s*answers?[*_]*{_IS}|\b(?:final|correct)\s+answer[*_:]*\s*\n"
     rf"|\b(?:result|correct\s+(?:choice|option)|best\s+(?:choice|option)|solutions?)[*_]*{_IS}"
-    r"|答案(?:是|为|选|：|:)|正确选项(?:是|为|：|:)|(?:故|应|因此|所以)选|\brespuesta(?:\s+final)?(?:\s+es\b|\s*:)|\bAntwort(?:\s+ist\b|\s*:)|\bréponse(?:\s+est\b|\s*:)"
+    r"|答案(?:是|为|选|：|:)|正确选项(?:是|为|：|:)|正解(?:は|：|:)|(?:故|应|因此|所以)选|\brespuesta(?:\s+final)?(?:\s+es\b|\s*:)|\bAntwort(?:\s+ist\b|\s*:)|\bréponse(?:\s+est\b|\s*:)"
     r"|\bОтвет\s*:|\bresposta(?:\s+é\b|\s*:)|\brisposta(?:\s+è\b|\s*:))[*_]*\s*[:：=→]?",
     re.I,
 )
@@ -45,7 +48,8 @@ _RUN_ON = re.compile(r"\n\s*(?:Question|Q|Problem|User|Human|Instruction)\s*\d*\
 _LEAD = re.compile(
     r"\s*(?:(?:thus|hence|then|therefore|so|indeed|simply|just|clearly|now|approximately|approx\.|about|around|roughly"
     r"|exactly|given\s+by|equal\s+to|as\s+follows|the\s+following|found\s+to\s+be|known\s+to\s+be|that|both|either|option|choice"
-    r"|answer\s+choice|letter)\b\s*[:,]?|[:=→>*_`\"'\s]+)",
+    r"|answer\s+choice|letter|I\s+(?:think|believe|guess)|it\s+is|it\s+must\s+be|it's)\b\s*[:,]?"
+    r"|not\s+[^,.;\n]{1,40}[,;]\s*(?:but|it\s+is|it's|rather)\b|[:=→>*_`\"'\s]+)",
     re.I,
 )
 _FORMULA = re.compile(
@@ -56,6 +60,9 @@ _FORMULA = re.compile(
 _NEXT_FORMULA = re.compile(r"\s*(?:,|;|and|or|,\s*and)\s*(?=\$|\\\()")
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}\s+[A-Za-z]{2,}|(?:^|\s)(?:and|or|then|for|each)\s")
 _VARIABLE = re.compile(r"\b(?:for|all|any|every|each|of|where|real|in)\s*(?:\$|\\\()\s*[A-Za-z]\s*(?:\$|\\\))$")
+_CONDITION = re.compile(
+    r"(?<=[\d$)])\s*,?\s*(?:for\s+(?:all|any|every|each)|where)\s*(?:\$[^$\n]{1,80}\$|\\\((?:(?!\\\)).){1,80}\\\))"
+)
 _TAIL = re.compile(
     r"\n|[.!?](?=\s|$)|;|</|,?\s+(?:because|since|which|where|not|as|so|but|hence|therefore|i\.e\.)\b|,\s+(?:not|which|so)\b"
     r"|\s+\((?=[A-Za-z])(?![A-Z]\))"
@@ -67,12 +74,23 @@ _CHOICE = re.compile(
     r"|\((?=[A-J]\)[.*\s]*$)([A-J])\)|\b(?:therefore|thus|hence|so),?\s+([A-J])[.\s]*$",
     re.I,
 )
+_STATED_CHOICE = re.compile(r"(?:^|\n)[*_ ]*(?:final )?answer[*_ ]*:[*_ ]*\(?[A-J]\)?[*_ .]*\Z", re.I)
 _BARE_CHOICE = re.compile(r"(?:^|\n)\s*\**\(?([A-J])\)?[.)]?\**\s*$|\A\s*\**\(?(?!A\s*:)([A-J])\)?\**\s*[:.)][^\n]*\Z")
+_INTEGER = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])|\d+)(?:\.\d+)?"
+_SIGNED = rf"[-−]?{_INTEGER}(?:/\d+)?"
 _NUMBER = re.compile(
-    r"(?<![\d.])(?:\d+ \d+/\d+"
-    r"|(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:[eE][+-]?\d+|\^\{?-?\d+\}?|/\d+(?!\d|\.\d)|:\d+)?)"
-    r"(?: ?\\?%)?|(?<![\d.])\.\d+"
+    rf"(?=[\d√π.])(?<![\d.])(?:\d+ \d+/\d+"
+    rf"|(?:{_INTEGER}\s?)?(?:√\s?(?:\d+|\(\d+\))|π)(?:/\d+)?"
+    rf"|{_INTEGER}\s?[x×]\s?10(?:\^\{{?[-−]?\d+\}}?|[⁻⁰¹²³⁴-⁹]+)"
+    rf"|\d{{1,2}}(?::\d\d)?\s?[apAP]\.?[mM]\b"
+    rf"|{_INTEGER}(?:[⁻⁰¹²³⁴-⁹]+|[eE][+-]?\d+|\^\{{?-?\d+\}}?|/\d+(?!\d|\.\d)|:\d+| : \d+)?)"
+    r"(?: ?\\?%| percent\b| \(mod \d+\))?|(?<![\d.])\.\d+"
 )
+_TUPLE = rf"[(\[]\s*(?:{_SIGNED}|[-−]?∞)(?:\s*,\s*(?:{_SIGNED}|[-−+]?∞))+\s*[)\]]"
+_ROOTS = rf"\b([a-z])\s*=\s*{_SIGNED}(?:\s*(?:,|,?\s+(?:or|and))\s*\1\s*=\s*{_SIGNED})+"
+_PLAIN = re.compile(rf"(?<![\w)\]]){_TUPLE}|{_ROOTS}|\b[a-z]\s*[≤≥<>]\s*{_SIGNED}")
+"""Pairs, solutions of one letter and bounds, in plain text."""
+_ABOUT = re.compile(rf"(?<=[\d$)}}])\s*,?\s*(?:\bor\s+)?(?:about|approximately|roughly)\s+\$?{_INTEGER}(?:\s?\\?%)?\$?")
 _LATEX = re.compile(
     r"(?:-?\d*\s?)\\[dt]?frac\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}\s*\{(?:[^{}]|\{[^{}]*\})*\}|\d\d)|-?\d*\\sqrt\s*(?:\{[^{}]*\}|\d)"
 )
@@ -82,9 +100,9 @@ def extract(text: str, *, methods: Sequence[str] = METHODS) -> str | None:
     r"""Return the final answer of a response.
 
     * ``boxed``: the last complete ``\boxed{...}`` (braces may nest); boxes that stand together are one list. A box
-      before the last ``<answer>`` does not count;
+      before the last ``<answer>``, or before a last line "Answer: B", does not count;
     * ``answer_tag``: the last ``<answer>...</answer>``, or another tag of that meaning;
-    * ``hashes``: what follows the last ``####`` on its line;
+    * ``hashes``: what follows the last ``####`` on its line, unless it is a heading;
     * ``phrase``: what follows the last "the answer is", without the words around it;
     * ``choice``: "option B", or a last line that is one letter;
     * ``last_number``: the last formula or number. A ``-`` after a digit, a letter or a closing bracket is a minus sign
@@ -118,6 +136,8 @@ def _final_part(text: str) -> str:
     if (thought := _last(_THOUGHT, text)) is not None:
         ended = "/" in thought.group() or "end_of" in thought.group().lower()
         text = text[thought.end() :] if ended else ""
+    if "<" in text and (ended := _TURN_ENDS.search(text, len(text) - len(text.lstrip()) + 1)) is not None:
+        text = text[: ended.start()]
     text = _MARKS.sub(" ", text)
     if (next_question := _RUN_ON.search(text)) is not None:  # the model went on with a question of its own
         head = text[: next_question.start()]
@@ -170,7 +190,7 @@ def _boxed(text: str) -> str | None:
     """Return the last box, or the last boxes where they stand together."""
     boxes = _boxes(text)
     opened = max((tag.start() for tag in _TAG.finditer(text) if not tag.group(1)), default=-1)
-    if not boxes or boxes[-1][0] < opened:
+    if not boxes or boxes[-1][0] < opened or ("nswer" in text and _STATED_CHOICE.search(text[boxes[-1][1] :])):
         return None
     together = [boxes[-1][2].strip()]
     for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=False):
@@ -196,10 +216,14 @@ def _answer_tag(text: str) -> str | None:
 
 
 def _hashes(text: str) -> str | None:
-    """Return the rest of the line after the last ``####``."""
-    at = text.rfind("####")
-    lines = text[at:].lstrip("#").strip().splitlines() if at >= 0 else []
-    return _tidy(lines[0]) if lines else None
+    """Return the rest of the line after the last ``####``, unless it is a heading with text below it."""
+    for match in reversed(list(re.finditer(r"####+(?!#)([^\n]*)\n?", text))):
+        line = match.group(1).strip(" \t#")
+        if line and not (re.match(r"[*_]*[A-Za-z]{3}", line) and text[match.end() :].strip()):
+            return _tidy(line)
+        if line:
+            return _phrase(line)
+    return None
 
 
 def _phrase(text: str) -> str | None:
@@ -220,8 +244,10 @@ def _phrase(text: str) -> str | None:
         rest = rest[joint.end() :]
     if choices := re.match(r"\(?[A-J]\)?(?:(?:,| and|, and| &)\s\(?[A-J]\)?)+(?=[.;\s]*(?:\n|$))", rest):
         return choices.group()
-    if choice := re.match(r"(?:\([A-J]\)|[A-J])(?=[.,;:*]|\)\s|\s+(?:because|since|as)\b|\s*$|\s*\n)", rest):
+    if choice := re.match(r"(?:\([A-J]\)|[A-J])(?=[.,;:*]|\)\s|\s+(?:because|since|as|and\s+it)\b|\s*$|\s*\n)", rest):
         return choice.group()
+    if verdict := re.match(r"(?:yes|no|true|false)(?=,\s)", rest, re.I):
+        return verdict.group()
     if rest.startswith("\\boxed{"):  # never closed, or it would have been found before
         return None
     if number := re.match(r"\$?-?\d[\d.,/]*%?(?=, (?!and |or )[a-z]+)", rest):
@@ -263,15 +289,19 @@ def _last_formula(text: str) -> str | None:
     opened = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
     if opened >= 0 and _closing_brace(text, text.index("{", opened)) is None:
         return None
-    text = re.sub(r"(?<!\\)\([^()]*[A-Za-z]{2}[^()]*\)[\s.!]*$", "", text[-2000:])
+    text = re.sub(r"(?<!\\)\((?!mod )[^()]*[A-Za-z]{2}[^()]*\)[\s.!]*$", "", text[-2000:])
+    for pattern, words in ((_ABOUT, ("about", "approximately", "roughly")), (_CONDITION, ("for ", "where"))):
+        text = pattern.sub("", text) if any(word in text for word in words) else text
     number = _last(_NUMBER, text)
     formulas = [
         m for m in _FORMULA.finditer(text) if not (_PROSE.search(m.group()) or _VARIABLE.search(text[: m.end()]))
     ]
-    candidates = formulas[-1:] + [m for m in [_last(_LATEX, text)] if m is not None]
+    plain = deque(_PLAIN.finditer(text, max(number.start() - 100, 0) if number else len(text)), maxlen=1)
+    candidates = formulas[-1:] + list(plain) + [m for m in [_last(_LATEX, text)] if m is not None]
     for formula in candidates:
         if number is None or formula.end() >= number.end():
-            return next((group for group in formula.groups() if group), formula.group()).strip()
+            inside = () if formula.re is _PLAIN else filter(None, formula.groups())
+            return next(iter(inside), formula.group()).strip()
     return None if number is None else _sign(text, number.start()) + number.group()
 
 
