@@ -19,8 +19,8 @@ MAX_ANSWER = 2000
 MAX_DEPTH = 40
 """Nesting of braces that is rewritten; deeper ones stay as they are."""
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
-_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789n")
+_RAISED = re.compile("[¹²³ʰ-ʸˠ-ˤᴬ-ᵡᶛ-ᶿ⁰-ⁿ]+")
+_LOWERED = re.compile("[ᵢ-ᵪ₀-ₜⱼ]+")
 _NAMES = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi
     psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"""
 _GREEK = tuple(_NAMES.split())
@@ -36,14 +36,17 @@ _SYMBOLS = {letter: f"\\{name} " for letter, name in zip(_LETTERS, _GREEK, stric
     "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "∧": r" \land ", "∨": r" \lor ", "⟨": r"\langle ", "⟩": r"\rangle ",
     "∖": r" \setminus ", "→": r" \to ", "⇒": r" \Rightarrow ", "元": r"\text{yuan}", "平方厘米": r"\text{cm}^2",
     "см": r"\text{cm}", "ϕ": r"\phi ", "≡": r"\equiv ", "△": r"\triangle ", "≦": r" \leq ", "≧": r" \geq ", "∶": ":",
-    "∥": r"\parallel ", "⊥": r"\perp ", "∠": r"\angle ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∜": r"\sqrt[4]", "∑": r"\sum ",
+    "∏": r"\prod ", "∫": r"\int ", "¬": r"\neg ", "∉": r"\notin ", "′": "'", "∥": r"\parallel ",
+    "⊥": r"\perp ", "∠": r"\angle ",
 }  # fmt: skip
 FUNCTIONS = words(
     """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt max min gcd lcm det"""
 )
 _BARE = FUNCTIONS | frozenset(_GREEK) | {"frac", "binom"}
 _RENAMED = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "nicefrac": "frac", "le": "leq", "ge": "geq", "leqslant": "leq",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "nicefrac": "frac", "sfrac": "frac",
+    "le": "leq", "ge": "geq", "leqslant": "leq",
     "geqslant": "geq", "times": "cdot", "ast": "cdot", "ne": "neq", "varnothing": "emptyset", "dbinom": "binom",
     "tbinom": "binom", "wedge": "land", "vee": "lor", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots",
     "lnot": "neg", "backslash": "setminus", "smallsetminus": "setminus", "tg": "tan", "ctg": "cot", "arctg": "arctan",
@@ -62,7 +65,7 @@ _DROPPED = words(
 _DROPPED_ARGUMENT = words("""hspace vspace phantom hphantom vphantom label tag color""")
 _INLINE = words(
     """mathbf mathit boldsymbol bm underline fbox boxed framebox mathord mathop ensuremath textcolor colorbox
-    mathnormal pmb bold cancel mathcal mathscr"""
+    mathnormal pmb bold cancel mathcal mathscr num"""
 )
 _WORDS = words(
     """text mbox textbf textit textrm textnormal textsf texttt textup hbox emph mathrm mathsf mathtt operatorname
@@ -110,6 +113,9 @@ def _rewritten(text: str, rules: _Rules) -> str:
     return text
 
 
+_LETTER = r"(?:\{\s*\\?[A-Za-z]+\s*\}|[A-Za-z](?![A-Za-z]))"
+_VECTOR = rf"(?:\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat)\s*{_LETTER}|\\nabla)"
+
 _FIRST = _rules(
     ("abs(", r"(?<![A-Za-z\\])abs\(([^()]*)\)", r"|\1|"),
     ("floor(", r"(?<![A-Za-z\\])floor\(([^()]*)\)", r"\\lfloor \1\\rfloor "),
@@ -120,7 +126,18 @@ _FIRST = _rules(
     (".", r"(?<![\d.])\d{1,3}(?:\.\d{3}){2,}(?![\d.])", lambda m: m[0].replace(".", "")),
     ("'", r"(?<![\d.])\d{1,3}(?:'\d{3})+(?![\d.])", lambda m: m[0].replace("'", "")),
     ("\\not", r"\\not\s*(=|\\in(?![A-Za-z]))", lambda m: "\\neq " if m[1] == "=" else "\\notin "),
-    ("^", r"\^\{?\\text\{(?:st|nd|rd|th)\}\}?", ""),
+    ("^", r"\^\{?\\text\{(?:st|nd|rd|th)\}\}?|(?<=\d)\^\{(?:st|nd|rd|th)\}", ""),
+    ("(", rf"(?<=[\d{{]) ?\((?:{'|'.join(_COUNT.split())})\)", ""),
+    (
+        "prime",
+        r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)(?![A-Za-z]))",
+        lambda m: "'" * (m[1] or m[2]).count("prime"),
+    ),
+    ("\\begin", r"\\(?:begin|end)\s*\{(?:equation|displaymath|math)\*?\}", " "),
+    ("*}", r"(\\(?:begin|end)\s*\{[a-z]+)\*\}", r"\1}"),
+    ("\\times", rf"({_VECTOR}\s*)\\times(?![A-Za-z])", r"\1\\cross "),
+    ("\\SI", r"\\SI\s*\{([^{}]*)\}\s*\{([A-Za-z/^\d]+)\}", r"\1\\text{ \2}"),
+    ("}_", r"(?<![A-Za-z}\]_^])\{([A-Za-z])\}(?=_)", r"\1"),
     ("\\", r"(?<!\\)\\[()\[\]]", " "),
     ("$", r"(?<!\\)\$", " "),
     ("~", "~", " "),
@@ -146,6 +163,8 @@ _LAST = _rules(
     ("\\text", r"\\text\{([A-Z][A-Za-z]*)\}\s*(?=_\{|\^\{\d*[+-]\})", r"\1"),
     ("\\text{mod}", r"\(\s*\\text\{mod\}\s*([^()]*)\)", r"\\pmod{\1}"),
     ("\\text{mod}", r"\\text\{mod\}", r"\\bmod "),
+    ("C_", r"(?<![A-Za-z\\])C_\{(\d+)\}\^\{(\d+)\}", r"\\binom{\1}{\2}"),
+    ("C_", r"(?<![\w\\)}])(?:\{\s*\})?[_^]\{(\d+)\}\s*C_\{(\d+)\}", r"\\binom{\1}{\2}"),
     ("^", r"\^\s*\{\s*(?:\\circ|\\degree|o(?=\s*\}$))\s*\}", r"\\degree "),
 )
 
@@ -175,7 +194,9 @@ def _plain(text: str) -> str:
     """Return ASCII without delimiters, marks of other formats and invisible characters."""
     if "&" in text and ";" in text and "\\begin" not in text:
         text = html.unescape(text)
-    text = re.sub(r"<\|[^<>|]{1,40}\|>|</?(?:br|b|i|p|sup|sub|strong|em)\s*/?>", " ", text)
+    if "<" in text:
+        text = re.sub(r"<su([pb])>([^<>]*)</su\1>", lambda m: f"{'^' if m[1] == 'p' else '_'}{{{m[2]}}}", text)
+        text = re.sub(r"<\|[^<>|]{1,40}\|>|</?(?:br|b|i|p|strong|em)\s*/?>", " ", text)
     if not text.isascii():
         text = _ascii(text)
     text = "".join(c if c >= " " and c != "\x7f" else " " for c in text)
@@ -186,8 +207,9 @@ def _plain(text: str) -> str:
 
 
 def _ascii(text: str) -> str:
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
-    text = re.sub("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
+    text = _RAISED.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m.group()) + "}", text)
+    text = _LOWERED.sub(lambda m: "_{" + unicodedata.normalize("NFKC", m.group()) + "}", text)
+    text = re.sub("(?<=\\d)º", "°", text)
     text = re.sub("[μµ](?=[mgsLlFAHCJVW](?![A-Za-z]))", "u", text)
     text = re.sub("√([0-9０-９]+)", r"\\sqrt{\1}", text)
     text = re.sub("(\\d)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", r"\1 \2", text)

@@ -27,7 +27,8 @@ class Node:
             "interval", "matrix", "union", "without" (set difference), "ratio", "system" (assignments), "named" (one),
             "equation", "relation" (an inequality or a chain of them), "builder" (a set by its condition).
         parts: The elements, in order.
-        text: The LaTeX of a value, the words, the brackets of an interval, the names of a system, the operators.
+        text: The LaTeX of a value, the words, the brackets of an interval or a set ("" for a bare list), the names of a
+            system, the operators.
         remark: The unit of a value.
     """
 
@@ -106,19 +107,38 @@ def _read(text: str, depth: int) -> Node:
         text = inner
     if depth > MAX_DEPTH:
         return Node("opaque", text=squeezed(text))
-    for reader in (_words, _matrix, _lines, _qualified, _list, _relation, _set, _brackets, _signs, _ratio):
+    readers = (_labelled, _words, _matrix, _lines, _logic, _qualified, _excluded, _list, _relation, _set, _brackets)
+    for reader in (*readers, _signs, _ratio):
         node = reader(text, depth + 1)
         if node is not None:
             return node
     return _value(text)
 
 
+_LABEL = re.compile(r"(?:^|(?<=[\s,;}]))(?:\(\s*(?:\\text\{)?([a-jA-J]|i{1,3}|iv|v)\}?\s*\)|([A-J])\s*[:.)])")
+_LABELS = ("abcdefghij", "ABCDEFGHIJ", ["i", "ii", "iii", "iv", "v"])
+
+
+def _labelled(text: str, depth: int) -> Node | None:
+    """Answers to the parts of a question: (a) 3 (b) 4."""
+    labels = list(_LABEL.finditer(text))
+    names = [label.group(1) or label.group(2) for label in labels]
+    if len(labels) < 2 or labels[0].start() or not any(names == list(known[: len(names)]) for known in _LABELS):
+        return None
+    ends = [label.start() for label in labels[1:]] + [len(text)]
+    pieces = [text[label.end() : end] for label, end in zip(labels, ends, strict=True)]
+    pieces = [re.sub(r"(?:[\s,;]|\\quad|\\and(?![A-Za-z]))+$", "", piece).strip() for piece in pieces]
+    return Node("system", tuple(_read(piece, depth) for piece in pieces), ",".join(names)) if all(pieces) else None
+
+
 _BASED = re.compile(
     r"\(?\s*(?:\\text\{)?([0-9A-Fa-f]+)\}?\s*\)?\s*(?:_\s*\{\s*\(?\s*|\\text\{base\}\s*)(\d+|\\text\{\w+\})\s*\)?\s*\}?"
 )
 _CHOICE = re.compile(
-    r"(?:\\text\{(?i:option|choice|answer)\}\s*)?\(\s*(?:\\text\{)?([A-Za-z])\}?\s*\)\s*(.*)|([A-Z])\s*[):]\s*(.*)"
-    r"|\\text\{(?i:option|choice) ?\}?\s*([A-Za-z])\}?|([A-Z])\s*\.\s*\\text.*|([A-J])\.\s+\S.*",
+    r"(?:\\text\{(?i:option|choice|answer)\}\s*)?\(\s*(?:\\text\{)?(?P<round>[A-Za-z])\}?\s*\)(?P<after>.*)"
+    r"|(?P<mark>[A-Z])\s*(?:\)|:(?!.*=))(?P<then>.*)"
+    r"|\\text\{(?i:option|choice) ?\}?\s*(?P<named>[A-Za-z])\}?"
+    r"|(?P<dot>[A-Z])\s*\.\s*\\text.*|(?P<point>[A-J])\.\s+\S.*",
     re.S,
 )
 _CONTINUES = re.compile(r"[A-Z]\s*[=:]|[\^_!+\-*/=<>,(]|\\(?:cdot|and|or|cup|leq|geq|in)(?![A-Za-z])")
@@ -133,12 +153,14 @@ def _words(text: str, depth: int) -> Node | None:
     based = _BASED.fullmatch(text)
     if based and re.match(r"\d|[A-Fa-f]{2}", based.group(1)):
         return Node("words", text=f"{based.group(1).upper()} base {based.group(2)}")
+    if measure := _measure(text):
+        return Node("words", text=measure)
     if re.fullmatch(r"0[xX][0-9A-Fa-f]+|\d{4}-\d\d?-\d\d?", text):
         return Node("words", text=text.lower())
     if clock := re.fullmatch(r"(\d{1,2}\s*(?::\s*\d\d)?)\s*\\text\{([ap])m\}", text, re.I):
         return Node("words", text=re.sub(r"\s", "", clock.group(1) + clock.group(2)).lower())
-    if (choice := _CHOICE.fullmatch(text)) and not _CONTINUES.match(choice.group(2) or choice.group(4) or ""):
-        return Node("choice", text=next(choice.group(k) for k in (1, 3, 5, 6, 7) if choice.group(k)).upper())
+    if (choice := _CHOICE.fullmatch(text)) and (letter := _chosen(**choice.groupdict(default=""))):
+        return Node("choice", text=letter.upper())
     if re.fullmatch(r"\\text\{[A-Za-z]\}|[A-Za-z]", text):
         return Node("letter", text=text[-2] if text.startswith("\\") else text)
     rest = _PREFIX.sub("", text)
@@ -154,9 +176,38 @@ def _words(text: str, depth: int) -> Node | None:
     return None
 
 
+_MEASURES = re.compile(r"(?:\d[\d.]*\s*\\text\{\w+\}(?:[\s,]|\\and(?![A-Za-z]))*){2,3}")
+_FAMILIES = [set(family.split()) for family in ("year month week day h min s", "mi yd ft in", "lb oz", "dollar cent")]
+"""Units that make up one measure together."""
+
+
+def _measure(text: str) -> str:
+    """Return a measure in several units in one spelling, "" for anything else: 1 hour 30 minutes."""
+    if not _MEASURES.fullmatch(text):
+        return ""
+    numbers = [(number, UNITS.get(unit, "")) for number, unit in re.findall(r"([\d.]+)\s*\\text\{(\w+)\}", text)]
+    units = {unit for _, unit in numbers}
+    return " ".join(" ".join(pair) for pair in numbers) if any(units <= family for family in _FAMILIES) else ""
+
+
+def _chosen(after: str, then: str, **letters: str) -> str:
+    """Return the letter of a choice, "" where it is a factor: (a)b, (x) + 1."""
+    letter = next(letter for letter in letters.values() if letter)
+    if _CONTINUES.match((after or then).lstrip()):
+        return ""
+    options = "ABCDEFGHIJ" if not after.startswith(" ") else "ABCDEFGHIJabcdefghij"
+    return letter if not after or letter in options else ""
+
+
+_PAIR = re.compile(r"\\?([\[({])(?=[^\[\](){}]*\d)([^\[\](){}]*,[^\[\](){}]*?)\\?([\])}])")
+_KEPT = {"(": "open", ")": "open", "[": "closed", "]": "closed", "{": "set", "}": "set"}
+"""Brackets around numbers mean something among words too: increasing on (0,1)."""
+
+
 def word_key(text: str) -> str:
     """Return words as they are compared: lower case, without marks, spaces and a leading article."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("\\and", " and ").replace("\\or", " or ").lower()
+    plain = _PAIR.sub(lambda m: f" {_KEPT[m[1]]} {m[2]} {_KEPT[m[3]]} ", plain)
     plain = " ".join(re.sub(r"[^\w\s%.+\-*/\\^]", " ", plain).split()).rstrip(".")
     plain = re.sub(r"^(?:an? (?=\w{3})|the )", "", re.sub(r" ?- ?", "-", plain))
     return {"does not exist": "dne", "no solutions": "no solution", "no real solutions": "no real solution"}.get(
@@ -188,6 +239,10 @@ def _matrix(text: str, depth: int) -> Node | None:
     return Node("matrix", tuple(_read(cell, depth) for row in rows for cell in row), shape)
 
 
+_ROW = re.compile(r"(?:[^=<>,\\]|\\(?![lgn]eq))*,(?=[^,]*(?:[=<>]|\\[lgn]eq))[^,]*")
+"""A value and its condition without a sign between them: 1, n = 1."""
+
+
 def _lines(text: str, depth: int) -> Node | None:
     """Equations on lines of their own: a list of them."""
     match = _LINES.fullmatch(text)
@@ -196,12 +251,11 @@ def _lines(text: str, depth: int) -> Node | None:
     body = match.group(2)
     if "\\begin" in body:
         return Node("opaque", text=squeezed(text))
-    if match.group(1) == "cases" and re.search(r"&|\\text\{(?:if|when|for|otherwise)", body):
-        rows = [
-            re.split(r"\s*,?\s*&\s*|\s*,?\s*(?=\\text)", row.strip(" ,;."), maxsplit=1)
-            for row in body.split("\\\\")
-            if row.strip()
-        ]
+    rows = [row.strip(" ,;.") for row in body.split("\\\\") if row.strip()]
+    if match.group(1) == "cases" and (
+        re.search(r"&|\\text\{(?:if|when|for|otherwise)", body) or all(_ROW.fullmatch(row) for row in rows)
+    ):
+        rows = [re.split(r"\s*,?\s*&\s*|\s*,?\s*(?=\\text)|\s*,\s*(?=[^,]*$)", row, maxsplit=1) for row in rows]
         conditions = (re.sub(r"^\\text\{(?:if|when|for)\}|&", "", row[1]) if len(row) > 1 else "" for row in rows)
         pairs = zip(rows, conditions, strict=True)
         return Node("cases", tuple(Node("tuple", (_read(row[0], depth), _read(when, depth))) for row, when in pairs))
@@ -209,8 +263,36 @@ def _lines(text: str, depth: int) -> Node | None:
     return _read(" , ".join(piece for piece in pieces if piece), depth)
 
 
+_PROPOSITION = re.compile(r"(?:[A-Za-z()\s]|\\(?:neg|land|lor|Rightarrow|Leftrightarrow)(?![A-Za-z]))+")
+
+
+def _logic(text: str, depth: int) -> Node | None:
+    r"""A proposition, such as ``p \land q``."""
+    if not _PROPOSITION.fullmatch(text) or not re.search(r"\\(?:land|lor|Rightarrow|Leftrightarrow)", text):
+        return None
+    return Node("opaque", text=_proposition(text, depth))
+
+
+def _proposition(text: str, depth: int) -> str:
+    """Return a proposition as it is compared: the parts of "and", "or" and "if and only if" in one order."""
+    while (inner := _wrapped(text, "(", ")")) is not None:
+        text = inner
+    for sign in ("\\Leftrightarrow", "\\Rightarrow", "\\lor", "\\land") if depth <= MAX_DEPTH else ():
+        pieces, found = split(text, {sign})
+        if found:
+            parts = [_proposition(piece, depth + 1) for piece in pieces]
+            parts = parts if sign == "\\Rightarrow" else sorted(parts)
+            return f"{sign}({', '.join(parts)})"
+    return squeezed(text)
+
+
+_CASE = re.compile(r"\\text\{(?:(?:for|if|when)\b(?! (?:all|any|every|each|some)\b)|otherwise|else)\b")
+
+
 def _qualified(text: str, depth: int) -> Node | None:
     """Drop "approximately" before a value, and "for all x", "where x > 0" or a remark in brackets after it."""
+    if len(_CASE.findall(text)) > 1 and "=" not in text:  # one value for each of several cases
+        return Node("opaque", text=squeezed(text))
     shorter = _PREFIX.sub("", text)
     shorter = (
         _QUALIFIER.sub("", shorter)
@@ -218,6 +300,13 @@ def _qualified(text: str, depth: int) -> Node | None:
         else shorter
     )
     return _read(shorter, depth) if shorter and shorter != text else None
+
+
+def _excluded(text: str, depth: int) -> Node | None:
+    r"""Several numbers that a variable is not: ``x \neq \pm 1``."""
+    match = re.fullmatch(r"[A-Za-z]\s*\\neq([^=<>]*)", text)
+    values = None if match is None or re.search(r"\\(?:[lgn]eq|in)(?![A-Za-z])", match[1]) else _read(match[1], depth)
+    return None if values is None or values.kind != "set" else Node("without", (Node("numbers", text="R"), values))
 
 
 def _list(text: str, depth: int) -> Node | None:
@@ -245,7 +334,8 @@ def _list(text: str, depth: int) -> Node | None:
     pieces = [piece for piece in pieces if piece]
     if len(pieces) < 2:
         return _read(pieces[0], depth) if pieces else None
-    if all(re.search(r"[<>]|\\(?:leq|geq)\b", piece) for piece in pieces) and "," not in found:
+    bounds = all(re.search(r"[<>]|\\(?:leq|geq|neq)\b", piece) for piece in pieces)
+    if bounds and ("," not in found or "\\neq" in text):
         return Node("intersection", tuple(_read(piece, depth) for piece in pieces))
     return _joined([_read(piece, depth) for piece in pieces], either=False)
 
@@ -270,14 +360,14 @@ def _joined(nodes: list[Node], either: bool) -> Node:
     if named and len(set(names)) > 1:
         return Node("opaque", text="; ".join(sorted(map(repr, nodes))))
     parts = [node.parts[-1] if node.kind == "named" else node for node in nodes]
-    flat = [inner for part in parts for inner in (part.parts if part.kind == "set" else (part,))]
+    flat = [inner for part in parts for inner in (part.parts if part.kind == "set" and not part.text else (part,))]
     return Node("set", tuple(flat))
 
 
 _SUB = r"(?:_\{(?:[^{}]|\{[^{}]*\})*\}|'|\^\{-1\}|\^\{\\text\{\w+\}\})*"
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma|tau|psi|xi|eta|epsilon|Delta|Omega|Phi|Theta|ell"
 _ATOM = rf"(?:\\(?:{_GREEK})\s?|[A-Za-z]){_SUB}"
-_SUM = rf"{_ATOM}(?:\s*(?:\+|\\cdot)?\s*{_ATOM}){{1,4}}"  # m+n, abc
+_SUM = rf"{_ATOM}(?:\s*(?:\+|\\cdot|\\cross)?\s*{_ATOM}){{1,4}}"  # m+n, abc
 _CONSTANTS = re.compile(rf"\\text\{{[^{{}}]*\}}|\\(?!(?:{_GREEK})(?![A-Za-z]))[A-Za-z]+|(?<![A-Za-z])[ei](?![A-Za-z])")
 _NAMES = (
     rf"{_ATOM}|(?:[fghFGHPE]|\(\s*[fgh]\s*\\circ\s*[fgh]\s*\)){_SUB}\s*\((?:[^()]|\([^()]*\)){{1,40}}\)",  # x, P(X>3)
@@ -295,7 +385,7 @@ _NAMES = (
     r"\|?\s*[A-Z](?:\s*'?[A-Z]'?){0,3}\s*\|?",  # AB, |AB|
     rf"(?:[A-Z]{{1,2}}|[a-z]){_SUB}(?:\s*:\s*(?:[A-Z]{{1,2}}|[a-z]){_SUB})+",  # A:B
     r"(?:\\mathbb\s*\{)?E\}?\s*\[[^\[\]=]{1,20}\]",  # E[X]
-    r"\\vec\s*\{\w\}\s*\\cdot\s*\\vec\s*\{\w\}",
+    r"\\vec\s*\{\w\}\s*\\(?:cdot|cross)\s*\\vec\s*\{\w\}",
     r"\\frac\{(?:d|\\partial)\s?(?:\^\{?\d\}?)?\s?[A-Za-z]?\}\{(?:d|\\partial)\s?[a-z](?:\^\{\d\})?\}",
     rf"\(\s*{_ATOM}(?:\s*,\s*{_ATOM})+\s*\)",  # (x, y)
     _SUM,
@@ -322,7 +412,7 @@ def _relation(text: str, depth: int) -> Node | None:
     if operators == ["\\in"]:
         return _read(sides[1], depth) if is_name(sides[0]) else Node("opaque", text=squeezed(text))
     if "\\in" in operators or "\\equiv" in operators or not all(sides):
-        return Node("opaque", text=squeezed(text))
+        return Node("opaque", text=re.sub(r"\\bmod (\w+)$", r"\\pmod{\1}", squeezed(text)))
     if "\\approx" in operators and (operators[0] == "=" or not is_name(sides[0])):
         return _equality(sides[: operators.index("\\approx") + 1], depth)
     operators = ["=" if operator == "\\approx" else operator for operator in operators]
@@ -367,7 +457,7 @@ def _set(text: str, depth: int) -> Node | None:
     real = re.fullmatch(r"\\mathbb\s*\{([A-Z])\}\s*(\^\{\s*[+-]\s*\})?", text)
     if real:
         return Node("numbers", text=real.group(1) + (re.sub(r"[^+-]", "", real.group(2) or "")))
-    return Node("set") if text.strip() == "\\emptyset" else None
+    return Node("set", text="{}") if text.strip() == "\\emptyset" else None
 
 
 def _brackets(text: str, depth: int) -> Node | None:
@@ -381,7 +471,9 @@ def _brackets(text: str, depth: int) -> Node | None:
         if inner.strip() == "\\emptyset":
             return Node("opaque", text=squeezed(text))
         pieces = [piece for piece in split(inner, {",", ";"})[0] if piece]
-        return Node("set", tuple(_read(piece, depth) for piece in pieces))
+        parts = tuple(_read(piece, depth) for piece in pieces)
+        signs = (part.parts if part.kind == "set" and not part.text else (part,) for part in parts)
+        return Node("set", tuple(member for members in signs for member in members), "{}")
     if "\\pm" in text and _wrapped(text, "(", ")") is not None:
         return _signs(text, depth)
     if (inner := _wrapped(text, "\\langle", "\\rangle")) is not None:
@@ -404,7 +496,7 @@ def _brackets(text: str, depth: int) -> Node | None:
         return _read(inner, depth) if len(pieces) == 1 and inner and left + right in ("()", "[]") else None
     parts = tuple(_read(piece, depth) for piece in pieces)
     if len(parts) > 2 and left + right == "[]":
-        return Node("set", parts)
+        return Node("set", parts, "[]")
     if len(parts) > 2 or left + right == "()":
         return Node("tuple", parts, left + right)
     return Node("interval", parts, left + right)
@@ -475,16 +567,14 @@ def split_unit(text: str) -> tuple[str, Remark | None]:
             return head.removesuffix("\\cdot").strip(), remark
         return text, None
     letter = re.fullmatch(
-        r"(.*(?:[\d}]|\\pi)) ([A-Za-z]{1,2})(\^\{[23]\})?(?:\s*/\s*([A-Za-z]{1,2})(\^\{[23]\})?)?", text
+        r"(.*(?:[\d}]|\\pi)) ([A-Za-z]{1,2})( ?\^\{[23]\})?(?:\s*/\s*([A-Za-z]{1,2})( ?\^\{[23]\})?)?", text
     )
-    if letter and re.fullmatch(r"-?[\d./]+(?: \\cdot 10\^\{-?\d+\})?|.*\\pi|-?\\frac\{\d+\}\{\d+\}", letter.group(1)):
+    plain = letter and re.fullmatch(r"-?[\d./]+(?: \\cdot 10\^\{-?\d+\})?", letter.group(1))
+    if letter and (plain or re.fullmatch(r".*\\pi|-?\\frac\{\d+\}\{\d+\}", letter.group(1))):
         units = [u for u in (letter.group(2), letter.group(4)) if u]
-        if all((len(u) == 1 and u in PLAIN_LETTERS) or (len(u) == 2 and u in UNITS) for u in units):
-            return letter.group(1), read_remark(
-                "\\text{"
-                + units[0]
-                + "}"
-                + (letter.group(3) or "")
-                + ("/\\text{" + units[1] + "}" if len(units) > 1 else "")
-            )
+        area = letter.group(3) or not letter.group(1).endswith("pi")
+        single = PLAIN_LETTERS if plain else {"m"} if area else set()  # 2\pi h is a product
+        if all((len(u) == 1 and u in single) or (len(u) == 2 and u in UNITS) for u in units):
+            over = f"/\\text{{{units[1]}}}{letter.group(5) or ''}" if len(units) > 1 else ""
+            return letter.group(1), read_remark(f"\\text{{{units[0]}}}{letter.group(3) or ''}{over}")
     return text, None

@@ -72,19 +72,23 @@ def parse(answer: str) -> Parsed | None:
     return None if node is None else _parsed(node)
 
 
-def _parsed(node: Node, integers: bool = True) -> Parsed:
+def _parsed(node: Node, integers: bool = True, member: bool = False) -> Parsed:
+    """Return a reading with what is worked out of it; `member`: of a set in braces, whose members may be sets."""
     integers = integers and node.kind != "relation"
-    parts = [_parsed(part, integers) for part in node.parts]
+    parts = [_parsed(part, integers, node.text == "{}" and part.text == "{}") for part in node.parts]
+    ordered = list(parts) if node.text == "[]" else []
     if node.kind == "set":
         for k in range(len(parts) - 1, 0, -1):  # repetitions add nothing
             if any(same(parts[k], other) for other in parts[:k]):
                 del parts[k]
-        if len(parts) == 1:
+        if len(parts) == 1 and not member:
             return parts[0]
     keys = [part.key for part in parts]
     text = squeezed(node.text) if node.kind == "value" else node.text
-    key = f"{node.kind}[{text}]{node.remark or ''}{sorted(keys) if node.kind in ('set', 'union') else keys}"
+    alike = node.kind in ("set", "union") and not ordered
+    key = f"{node.kind}[{text}]{node.remark or ''}{sorted(keys) if alike else [part.key for part in ordered or parts]}"
     parsed = Parsed(node, parts, key)
+    parsed.notes["ordered"] = ordered
     if node.kind in ("value", "letter"):
         parsed.expression = expression_of(node.text, integers)
         parsed.values = None if parsed.expression is None else values_at(parsed.expression)
@@ -146,7 +150,8 @@ def expression_of(latex: str, integers: bool = True) -> Any:
         return None
     try:
         found = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=_CONFIG)
-        return None if too_large(found) else _evaluated(found, integers) / hundred
+        value = None if too_large(found) else _evaluated(found, integers) / hundred
+        return None if value is None or value.has(sympy.zoo, sympy.nan) else value  # 1/0 is no value
     except Exception:  # the parser raises whatever its grammar, sympy or the memory limit raise: all mean "unreadable"
         return None
 
@@ -210,8 +215,11 @@ def same(a: Parsed, b: Parsed) -> bool | None:
         return None if a.expression is None or b.expression is None else equal(a.expression, b.expression)
     if "opaque" in (a.kind, b.kind):
         return None
-    if a.kind != b.kind or len(a.parts) != len(b.parts) or a.kind == "words":
+    if a.kind != b.kind or len(a.parts) != len(b.parts) or a.kind in ("words", "numbers"):
         return False
+    if a.kind == "set" and a.node.text == b.node.text == "[]":  # two lists in square brackets
+        one, two = a.notes["ordered"], b.notes["ordered"]
+        return len(one) == len(two) and _each(one, two)
     if a.kind in ("set", "union", "intersection", "cases"):
         return _match(a.parts, b.parts)
     if a.kind in ("matrix", "interval", "relation") and a.node.text != b.node.text:
@@ -253,6 +261,9 @@ def _named(a: Parsed, b: Parsed) -> Any:
     ours, its = a.parts[1].expression, b.parts[1].expression
     if old and new and old.group(1) != new.group(1) and ours is not None and its is not None:  # f(x) and f(y)
         return equal(ours, its.xreplace({_symbol(new.group(1)): _symbol(old.group(1))}))
+    names = [p.parts[0].expression for p in (a, b)]
+    if a.node.text != b.node.text and all(name is not None and (name.is_Add or name.is_Mul) for name in names):
+        return _proportional(a, b)  # xy = 1 is not x + y = 1
     verdict = same(a.parts[1], b.parts[1])
     return verdict if verdict is True or a.node.text == b.node.text else _proportional(a, b) or verdict
 
@@ -387,7 +398,7 @@ def _values(a: Parsed, b: Parsed) -> bool | None:
         if (
             printed and not second.expression.free_symbols and "." not in second.node.text
         ):  # a calculator's print-out of an exact value
-            return bool((abs(first.expression - second.expression) * 10 ** len(printed.group(1))).evalf(20) <= 1)
+            return bool((abs(first.expression - second.expression) * 10 ** len(printed.group(1))).evalf(20) < 1)
     if a.values is not None and b.values is not None and values_apart(a.values, b.values):
         return False
     return equal(a.expression, b.expression)
@@ -407,7 +418,7 @@ def equal(one: Any, two: Any) -> bool | None:
     if first is not None and second is not None and values_apart(first, second):
         return False
     positive = {s: sympy.Symbol(s.name, positive=True) for s in (one - two).atoms(sympy.Symbol) if not s.is_integer}
-    difference = (one - two).xreplace(positive)  # at negative points the values have agreed, where both are real
+    difference = (one - two).xreplace(positive)  # elsewhere the values agree, where both are real
     if positive and sympy.factor(one, deep=True) == sympy.factor(two, deep=True):
         return True
     for step in (
@@ -420,10 +431,24 @@ def equal(one: Any, two: Any) -> bool | None:
     ):
         try:
             if step(difference) == 0:
-                return True
+                return not positive or not _sided(one - two) or _near_and_far(one, two)
         except Exception:  # as in `expression_of`: this way does not lead there
             continue
     return None
+
+
+_SIDED = (sympy.Abs, sympy.Max, sympy.Min, sympy.log, sympy.sign, sympy.asin, sympy.acos, sympy.atan, sympy.acot)
+
+
+def _sided(difference: Any) -> bool:
+    """Return whether a formula may follow another rule where a variable is negative."""
+    return difference.has(*_SIDED) or any(not power.exp.is_integer for power in difference.atoms(sympy.Pow))
+
+
+def _near_and_far(one: Any, two: Any) -> bool:
+    """Return whether formulas that are equal where every variable is positive agree far from there too."""
+    first, second = values_at(one, far=True), values_at(two, far=True)
+    return first is None or second is None or not values_apart(first, second)
 
 
 def _logarithms(difference: Any) -> Any:

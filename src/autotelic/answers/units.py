@@ -55,10 +55,11 @@ DIRECTIONS = words(
 )
 """Remarks that decide: two answers that carry different ones are different."""
 _CHANGING = words(
-    """times plus minus less thirds halves fourths quarters fifths sixths sevenths eighths ninths tenths hundredths
-    thousandths dozens hundreds thousands millions billions trillions squares cubes versus odds always perhaps
+    """times plus minus less thirds halves fourths quarters fifths sixths sevenths eighths ninths tenths elevenths
+    twelfths tens dozens hundreds thousands millions billions trillions squares cubes versus odds always perhaps
     thus tuesdays wednesdays thursdays fridays saturdays sundays mondays"""
 )
+_PARTS = re.compile(r"\w*(?:teen|tie|hundred|thousand|illion)ths")
 _IN_UNIT = re.compile(
     r"\\text\{(?P<words>[^{}]*)\}|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<over>/)|(?P<skip>\\cdot|[.()\-\s])"
     r"|\\(?P<command>dollar|euro|pound|yen|rupee|cent|Omega|degree)(?![A-Za-z])|(?P<letter>[A-Za-z]+)"
@@ -114,7 +115,9 @@ def read_remark(text: str) -> Remark | None:
             following = found[number:]
             lower = word.lower()
             name = "ohm" if word == "Omega" else UNITS.get(word) or UNITS.get(lower)
-            if lower == "of":  # of whatever it is
+            if lower == "of":  # of whatever it is; 3 of 5 is a share
+                if not following and re.match(r"\s*\d", text[position:]):
+                    return None
                 position = len(text)
                 break
             if word in ("/", "per"):
@@ -131,7 +134,7 @@ def read_remark(text: str) -> Remark | None:
             elif lower in ("squared", "cubed") and last:
                 for part, exponent in last.items():
                     units[part] += exponent * (1 if lower == "squared" else 2)
-            elif lower in _CHANGING:
+            elif lower in _CHANGING or _PARTS.fullmatch(lower):
                 return None
             elif sign < 0 or (following and _is_plural(following[0].lower()) and following[0] not in _CHANGING):
                 directions.add(lower)  # 4 red balls

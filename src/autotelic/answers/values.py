@@ -16,18 +16,24 @@ MAX_DIGITS = 200_000
 Values = tuple[Any, ...]
 """One (value, error) a point; ``None`` at a point where there is none."""
 
-_POSITIVE, _SIGNED = 3, 3
+_POSITIVE, _SIGNED, _FAR = 3, 3, 12
 
 
-def values_at(expression: Any) -> Values | None:
-    """Return the values at the sample points: at positive ones first, then at ones of either sign."""
+def values_at(expression: Any, far: bool = False) -> Values | None:
+    """Return the values at the sample points: at positive ones first, then at ones of either sign.
+
+    Args:
+        expression: A sympy expression.
+        far: At points up to 10^6 instead, half of them negative in every variable: |x + 3| is x + 3 at all others.
+    """
     import mpmath
     import sympy
 
     if not isinstance(expression, sympy.Expr) or expression.has(sympy.oo, sympy.zoo, sympy.nan):
         return None
     symbols = sorted(expression.free_symbols, key=str)
-    points = range(_POSITIVE + _SIGNED) if symbols else range(1)
+    near = _POSITIVE + _SIGNED
+    points = range(near, near + _FAR) if far else range(near) if symbols else range(1)
     found = []
     with mpmath.workdps(DIGITS):
         for point in points:
@@ -65,6 +71,10 @@ def _sample(symbol: Any, point: int) -> Any:
     if symbol.is_integer:
         return mpmath.mpf(2 + number % 29)
     value = mpmath.mpf(0.5) + mpmath.mpf(number) / 2**31
+    if point >= _POSITIVE + _SIGNED:
+        step = point - _POSITIVE - _SIGNED
+        value *= 8 ** (1 + step // 2)
+        return -value if step % 2 or zlib.crc32(str(symbol).encode()) >> step & 1 else value
     return -value if point >= _POSITIVE and number % 3 else value
 
 
