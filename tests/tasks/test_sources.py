@@ -1,6 +1,7 @@
 """One interface to every source: the same rows come out, and what is wrong with a file is said in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,20 @@ def test_reasoning_gym_gives_the_same_interface():
     assert [sorted(row) for row in rows] == [["answer", "id", "prompt"]] * 3
     with pytest.raises(UserError, match="did you mean 'chain_sum'"):
         load_problems("reasoning_gym:chain_summ")
+
+
+def test_reasoning_gym_takes_its_data_sets_own_settings():
+    pytest.importorskip("reasoning_gym")
+    rows = load_problems("reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1", limit=20)
+    assert all(len(re.findall(r"\d+", row["prompt"])) == 2 and abs(int(row["answer"])) < 20 for row in rows)
+    for wrong, message in [
+        ("max_term=2", "did you mean 'max_terms'"),
+        ("max_terms=many", "max_terms is 'many', not a whole number"),
+        ("min_terms=3,max_terms=2", "reasoning_gym:chain_sum,min_terms=3,max_terms=2: "),
+        ("size=4", "size is given by `limit`"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_problems(f"reasoning_gym:chain_sum,{wrong}")
 
 
 def test_a_dataset_without_answers_is_made_by_naming_the_columns():

@@ -4,7 +4,7 @@
 | --- | --- |
 | `chain_sums:test` | the small world's split "train", "test" or "ood" |
 | `word_sums:test` | one-step word problems for a chat model: split "train", "validation", "test" or "ood" |
-| `reasoning_gym:NAME` | a data set of reasoning-gym, such as `reasoning_gym:chain_sum` |
+| `reasoning_gym:NAME` | a data set of reasoning-gym, with settings of its own: `reasoning_gym:chain_sum,max_terms=2` |
 | `FILE.jsonl`, `.json`, `.parquet`, `.csv`, `.tsv` | a file |
 | `FOLDER` or `FOLDER:SPLIT` | what `Dataset.save_to_disk` wrote |
 | `OWNER/NAME` or `OWNER/NAME:SPLIT` | a data set of the `datasets` hub (split "train", or the only one there is) |
@@ -140,7 +140,10 @@ def _generated(
     return chain_sums.problems(settings, split, count, seed)
 
 
-def _reasoning_gym(name: str, count: int, seed: int) -> list[dict[str, str]]:
+def _reasoning_gym(spec: str, count: int, seed: int) -> list[dict[str, str]]:
+    from autotelic.runs.method_settings import read, typed
+
+    name, given = read(spec, "reasoning_gym")
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -148,7 +151,14 @@ def _reasoning_gym(name: str, count: int, seed: int) -> list[dict[str, str]]:
         raise UserError(f"reasoning_gym:{name} needs reasoning-gym: pip install 'autotelic[tasks]'.") from error
     if name not in DATASETS:
         raise UserError(f"reasoning-gym has no data set {name!r}{closest(name, DATASETS)}")
-    data = reasoning_gym.create_dataset(name, size=count, seed=seed)
+    for setting, option in (("size", "limit"), ("seed", "seed")):
+        if setting in given:
+            raise UserError(f"reasoning_gym:{name}: {setting} is given by `{option}`, leave it out here")
+    settings = typed("reasoning_gym", name, given, DATASETS[name][1])
+    try:
+        data = reasoning_gym.create_dataset(name, size=count, seed=seed, **settings)
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"reasoning_gym:{spec}: {error}") from error
     rows = []
     for index in range(count):
         entry = data[index]
