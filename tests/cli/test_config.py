@@ -146,7 +146,7 @@ def test_a_run_has_at_most_thirty_options_of_ours():
     assert all(each.metadata["help"] and each.metadata["group"] in GROUPS for each in fields(RunArguments))
 
 
-def test_a_name_given_twice_is_refused_and_the_same_value_twice_is_not(tmp_path):
+def test_a_name_given_twice_is_refused_in_a_recipe_and_the_last_value_on_the_command_line_is_taken(tmp_path, capsys):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("rate: 1\nsettings: {a: 1, a: 2}\n")
     with pytest.raises(UserError, match="gives 'a' twice"):
@@ -159,9 +159,10 @@ def test_a_name_given_twice_is_refused_and_the_same_value_twice_is_not(tmp_path)
         read([Small], ["--config", str(recipe)])
     with pytest.raises(UserError, match="on and no_on are the same option"):
         read([Small], ["--on", "--no_on"])
-    with pytest.raises(UserError, match="--rate is given twice"):
-        read([Small], ["--rate", "1", "--rate=2"])
     assert read([Small], ["--rate", "2", "--rate=2"])[0].rate == 2
+    assert not capsys.readouterr().err
+    assert read([Small], ["--rate", "1", "--rate=2"])[0].rate == 2
+    assert capsys.readouterr().err == "autotelic: --rate is given more than once (1, 2): the last is taken\n"
     assert read([Small], ["--rate", "2"], over={"rate": 3.0})[0].rate == 3
 
 

@@ -188,7 +188,7 @@ def test_a_labelled_reward_beside_a_label_free_one(tmp_path, tiny_model_folder):
         (["--num_generations", "0"], "this configuration cannot be used"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--output_dir", "elsewhere"], "output and output_dir are the same option"),
-        (["--max_steps", "1", "--max_steps", "2"], "--max_steps is given twice"),
+        (["--max_steps", "0"], "--max_steps must be at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, options, message):

@@ -12,6 +12,7 @@ Values from YAML and from the command line meet the same checks: a field's annot
 import dataclasses
 import enum
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -88,9 +89,10 @@ def split_options(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, lis
         else:
             every[name][-1].append(word)
     for name, uses in every.items():
-        if any(words != uses[0] for words in uses):
-            raise UserError(f"--{name} is given twice, with different values: give it once")
-    given = {name: uses[0] for name, uses in every.items()}
+        if any(words != uses[-1] for words in uses):  # `script.sh "$@"` overrides what the script gives
+            values = ", ".join(" ".join(words) or "no value" for words in uses)
+            print(f"autotelic: --{name} is given more than once ({values}): the last is taken", file=sys.stderr)
+    given = {name: uses[-1] for name, uses in every.items()}
     if "config" in given:
         files = given.pop("config")
         if len(files) != 1:

@@ -85,10 +85,12 @@ BOUNDS = {
     "repetition_penalty": ("above 0", lambda x: x > 0),
     "max_completion_length": ("at least 1", lambda x: x >= 1),
     "learning_rate": ("at least 0", lambda x: x >= 0),
+    "max_steps": ("at least 1, or -1 for num_train_epochs", lambda x: x >= 1 or x == -1),
+    "num_train_epochs": ("above 0", lambda x: x > 0),
     "weight_decay": ("at least 0", lambda x: x >= 0),
     "seed": ("from 0 to 4294967295", lambda x: 0 <= x < 2**32),
 }
-"""What generation and the optimizer refuse in the middle of a run, with a traceback."""
+"""What generation and the optimizer refuse in the middle of a run, or would read as something else."""
 
 
 def check_numbers(training_args: Any) -> None:
