@@ -146,7 +146,7 @@ def test_gradcheck(case, skipped, small_tiles):
     def loss(h, w, b=None):
         return [x * keep for x in linear_logprob_entropy(h, w, targets, bias=b, **options)]
 
-    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradcheck(loss, inputs, nondet_tol=1e-12)  # BLAS rounds as the memory is aligned
     if skipped == "all":
         assert all((g == 0).all() for g in torch.autograd.grad(sum(x.sum() for x in loss(*inputs)), inputs))
 

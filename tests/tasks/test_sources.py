@@ -100,7 +100,8 @@ def test_reasoning_gym_takes_its_data_sets_own_settings():
     assert all(len(re.findall(r"\d+", row["prompt"])) == 2 and abs(int(row["answer"])) < 20 for row in rows)
     for wrong, message in [
         ("max_term=2", "did you mean 'max_terms'"),
-        ("max_terms=many", "max_terms is 'many', not a whole number"),
+        ("max_terms=many", "max_terms is 'many', not int as its default 6 is"),
+        ("max_terms", "'max_terms' is not a setting"),
         ("min_terms=3,max_terms=2", "reasoning_gym:chain_sum,min_terms=3,max_terms=2: "),
         ("size=4", "size is given by `limit`"),
     ]:

@@ -14,10 +14,13 @@ shapes in `SHAPES` (GSM8K, MATH-500, DAPO-Math, verl's parquet files, ...) are k
 """
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import yaml
 
 from autotelic.errors import UserError, closest, one_of
 from autotelic.tasks import chain_sums, word_sums
@@ -141,9 +144,7 @@ def _generated(
 
 
 def _reasoning_gym(spec: str, count: int, seed: int) -> list[dict[str, str]]:
-    from autotelic.runs.method_settings import read, typed
-
-    name, given = read(spec, "reasoning_gym")
+    name, *given = (part.strip() for part in spec.split(","))
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -151,13 +152,10 @@ def _reasoning_gym(spec: str, count: int, seed: int) -> list[dict[str, str]]:
         raise UserError(f"reasoning_gym:{name} needs reasoning-gym: pip install 'autotelic[tasks]'.") from error
     if name not in DATASETS:
         raise UserError(f"reasoning-gym has no data set {name!r}{closest(name, DATASETS)}")
-    for setting, option in (("size", "limit"), ("seed", "seed")):
-        if setting in given:
-            raise UserError(f"reasoning_gym:{name}: {setting} is given by `{option}`, leave it out here")
-    settings = typed("reasoning_gym", name, given, DATASETS[name][1])
+    settings = _dataset_settings(f"reasoning_gym:{name}", given, DATASETS[name][1])
     try:
         data = reasoning_gym.create_dataset(name, size=count, seed=seed, **settings)
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError) as error:
         raise UserError(f"reasoning_gym:{spec}: {error}") from error
     rows = []
     for index in range(count):
@@ -165,6 +163,24 @@ def _reasoning_gym(spec: str, count: int, seed: int) -> list[dict[str, str]]:
         row = {"id": f"{name}-{seed}-{index}", "prompt": str(entry["question"])}
         rows.append(row if entry.get("answer") is None else {**row, "answer": str(entry["answer"])})
     return rows
+
+
+def _dataset_settings(where: str, given: Sequence[str], config: type) -> dict[str, Any]:
+    """Return the settings in `key=value` texts, of the types that the data set's own defaults have."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    settings: dict[str, Any] = {}
+    for text in given:
+        key, _, value = text.partition("=")
+        if not value or key in settings:
+            raise UserError(f"{where}: {text!r} is not a setting, or given twice; write key=value")
+        if key in ("size", "seed"):
+            raise UserError(f"{where}: {key} is given by `{'limit' if key == 'size' else 'seed'}`, leave it out here")
+        if key not in defaults:
+            raise UserError(f"{where} has no setting {key!r}{closest(key, defaults)}")
+        settings[key], kind = yaml.safe_load(value), type(defaults[key])
+        if kind in (bool, int, float, str) and type(settings[key]) not in (kind, int if kind is float else kind):
+            raise UserError(f"{where}: {key} is {value!r}, not {kind.__name__} as its default {defaults[key]!r} is")
+    return settings
 
 
 def _read_file(path: Path) -> list[Mapping[str, Any]]:
