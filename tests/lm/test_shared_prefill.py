@@ -8,6 +8,7 @@ from tiny_trainer import Counting, random_model
 
 from autotelic.errors import UserError
 from autotelic.lm import shared_prefill as seam
+from autotelic.lm.shared_prefix import same_states
 from autotelic.trl import FastPasses, with_entropy_control
 
 pytest.importorskip("trl.kernels", reason="this TRL has no fused head to replace")
@@ -288,6 +289,15 @@ def test_dropout_in_training_is_left_alone(prefills):
     assert len(prefills) == 2
 
 
+def test_one_state_that_bfloat16_rounds_away_is_no_disagreement():
+    theirs = torch.ones(2, 4, 3)
+    ours = theirs.clone()
+    ours[0, 2] = 0.3
+    assert same_states(ours, theirs, torch.bfloat16) and not same_states(ours, theirs, torch.float32)
+    ours[0] = 0.3  # a whole row: one prompt's cache is wrong
+    assert not same_states(ours, theirs, torch.bfloat16)
+
+
 def test_auto_takes_long_prompts_that_repeat(prefills):
     model = small()
     assert seam.share_prefill(model) is None
@@ -317,9 +327,10 @@ def told(**given):
     return model
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("words", REFUSED)
-def test_models_that_are_refused_by_name(words):
-    model = REFUSED[words]()
+def test_models_that_are_refused_by_name(words, dtype):
+    model = REFUSED[words]().to(dtype)
     before = model.generate
     assert words in str(seam.share_prefill(model))
     assert model.generate == before

@@ -25,7 +25,7 @@ from torch import Tensor
 from autotelic.errors import UserError
 from autotelic.lm.head import evaluating, say_once
 from autotelic.lm.packing import prompt_numbers
-from autotelic.lm.shared_prefix import drops_out, trial
+from autotelic.lm.shared_prefix import drops_out, same_states, trial
 
 MIN_COMMON = 16
 """Tokens that all prompts must begin with, to be computed in a pass of their own."""
@@ -260,7 +260,6 @@ def disagreement(model: Any) -> str | None:
                     found.append(model.base_model(**given, attention_mask=seen).last_hidden_state)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         return f"{type(model).__name__} does not take the cache of a prompt ({type(error).__name__}: {error})"
-    tolerance = 1e-4 if plain.dtype == torch.float32 else 0.05
-    if (torch.cat(found, 1).float() - plain.float()).norm() <= tolerance * plain.float().norm():
+    if same_states(torch.cat(found, 1).float(), plain.float(), plain.dtype):
         return None
     return f"what {type(model).__name__} makes of a shared prompt is not what it makes of the rows"
