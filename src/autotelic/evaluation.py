@@ -249,28 +249,30 @@ def evaluate_model(
         warnings.append(f"no entropy: {model.name} gives tokens, and not the distributions that they came from")
     interrupted = not all(done) or (decoded is not None and not decoded.done.all())
     best = None if decoded is None or interrupted else decoded.texts
-    samples, unscored = [], []
-    for p in np.flatnonzero(done).tolist():
+
+    def drawn(p: int) -> dict[str, Any]:
         own = sampled.of_prompt(p, k)
-        more = {"entropy": own.entropy, "num_tokens": own.num_tokens, "greedy": None if best is None else best[p]}
-        try:
-            if not unscored:
-                samples.append(score_prompt(rows[p], own.texts, index=p, equivalence=equivalence, **more))
-                continue
-        except (KeyboardInterrupt, UserError) as error:
-            if not keep_interrupted:
-                raise
-            why = str(error) or "interrupted"
-            warnings.append(f"{why}: {len(samples)} of {sum(done)} prompts were scored before that")
-        unscored.append({"id": str(rows[p].get("id", p)), **rows[p], "responses": list(own.texts)} | more)
+        measured = {"entropy": own.entropy, "num_tokens": own.num_tokens}
+        return {"responses": list(own.texts), "greedy": None if best is None else best[p], **measured}
+
+    samples, places = [], np.flatnonzero(done).tolist()
+    try:
+        for p in places:
+            samples.append(score_prompt(rows[p], **drawn(p), index=p, equivalence=equivalence))
+    except (KeyboardInterrupt, UserError) as error:
+        if not keep_interrupted:
+            raise
+        why = str(error) or "interrupted"
+        warnings.append(f"{why}: {len(samples)} of {len(places)} prompts were scored before that")
+    unscored = tuple({"id": str(rows[p].get("id", p)), **rows[p], **drawn(p)} for p in places[len(samples) :])
     if interrupted:
         why = next((f" ({each.stopped})" for each in (sampled, decoded) if each is not None and each.stopped), "")
-        warnings.append(f"interrupted: {sum(done)} of {len(rows)} prompts were sampled{why}")
+        warnings.append(f"interrupted: {len(places)} of {len(rows)} prompts were sampled{why}")
     settings = {"k": k, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     settings |= {"engine": model.name} if isinstance(model, Engine) else {}
     interrupted = interrupted or bool(unscored)
     result = summarize(samples, settings=settings, seed=seed, warnings=warnings, interrupted=interrupted)
-    return replace(result, unscored=tuple(unscored))
+    return replace(result, unscored=unscored)
 
 
 def check_sampling(k: int, temperature: float | int, top_p: float | int, max_new_tokens: int, batch_size: int) -> None:

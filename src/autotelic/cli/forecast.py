@@ -11,7 +11,6 @@ reward R is the mean validation accuracy where the log has it. Several logs give
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -158,17 +157,14 @@ def intervention_of(log: Path) -> str | None:
     """Return what acts on the entropy of one of our own runs, as its run.json tells; None where nothing is known."""
     from autotelic.controls.table import intervention
     from autotelic.report.method_styles import control_of, method_of, settings_of
+    from autotelic.report.run_folders import read_object
 
-    file = (log if log.is_dir() else log.parent) / "run.json"
-    if not file.is_file():
-        return None
+    folder = log if log.is_dir() else log.parent
     try:
-        description = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None  # another program's run.json
-    if not isinstance(description, dict):
-        return None
-    return intervention(method_of(description, file.parent.name), control_of(settings_of(description)))
+        description = read_object(folder / "run.json")
+    except (OSError, UserError):
+        return None  # there is none, or it is another program's
+    return intervention(method_of(description, folder.name), control_of(settings_of(description)))
 
 
 def text(result: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """`autotelic forecast A B C --across size`: the law's coefficients as lines in the logarithm of the model's size."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,15 @@ def size_of(log: Path) -> int | None:
 
     `run.json` of our own runs has it; else it is counted from the header of `model.safetensors`.
     """
+    from autotelic.report.run_folders import read_object
+
     folder = log if log.is_dir() else log.parent
     try:
-        description = json.loads((folder / "run.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        description = None
-    if isinstance(description, dict) and isinstance(description.get("parameters"), int):
-        return description["parameters"]
+        known = read_object(folder / "run.json").get("parameters")
+    except (OSError, UserError):
+        known = None  # there is none, or it is another program's
+    if isinstance(known, int):
+        return known
     weights = folder / "model.safetensors"
     return parameters_in(weights) if weights.is_file() else None
 

@@ -17,13 +17,13 @@ Texts go through the chat template of a model that has one, as the prompts of ev
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autotelic.errors import UserError
 from autotelic.lm.chat import as_messages, uses_chat
+from autotelic.tasks.samples import is_number
 
 SIDES = ("chosen", "rejected")
 ASSISTANT = "\n\nAssistant:"
@@ -181,11 +181,6 @@ def sampled_logprobs(values: Any, where: str) -> list[float]:
                 "sampler could not draw means that these are not those of the sampling distribution"
             )
     return [min(float(value), 0.0) for value in values]
-
-
-def is_number(value: Any) -> bool:
-    """Return whether this is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def write_pairs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

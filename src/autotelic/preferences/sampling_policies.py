@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autotelic.errors import UserError, closest
-from autotelic.preferences.pairs import is_number
+from autotelic.tasks.samples import is_number
 
 NEVER = -1e4  # log-probability of a token that top-k or top-p removed; finite, since 0 * -inf is not 0
 

@@ -233,13 +233,14 @@ def _measured(row: dict[str, Any], where: str, count: int) -> dict[str, Any]:
         found["greedy"] = final_text(found["greedy"])
     if not isinstance(found.get("greedy", ""), str):
         raise UserError(f"{where}: 'greedy' must be a string, the response of greedy decoding")
-    if not _is_number(found.get("entropy", 0.0)):
+    if not is_number(found.get("entropy", 0.0)):
         raise UserError(f"{where}: 'entropy' must be a number, in nats per token, got {found['entropy']!r}")
     temperatures = found.get("temperatures", [1.0] * count)
-    if not isinstance(temperatures, list) or len(temperatures) != count or not all(map(_is_number, temperatures)):
+    if not isinstance(temperatures, list) or len(temperatures) != count or not all(map(is_number, temperatures)):
         raise UserError(f"{where}: 'temperatures' must be a list with one number for each of the {count} responses")
     return found
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether this is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

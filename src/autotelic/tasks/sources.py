@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import yaml
-
 from autotelic.errors import UserError, closest, one_of
 from autotelic.tasks import chain_sums, word_sums
 from autotelic.tasks.chain_sums import ChainSums
@@ -89,17 +87,18 @@ def load_problems(
     other = [column for role, column in (columns or {}).items() if column != role]
     if generated and other:
         raise UserError(f"{name} is generated, with the columns prompt and answer: it has no column {other[0]!r}.")
-    is_file = Path(name).suffix in SUFFIXES or Path(name).exists() or (Path(kind).is_dir() and rest)
-    if config is not None and (generated or is_file):
+    in_folder = Path(name).is_dir() or bool(Path(kind).is_dir() and rest)
+    local = in_folder or Path(name).suffix in SUFFIXES or Path(name).exists()
+    if config is not None and (generated or local):
         raise UserError(f"{name} is no hub data set, and has no configuration {config!r}: leave --dataset-config out.")
     if kind in ("chain_sums", "word_sums"):
         rows: Iterable[Mapping[str, Any]] = _generated(kind, rest, limit or DEFAULT_COUNT, seed, world)
         columns = {}
     elif kind == "reasoning_gym":
         rows, columns = _reasoning_gym(rest, limit or DEFAULT_COUNT, seed), {}
-    elif Path(name).is_dir() or (Path(kind).is_dir() and rest):
+    elif in_folder:
         rows = _folder(Path(name), "") if Path(name).is_dir() else _folder(Path(kind), rest)
-    elif Path(name).suffix in SUFFIXES or Path(name).exists():
+    elif local:
         rows = _read_file(Path(name))
     else:
         rows = _hub(name, config)
@@ -167,6 +166,8 @@ def _reasoning_gym(spec: str, count: int, seed: int) -> list[dict[str, str]]:
 
 def _dataset_settings(where: str, given: Sequence[str], config: type) -> dict[str, Any]:
     """Return the settings in `key=value` texts, of the types that the data set's own defaults have."""
+    import yaml
+
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     settings: dict[str, Any] = {}
     for text in given:
